@@ -1,0 +1,45 @@
+"""Package metadata. Versions here are ranges that the code is meant for; requirements.lock pins the ones tested."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+PACKAGES = ["mishax_lite", "gemma", "sae"]
+
+
+def subpackages(name: str) -> list[str]:
+    """Every folder under `name` that has an `__init__.py`, as dotted names."""
+    return sorted(".".join(init.parent.parts) for init in Path(name).rglob("__init__.py"))
+
+
+setup(
+    name="mishax-lite",
+    version="0.1.0",
+    description="Sparse autoencoders for Gemma in JAX: hooks by source rewriting, activation stores, JumpReLU training",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[package for name in PACKAGES for package in subpackages(name)],
+    package_data={
+        "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.jsonl", "tiny/weights/**/*"],
+        "sae": ["explorer/templates/*"],
+    },
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.90",
+        "flax>=0.12",
+        "jax>=0.8,<0.11",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.28",
+        "sentencepiece>=0.2.0",
+        "tensorstore>=0.1.76",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "safetensors>=0.5", "setuptools>=77"],
+    },
+)

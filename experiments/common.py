@@ -1,0 +1,115 @@
+"""What all launches share: flags, progress bars, errors in one line, and the text with its held-out part."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+import gemma
+import sae
+from sae.text import Sequences, cut, read_documents
+
+SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
+PROGRESS = functools.partial(tqdm, mininterval=0.5, dynamic_ncols=True, leave=False)
+
+MODEL = flags.DEFINE_string("model", "gemma2-tiny", "Model: a preset that is shipped, or a checkpoint's folder.")
+CORPUS = flags.DEFINE_string(
+    "corpus", None, "Text to harvest: plain text or JSON lines, UTF-8. Default: the text shipped with gemma2-tiny."
+)
+HELD_OUT = flags.DEFINE_string(
+    "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or the last tenth of --corpus."
+)
+LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=2)
+MAX_SEQUENCES = flags.DEFINE_integer(
+    "max_sequences", None, "Harvest no more than this many sequences of the corpus, taken at random.", lower_bound=1
+)
+EVAL_SEQUENCES = flags.DEFINE_integer(
+    "eval_sequences", 256, "Sequences of held-out text for figures and pages, taken at random.", lower_bound=1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a launch: an error of the user's is one line and exit status 1; a flag out of range, exit status 2."""
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            # absl's message may go over several lines; the first has the flag, the last the bound.
+            print(f"error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+            sys.exit(2)
+        if len(rest) > 1:
+            print(f"error: flags only, got {' '.join(rest[1:])!r} (--help lists the flags)", file=sys.stderr)
+            sys.exit(2)
+        return rest
+
+    def guarded(_):
+        # Orbax reports each of its steps at level INFO.
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        try:
+            main()
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def texts(model: gemma.Model) -> tuple[Sequences, Sequences]:
+    """The sequences to harvest and those to evaluate on, as the flags say; no sequence is in both."""
+    if model.tokenizer is None:
+        raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
+    train = cut(read_documents(CORPUS.value or SHIPPED_TEXT / "text.jsonl"), model.tokenizer, LENGTH.value)
+    if HELD_OUT.value or not CORPUS.value:
+        held_out = read_documents(HELD_OUT.value or SHIPPED_TEXT / "held_out.jsonl")
+        held_out = cut(held_out, model.tokenizer, LENGTH.value)
+    else:
+        if len(train) < 2:
+            raise ValueError(
+                f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed "
+                "at least, one to harvest and one to evaluate on. Give more text or a smaller --length"
+            )
+        kept = len(train) - max(1, len(train) // 10)
+        train, held_out = train.take(slice(kept)), train.take(slice(kept, None))
+    return _some(train, MAX_SEQUENCES.value), _some(held_out, EVAL_SEQUENCES.value)
+
+
+def _some(sequences: Sequences, most: int | None) -> Sequences:
+    if most is None or most >= len(sequences):
+        return sequences
+    return sequences.take(np.sort(np.random.default_rng(SEED.value).permutation(len(sequences))[:most]))
+
+
+def autoencoder_folder(root: Path, config: sae.TrainConfig) -> Path:
+    """Where an autoencoder is kept, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`."""
+    aim = f"target_l0_{config.l0_target:g}" if config.l0_target is not None else f"lambda_{config.coefficient:g}"
+    return root / config.site / f"width_{config.width}" / aim
+
+
+def autoencoder_folders(root: Path) -> list[Path]:
+    """Every autoencoder under a folder, sites and sparsities in order.
+
+    Raises:
+      ValueError: when there is none.
+    """
+    found = sorted((file.parent for file in root.rglob("params.npz")), key=_natural)
+    if not found:
+        raise ValueError(f"no autoencoder under {root}: train some first")
+    return found
+
+
+def _natural(path: Path) -> list:
+    """Sorts numbers within names by their value."""
+    words = str(path).replace("/", "_").split("_")
+    return [(0, float(word), "") if word.replace(".", "", 1).isdigit() else (1, 0.0, word) for word in words]

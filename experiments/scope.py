@@ -1,0 +1,54 @@
+"""The whole way in one command: text, activations, autoencoders, figures, pages.
+
+    python -m experiments.scope --out_dir=runs/scope
+
+Every stage keeps what is there and does what is missing, so that the same command goes on after a stop.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from absl import flags
+
+import gemma
+from experiments import common, evaluate, explore, harvest, train
+
+T = TypeVar("T")
+
+OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
+
+
+def main():
+    out = Path(OUT_DIR.value)
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], T]) -> T:
+        print(f"{name} …", flush=True)
+        began = time.monotonic()
+        result = work()
+        seconds[name] = time.monotonic() - began
+        return result
+
+    def load():
+        model = gemma.load(common.MODEL.value)
+        return model, *common.texts(model)
+
+    model, text, held_out = stage("load", load)
+    store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
+    print(f"  {store.rows:,} tokens at {', '.join(store.sites)}")
+    print(f"  {train.describe(train.configs(store)[0])}")
+    folders = stage("train", lambda: train.train(store, out / "saes", out / "checkpoints"))
+    rows = stage("evaluate", lambda: [(folder, evaluate.evaluate(model, folder, held_out)) for folder in folders])
+    first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))
+
+    print("\n" + evaluate.table(rows))
+    print(f"\non {rows[0][1].tokens:,} tokens of held-out text, without BOS, EOS and padding")
+    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    print(f"picture: {first.parent / 'tradeoff.png'}")
+    print(f"open:    {first}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,97 @@
+"""Configurations of the Gemma 2 models.
+
+Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`) and the models' `config.json` on the Hugging Face
+hub; both agree.
+"""
+
+import dataclasses
+import difflib
+
+LOCAL, GLOBAL = "local", "global"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape and the constants of one model. Letters in brackets are the axis letters used everywhere.
+
+    Raises:
+      ValueError: when made with sizes that cannot belong together.
+    """
+
+    name: str
+    vocab_size: int  # V
+    num_layers: int  # L
+    d_model: int  # D
+    d_ff: int  # F
+    num_heads: int  # N
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    query_scale: float  # queries are multiplied by it, after RoPE
+    window: int  # a local layer's query sees this many keys, itself among them
+    layer_pattern: tuple[str, ...] = (LOCAL, GLOBAL)  # repeated over the layers
+    attn_softcap: float = 50.0
+    final_softcap: float = 30.0
+    rope_base: float = 10_000.0
+
+    def __post_init__(self):
+        for field in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "window"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.name}: {field} must be a positive integer, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.name}: num_heads must be a multiple of num_kv_heads, "
+                f"got {self.num_heads} query heads and {self.num_kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"{self.name}: RoPE rotates pairs, so head_dim must be even, got {self.head_dim}")
+        if not self.layer_pattern or set(self.layer_pattern) - {LOCAL, GLOBAL}:
+            raise ValueError(f"{self.name}: layer_pattern takes 'local' and 'global', got {self.layer_pattern}")
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """`local` or `global` for each of the L layers."""
+        return tuple(self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_layers))
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dict; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `Config.to_dict`.
+
+    Raises:
+      ValueError: for a missing or unknown field.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
+    if missing or unknown:
+        raise ValueError(f"a model's config needs the fields of gemma.Config: missing {missing}, unknown {unknown}")
+    return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
+
+
+# The 27B model scales queries by (D/N)^-1/2 = 144^-1/2, the others by H^-1/2.
+_PRESETS = {
+    preset.name: preset
+    for preset in (
+        Config("gemma2-2b", 256_000, 26, 2304, 9216, 8, 4, 256, 256**-0.5, 4096),
+        Config("gemma2-9b", 256_000, 42, 3584, 14_336, 16, 8, 256, 256**-0.5, 4096),
+        Config("gemma2-27b", 256_000, 46, 4608, 36_864, 32, 16, 128, 144**-0.5, 4096),
+        Config("gemma2-tiny", 4096, 6, 192, 512, 4, 2, 48, 48**-0.5, 64),
+    )
+}
+
+
+def config(name: str) -> Config:
+    """The configuration of a preset: gemma2-2b, gemma2-9b, gemma2-27b or gemma2-tiny (shipped with this package).
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown model {name!r}: the presets are {', '.join(_PRESETS)}{hint}")
+    return _PRESETS[name]

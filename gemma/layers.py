@@ -1,0 +1,118 @@
+"""The parts of a Gemma 2 block, in Flax linen, with parameters named and shaped as in DeepMind's checkpoints.
+
+Axis letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
+H head width, F feed-forward width, V vocabulary. Query heads are key-head major: n = k*G + g.
+
+Nothing here knows of hooks: `gemma/sites.py` puts them in by rewriting this source. It keeps one value to a statement
+where a site is.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gemma.configs import Config
+
+# What a masked score becomes, as in DeepMind's code: finite, so that a row with every key masked does not turn to NaN.
+MASKED = -2.3819763e38
+
+
+class Einsum(nn.Module):
+    """A weight `w` of a given shape and the einsum that applies it."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+        w = self.param("w", nn.initializers.normal(0.02), self.shape)
+        return jnp.einsum(equation, x, w.astype(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + 1e-6) * (1 + scale), computed in float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+        return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+class Embedder(nn.Module):
+    """Token embeddings, used on the way in and, tied, on the way out."""
+
+    vocab_size: int
+    d_model: int
+
+    def setup(self):
+        self.input_embedding = self.param(
+            "input_embedding", nn.initializers.normal(0.02), (self.vocab_size, self.d_model)
+        )
+
+    def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[B, T] token ids -> [B, T, D]. The factor sqrt(D) is rounded to `dtype` first, as in DeepMind's code."""
+        return self.input_embedding[tokens].astype(dtype) * jnp.sqrt(self.d_model).astype(dtype)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, V] float32, before the final softcap."""
+        table = self.input_embedding.astype(x.dtype)
+        return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """Squashes values smoothly into (-cap, cap)."""
+    return jnp.tanh(x / cap) * cap
+
+
+def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotary position embedding, split-half, sines in float32. x [B, T, heads, H], positions [B, T]."""
+    half = x.shape[-1] // 2
+    timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    radians = positions[:, :, None, None].astype(jnp.float32) / timescale
+    sin, cos = jnp.sin(radians), jnp.cos(radians)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with a softcap on its scores. A mask [B, T, S] says which keys a query may see."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+        c = self.config
+        B, T, D = x.shape
+        N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
+
+        q = Einsum((N, D, H), name="q_einsum")("BTD,NDH->BTNH", x)
+        k, v = Einsum((2, K, D, H), name="kv_einsum")("BSD,CKDH->CBSKH", x)
+        q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)
+        k = rope(k, positions, c.rope_base)
+
+        grouped = q.reshape(B, T, K, N // K, H)
+        scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
+        capped = softcap(scores.astype(jnp.float32), c.attn_softcap)
+        masked = jnp.where(mask[:, None], capped, MASKED)
+        pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
+
+        weights = pattern.reshape(B, K, N // K, T, -1)
+        z = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+        return Einsum((N, H, D), name="attn_vec_einsum")("BTNH,NHD->BTD", z)
+
+
+class FeedForward(nn.Module):
+    """GeGLU: gelu (tanh approximation) of the gate times up, then down."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        D, F = self.config.d_model, self.config.d_ff
+        gating = self.param("gating_einsum", nn.initializers.normal(0.02), (2, D, F)).astype(x.dtype)
+        linear = self.param("linear", nn.initializers.normal(0.02), (F, D)).astype(x.dtype)
+        gate = jnp.einsum("BTD,DF->BTF", x, gating[0])
+        up = jnp.einsum("BTD,DF->BTF", x, gating[1])
+        hidden = nn.gelu(gate, approximate=True) * up
+        return jnp.einsum("BTF,FD->BTD", hidden, linear)

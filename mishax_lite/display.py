@@ -1,0 +1,126 @@
+"""The text of a patched module, for tracebacks, debuggers and `inspect.getsource`.
+
+It has the lines of the original file, so that line numbers mean the same in both: what is inserted stands on the lines
+of what it replaced.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+
+from mishax_lite.rewriting import REGION
+
+# Expressions that need no parentheses wherever they stand.
+_ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.List, ast.Dict, ast.Set, ast.JoinedStr)
+
+
+def patched_lines(text: str, tree: ast.Module) -> list[str]:
+    """The lines of `text` with what was edited in `tree`; as many as there were, each with its newline.
+
+    A line may hold several lines: an inserted compound statement that does not fit where it belongs.
+    """
+    lines = [line.encode() for line in text.splitlines(keepends=True)]
+    for nodes in sorted(_edited(tree), key=lambda nodes: _region(nodes), reverse=True):
+        _replace(lines, _region(nodes), nodes)
+    return [line.decode() for line in lines]
+
+
+def show(filename: str, lines: list[str] | None) -> None:
+    """Makes Python show these lines for a file, or again what is on disk."""
+    if lines is None:
+        linecache.cache.pop(filename, None)
+    else:
+        # No time of modification: `linecache.checkcache` then leaves the entry alone.
+        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
+
+
+def _edited(tree: ast.Module) -> list[list[ast.AST]]:
+    """The outermost inserted nodes; statements that share a region, with those carried between them, in one list."""
+    found: list[list[ast.AST]] = []
+
+    def visit(node: ast.AST) -> None:
+        if hasattr(node, REGION) or (
+            isinstance(node, ast.JoinedStr) and any(hasattr(n, REGION) for n in ast.walk(node))
+        ):
+            found.append([node])
+            return
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                visit_statements(value)
+            else:
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST):
+                        visit(child)
+
+    def visit_statements(statements: list[ast.stmt]) -> None:
+        k = 0
+        while k < len(statements):
+            region = getattr(statements[k], REGION, None)
+            covered = [s for s in statements if region is None and _covers(statements, s, statements[k])]
+            region = covered[0]._mishax_region if covered else region
+            if region is None:
+                visit(statements[k])
+                k += 1
+                continue
+            stop = k
+            while stop < len(statements) and _inside(statements[stop], region):
+                stop += 1
+            found.append(statements[k:stop])
+            k = stop
+
+    visit(tree)
+    return found
+
+
+def _covers(statements: list[ast.stmt], inserted: ast.stmt, carried: ast.stmt) -> bool:
+    region = getattr(inserted, REGION, None)
+    return region is not None and _inside(carried, region)
+
+
+def _inside(node: ast.AST, region: tuple[int, int, int, int]) -> bool:
+    start = (node.lineno, node.col_offset)
+    return region[:2] <= start < region[2:] or getattr(node, REGION, None) == region
+
+
+def _region(nodes: list[ast.AST]) -> tuple[int, int, int, int]:
+    for node in nodes:
+        if hasattr(node, REGION):
+            return getattr(node, REGION)
+    return nodes[0].lineno, nodes[0].col_offset, nodes[-1].end_lineno, nodes[-1].end_col_offset
+
+
+def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[ast.AST]) -> None:
+    first, column, last, end_column = region
+    before, rest = lines[first - 1][:column], lines[last - 1][end_column:]
+    height = last - first + 1
+    new = _expression(nodes[0], height) if isinstance(nodes[0], ast.expr) else _statements(nodes, height, column)
+    new[0] = before + new[0]
+    new[-1] = new[-1] + rest
+    lines[first - 1 : last] = new
+
+
+def _expression(node: ast.expr, height: int) -> list[bytes]:
+    """On the first line; what is left of its lines is blank, inside of the parentheses that stand around it."""
+    text = ast.unparse(node)
+    if not isinstance(node, _ATOMS):
+        text = f"({text})"
+    if height == 1:
+        return [text.encode()]
+    if not text.endswith(")"):
+        text = f"({text})"
+    return [text[:-1].encode() + b"\n", *[b"\n"] * (height - 2), b")"]
+
+
+def _statements(nodes: list[ast.stmt], height: int, indent: int) -> list[bytes]:
+    rows = [ast.unparse(node).splitlines() for node in nodes]
+    flat = [line for row in rows for line in row]
+    if len(flat) > height and all(len(row) == 1 for row in rows):
+        kept = flat[: height - 1]
+        flat = [*kept, "; ".join(flat[height - 1 :])]  # simple statements fit on one line
+    margin = b" " * indent
+    new = [(b"" if k == 0 else margin) + line.encode() for k, line in enumerate(flat)]
+    new += [b""] * (height - len(new))
+    if len(new) > height:
+        new = [*new[: height - 1], b"\n".join(new[height - 1 :])]
+    return [line + b"\n" for line in new[:-1]] + [new[-1]]

@@ -1,0 +1,237 @@
+"""Finding a piece of source in a syntax tree: the pattern language of `Rewrite`.
+
+A pattern is Python: one expression, or one or several statements. In it,
+    `...`    stands for any one expression; as an argument of a call, for any further arguments, also none; as a
+             statement, for any statements, also none. In an index (`x[..., 0]`) it is Python's Ellipsis.
+    `$name`  stands for what `...` would, and has a name: where it occurs again, the same source must stand there.
+Layout, comments, quotes and redundant parentheses do not matter; everything else does.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+# On a node that an earlier edit put around another one, the other one: `tap("p", x)` around `x`. Patterns see through
+# it, so that a patch written for the original source still matches after another patch has put its taps in.
+WRAPPED = "_mishax_wrapped"
+
+# A `$name` becomes an identifier with this prefix, so that Python can parse it.
+_PREFIX = "_mishax_wildcard_"
+_STRING_OR_WILDCARD = re.compile(
+    r"""(?P<skip>[rbfuRBFU]{0,2}(?:\"\"\".*?\"\"\"|'''.*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|\#[^\n]*)"""
+    r"""|\$(?P<name>[A-Za-z_]\w*)""",
+    re.DOTALL,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A parsed pattern. `body`: one expression or a list of statements. `text`: what was parsed."""
+
+    body: ast.expr | list[ast.stmt]
+    text: str
+
+    @property
+    def is_expression(self) -> bool:
+        return isinstance(self.body, ast.expr)
+
+    def wildcards(self) -> dict[int, str]:
+        """By the id of each node that is a wildcard, what it is bound as: `name`, or `...k` for the k-th `...`."""
+        root = self.body if isinstance(self.body, ast.expr) else ast.Module(self.body, [])
+        nodes = [n for n in _walk_outside_indices(root) if isinstance(n, ast.expr) and wildcard_name(n) is not None]
+        ellipses = itertools.count()
+        return {
+            id(node): f"...{next(ellipses)}" if wildcard_name(node) == "..." else wildcard_name(node)
+            for node in sorted(nodes, key=_place)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Where a pattern was found.
+
+    `nodes`: the expression, or the statements in a row. `bound`: what each wildcard stands for, as nodes in a row; the
+    k-th `...` is bound as `...k`.
+    """
+
+    nodes: list[ast.AST]
+    bound: dict[str, list[ast.AST]]
+
+
+def parse(text: str, what: str) -> Pattern:
+    """Parses a pattern.
+
+    Raises:
+        ValueError: if the text, `$names` aside, is no Python or is empty; `what` says in the message what it is.
+    """
+    readable = textwrap.dedent(text).strip("\n").rstrip()
+    readable = readable if "\n" in readable else readable.strip()
+    plain = _STRING_OR_WILDCARD.sub(lambda m: m["skip"] or _PREFIX + m["name"], readable)
+    try:
+        body = ast.parse(plain).body
+    except SyntaxError as error:
+        raise ValueError(f"{what} is no Python: {error.msg} (line {error.lineno})\n{readable}") from error
+    if not body:
+        raise ValueError(f"{what} is empty; give an expression or statements")
+    if len(body) == 1 and isinstance(body[0], ast.Expr):
+        return Pattern(body[0].value, plain)
+    return Pattern(body, plain)
+
+
+def wildcard_name(node: Any) -> str | None:
+    """`name` for `$name`, `...` for an Ellipsis, None for any other node. Statements that are only that count too."""
+    node = node.value if isinstance(node, ast.Expr) else node
+    if isinstance(node, ast.Name) and node.id.startswith(_PREFIX):
+        return node.id.removeprefix(_PREFIX)
+    if isinstance(node, ast.Constant) and node.value is Ellipsis:
+        return "..."
+    return None
+
+
+def find(pattern: Pattern, root: ast.AST) -> list[Match]:
+    """All places in the body of the function `root` that the pattern matches, in the order of the source.
+
+    Default values and decorators of `root` are not part of the body: they were evaluated when it was defined.
+    """
+    matcher = _Matcher(pattern.wildcards())
+    body = root.body if isinstance(root.body, list) else [root.body]
+    found = []
+    if isinstance(pattern.body, ast.expr):
+        for statement in body:
+            for node in ast.walk(statement):
+                loaded = isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+                if isinstance(node, ast.expr) and loaded:
+                    for bound in matcher.exactly(pattern.body, node, {}):
+                        found.append(Match([node], bound))
+                        break
+    else:
+        for statements in _statement_lists(root):
+            for start in range(len(statements)):
+                # The first and the last pattern are no wildcards, or the match would have no definite extent.
+                for stop, bound in matcher.run(pattern.body, statements, start, {}):
+                    if stop > start:
+                        found.append(Match(list(statements[start:stop]), bound))
+                        break
+    return sorted(found, key=lambda match: (match.nodes[0].lineno, match.nodes[0].col_offset))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees are the same code, wherever they stand."""
+    return any(True for _ in _Matcher({}).one(a, b, {}))
+
+
+def _statement_lists(root: ast.AST) -> Iterator[list[ast.stmt]]:
+    for node in ast.walk(root):
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list) and statements and isinstance(statements[0], ast.stmt):
+                yield statements
+
+
+def _walk_outside_indices(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(node, ast.Subscript) and child is node.slice:
+            inner = child.elts if isinstance(child, ast.Tuple) else [child]
+            for item in inner:
+                if wildcard_name(item) != "...":
+                    yield from _walk_outside_indices(item)
+        else:
+            yield from _walk_outside_indices(child)
+
+
+class _Matcher:
+    """Matches trees with backtracking. Each method yields the bindings of every way to match."""
+
+    def __init__(self, keys: dict[int, str]):
+        self.keys = keys  # as of Pattern.wildcards
+
+    def one(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
+        if isinstance(pattern, ast.expr) and isinstance(node, ast.expr):
+            key = self.key(pattern)
+            if key is not None:
+                yield from self.bind(key, [node], bound)
+                return
+            wrapped = getattr(node, WRAPPED, None)
+            if wrapped is not None:
+                yield from self.one(pattern, wrapped, bound)
+        yield from self.exactly(pattern, node, bound)
+
+    def exactly(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
+        """As `one`, but without seeing through `node` itself, and with a pattern that is no wildcard."""
+        if isinstance(pattern, ast.AST):
+            if type(pattern) is not type(node):
+                return
+            fields = [f for f in pattern._fields if f not in ("ctx", "type_comment", "kind")]
+            if isinstance(pattern, ast.Call):
+                yield from self.call(pattern, node, bound)
+                return
+            yield from self.fields(fields, pattern, node, bound)
+        elif isinstance(pattern, list):
+            if isinstance(node, list):
+                for stop, more in self.run(pattern, node, 0, bound):
+                    if stop == len(node):
+                        yield more
+        elif type(pattern) is type(node) and repr(pattern) == repr(node):  # 1, 1.0 and True are three constants
+            yield bound
+
+    def fields(self, fields, pattern, node, bound):
+        if not fields:
+            yield bound
+            return
+        for more in self.one(getattr(pattern, fields[0]), getattr(node, fields[0]), bound):
+            yield from self.fields(fields[1:], pattern, node, more)
+
+    def run(self, patterns, nodes, start, bound):
+        """Matches a list of patterns from nodes[start] on; yields also where the match ends."""
+        if not patterns:
+            yield start, bound
+            return
+        key = self.key(patterns[0]) if isinstance(patterns[0], ast.stmt) else None
+        if key is not None:
+            for stop in range(start, len(nodes) + 1):
+                for more in self.bind(key, nodes[start:stop], bound):
+                    yield from self.run(patterns[1:], nodes, stop, more)
+        elif start < len(nodes):
+            for more in self.one(patterns[0], nodes[start], bound):
+                yield from self.run(patterns[1:], nodes, start + 1, more)
+
+    def call(self, pattern, node, bound):
+        """Arguments match in order; a wildcard among them stands for any number, keyword arguments included."""
+        ours, theirs = ([*call.args, *call.keywords] for call in (pattern, node))
+        for more in self.one(pattern.func, node.func, bound):
+            yield from self.arguments(sorted(ours, key=_place), sorted(theirs, key=_place), more)
+
+    def arguments(self, patterns, nodes, bound):
+        if not patterns:
+            if not nodes:
+                yield bound
+            return
+        key = self.key(patterns[0])
+        if key is None:
+            if nodes:
+                for more in self.one(patterns[0], nodes[0], bound):
+                    yield from self.arguments(patterns[1:], nodes[1:], more)
+            return
+        for stop in range(len(nodes) + 1):
+            for more in self.bind(key, nodes[:stop], bound):
+                yield from self.arguments(patterns[1:], nodes[stop:], more)
+
+    def key(self, node: Any) -> str | None:
+        return self.keys.get(id(node.value if isinstance(node, ast.Expr) else node))
+
+    def bind(self, key, nodes, bound):
+        if key not in bound:
+            yield {**bound, key: nodes}
+        elif same(list(bound[key]), list(nodes)):
+            yield bound
+
+
+def _place(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset

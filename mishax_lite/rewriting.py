@@ -1,0 +1,242 @@
+"""`Rewrite`, and what it does to a syntax tree.
+
+Original code keeps its positions, so tracebacks name the lines of the file; inserted code has the position of what it
+stands in the place of.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from mishax_lite import match as matching
+from mishax_lite.match import WRAPPED, Match, Pattern
+
+# On the root of inserted code: the extent in the file of what it replaced, as (line, column, end line, end column).
+REGION = "_mishax_region"
+# On a name in inserted code that the module need not know: which patch's extra names it is looked up in.
+NAMESPACE = "_mishax_namespace"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """One edit of a function's body: where the source says `before`, it shall say `after`.
+
+    Attributes:
+        before: an expression, or statements in a row; see `match.py` for wildcards (`...` and `$name`).
+        after: what stands there instead. `$name` is what it matched in `before`, the k-th `...` what the k-th `...`
+            matched. It may use `tap` and the extra names of its `Patch` without importing them.
+        count: in how many places `before` must occur; in any other number it is stale or ambiguous.
+        pin: if given, the hash of the member's source that the edit was written for (`Patch.check` prints it, as does
+            `python -m mishax_lite check`); when the source is another, the edit counts as stale even if it matches.
+
+    Raises:
+        ValueError: if `before` or `after` is no Python, or `after` has a wildcard that `before` has not.
+
+    Example:
+        >>> Rewrite("jax.nn.softmax($scores)", 'tap("pattern", jax.nn.softmax($scores))')
+    """
+
+    before: str
+    after: str
+    count: int = 1
+    pin: str | None = None
+
+    def __post_init__(self):
+        before, after = self.patterns()
+        if not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"Rewrite: count must be a positive number; got {self.count!r}")
+        unbound = set(after.wildcards().values()) - set(before.wildcards().values())
+        if unbound:
+            names = ", ".join(sorted("..." if name.startswith("...") else "$" + name for name in unbound))
+            raise ValueError(f"Rewrite: `after` uses {names} that `before` has not:\n{self.after}")
+        if not before.is_expression:
+            for end in (before.body[0], before.body[-1]):
+                if matching.wildcard_name(end) is not None:
+                    raise ValueError(
+                        "Rewrite: `before` may not begin or end with a wildcard for statements, since it would have "
+                        f"no definite extent:\n{self.before}"
+                    )
+
+    def patterns(self) -> tuple[Pattern, Pattern]:
+        """`before` and `after`, parsed: both an expression, or both statements."""
+        for what, text in (("before", self.before), ("after", self.after)):
+            if not isinstance(text, str):
+                raise ValueError(f"Rewrite: {what} must be source text; got {type(text).__name__}")
+        before = matching.parse(self.before, "Rewrite: `before`")
+        after = matching.parse(self.after, "Rewrite: `after`")
+        if before.is_expression and after.is_expression:
+            return before, after
+        return _as_statements(before), _as_statements(after)
+
+
+def _as_statements(pattern: Pattern) -> Pattern:
+    if not pattern.is_expression:
+        return pattern
+    return Pattern([ast.copy_location(ast.Expr(pattern.body), pattern.body)], pattern.text)
+
+
+def pin_of(source: str) -> str:
+    """The hash by which `Rewrite.pin` knows a member's source; layout at the ends of lines does not count."""
+    text = "\n".join(line.rstrip() for line in source.strip().splitlines())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, names: Iterable[str]) -> None:
+    """Puts `after` in the place of `match` in `tree`.
+
+    Args:
+        namespace: identifies the extra names of the patch; `names` are these.
+
+    Raises:
+        ValueError: if an earlier edit would be lost, or a wildcard stands for what cannot be put where it is used.
+    """
+    before, after = rewrite.patterns()
+    first, last = match.nodes[0], match.nodes[-1]
+    region = getattr(first, REGION, _extent(first, last))
+    earlier = [node for root in match.nodes for node in ast.walk(root) if hasattr(node, REGION)]
+    substitute = _Substitute(before, after, match, region, namespace, frozenset(names))
+    new = substitute.expression() if after.is_expression else substitute.statements()
+    kept = {id(node) for root in new for node in ast.walk(root)}
+    if any(id(node) not in kept for node in earlier):
+        raise ValueError(
+            "it would drop what an earlier edit inserted there; let `after` contain `before` as it is (or its parts, "
+            "as $names), or put both edits into one Rewrite"
+        )
+    _Replace(match.nodes, new).visit(tree)
+
+
+def _extent(first: ast.AST, last: ast.AST) -> tuple[int, int, int, int]:
+    return first.lineno, first.col_offset, last.end_lineno, last.end_col_offset
+
+
+class _Substitute(ast.NodeTransformer):
+    """Makes `after`, with what was matched put in for its wildcards and for `before` itself."""
+
+    def __init__(self, before: Pattern, after: Pattern, match: Match, region, namespace: int, names: frozenset[str]):
+        self.before, self.match, self.region = before, match, region
+        self.namespace, self.names = namespace, names
+        self.wild = after.wildcards()
+        self.body = after.body
+        self.used: set[int] = set()
+
+    def expression(self) -> list[ast.expr]:
+        root = self.visit(self.body)
+        if root is not self.match.nodes[0]:
+            setattr(root, REGION, self.region)
+            if any(node is self.match.nodes[0] for node in ast.walk(root)):
+                setattr(root, WRAPPED, self.match.nodes[0])
+        return [root]
+
+    def statements(self) -> list[ast.stmt]:
+        new = self.visit_list(self.body)
+        for node in new:
+            if not hasattr(node, REGION) and id(node) not in {id(n) for n in self.carried()}:
+                setattr(node, REGION, self.region)
+        return new
+
+    def carried(self) -> list[ast.AST]:
+        return [*self.match.nodes, *(node for nodes in self.match.bound.values() for node in nodes)]
+
+    def once(self, node: ast.AST) -> ast.AST:
+        """The node itself where it is used first, copies after that."""
+        if id(node) in self.used:
+            return copy.deepcopy(node)
+        self.used.add(id(node))
+        return node
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr):
+            if self.before.is_expression and matching.same(self.before.body, node):
+                return self.once(self.match.nodes[0])
+            key = self.wild.get(id(node))
+            if key is not None:
+                bound = self.match.bound[key]
+                if len(bound) != 1 or not isinstance(bound[0], ast.expr):
+                    raise ValueError(
+                        f"wildcard {key!r} stands for {len(bound)} arguments or statements, not for one "
+                        "expression; use it in `after` where it is used in `before`"
+                    )
+                return self.once(bound[0])
+        node = super().visit(node)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.names:
+            setattr(node, NAMESPACE, self.namespace)
+        if hasattr(node, "lineno"):
+            node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = self.region
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        node.func = self.visit(node.func)
+        args, keywords = [], []
+        for item in [*node.args, *node.keywords]:
+            key = self.wild.get(id(item))
+            items = [self.once(n) for n in self.match.bound[key]] if key is not None else [self.visit(item)]
+            for new in items:
+                (keywords if isinstance(new, ast.keyword) else args).append(new)
+        node.args, node.keywords = args, keywords
+        return node
+
+    def visit_list(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Statements with wildcards among them, and with `before` itself wherever it stands in a row."""
+        new: list[ast.stmt] = []
+        k = 0
+        while k < len(statements):
+            statement = statements[k]
+            if not self.before.is_expression:
+                row = statements[k : k + len(self.before.body)]
+                if matching.same(self.before.body, row):
+                    new.extend(self.once(node) for node in self.match.nodes)
+                    k += len(row)
+                    continue
+            k += 1
+            key = self.wild.get(id(statement.value)) if isinstance(statement, ast.Expr) else None
+            if key is not None:
+                for node in self.match.bound[key]:
+                    node = self.once(node)
+                    new.append(node if isinstance(node, ast.stmt) else ast.copy_location(ast.Expr(node), node))
+            else:
+                new.append(self.visit(statement))
+        return new
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                setattr(node, field, self.visit_list(value))
+            elif isinstance(value, list):
+                setattr(node, field, [self.visit(v) if isinstance(v, ast.AST) else v for v in value])
+            elif isinstance(value, ast.AST):
+                setattr(node, field, self.visit(value))
+        return node
+
+
+class _Replace(ast.NodeTransformer):
+    """Puts new nodes in the place of old ones in a row."""
+
+    def __init__(self, old: list[ast.AST], new: list[ast.AST]):
+        self.old, self.new, self.done = old, new, False
+
+    def visit(self, node: ast.AST) -> Any:
+        return node if self.done else super().visit(node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        for field, value in ast.iter_fields(node):
+            if value is self.old[0]:
+                setattr(node, field, self.new[0])
+                self.done = True
+            elif isinstance(value, list):
+                for k, item in enumerate(value):
+                    if item is self.old[0]:
+                        value[k : k + len(self.old)] = self.new
+                        self.done = True
+                        break
+                    if isinstance(item, ast.AST):
+                        self.visit(item)
+            elif isinstance(value, ast.AST):
+                self.visit(value)
+            if self.done:
+                break
+        return node

@@ -1,0 +1,24 @@
+"""Sparse autoencoders for Gemma: harvesting activations, training on them, measuring and looking at what comes out."""
+
+from sae.autoencoder import Info, JumpReLU
+from sae.evaluation.fidelity import Metrics, evaluate
+from sae.formats.files import load, save
+from sae.harvesting import harvest
+from sae.recipes import TrainConfig, gemma_scope, short_run
+from sae.store.reading import ActivationStore
+from sae.training import train
+
+__all__ = [
+    "ActivationStore",
+    "Info",
+    "JumpReLU",
+    "Metrics",
+    "TrainConfig",
+    "evaluate",
+    "gemma_scope",
+    "harvest",
+    "load",
+    "save",
+    "short_run",
+    "train",
+]

@@ -1,0 +1,39 @@
+"""The picture of the trade-off between sparsity and fidelity."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae.evaluation.fidelity import Metrics
+
+
+def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
+    """Writes a PNG: L0 against loss recovered, and against FVU, a line for each (site, width)."""
+    # The figure is made without pyplot, which keeps global state and may ask for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    lines: dict[tuple[str, int], list[Metrics]] = {}
+    for m in metrics:
+        lines.setdefault((m.site, m.width), []).append(m)
+    for axis, field, name in zip(axes, ("loss_recovered", "fvu"), ("loss recovered", "FVU"), strict=True):
+        for (site, width), points in lines.items():
+            points = sorted(points, key=lambda m: m.l0)
+            axis.plot(
+                [m.l0 for m in points], [getattr(m, field) for m in points], "o-", label=f"{site}, {width} latents"
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel("L0 (active latents per token)")
+        ticks = sorted({round(m.l0) for m in metrics})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    temporary = path.with_name(path.name + ".new")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)

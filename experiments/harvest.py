@@ -14,7 +14,7 @@ from sae.store.manifest import DTYPES
 from sae.text import Sequences
 
 SITES = flags.DEFINE_list(
-    "sites", ["layer_3/attn_z", "layer_3/mlp_out", "layer_3/resid_post"], "Sites to harvest; gemma/sites.py lists them."
+    "sites", ["layer_3/attn_z", "layer_3/mlp_out", "layer_3/resid_post"], "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them."
 )
 STORE_DIR = flags.DEFINE_string("store_dir", "runs/store", "Folder of the activation store.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Dtype of the stored activations.")
@@ -28,7 +28,7 @@ def harvest(model: gemma.Model, sequences: Sequences, store_dir: Path) -> sae.Ac
     return sae.harvest(
         model,
         sequences,
-        SITES.value,
+        gemma.sites.matching(model.config, SITES.value),
         store_dir,
         seed=common.SEED.value,
         dtype=DTYPE.value,

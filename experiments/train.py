@@ -28,8 +28,10 @@ COEFFICIENTS = flags.DEFINE_list(
 )
 STEPS = flags.DEFINE_integer("steps", 600, "Optimizer steps.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Tokens of a step. Default: the recipe's.", lower_bound=1)
+SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Adam's. Default: the recipe's.", lower_bound=0.0)
-THRESHOLD_LEARNING_RATE = flags.DEFINE_float(
+THRESHOLD_SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
+LEARNING_RATE = flags.DEFINE_float(
     "threshold_learning_rate", None, "Adam's for the threshold. Default: the recipe's.", lower_bound=0.0
 )
 
@@ -59,7 +61,9 @@ def configs(store: sae.ActivationStore) -> list[sae.TrainConfig]:
 def train(store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
     """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders."""
     runs = configs(store)
-    autoencoders, _ = sae.train(runs, store, checkpoint_dir=checkpoint_dir, progress=common.PROGRESS)
+    autoencoders, _ = sae.train(
+        runs, store, checkpoint_dir=checkpoint_dir, save_every=SAVE_EVERY.value, progress=common.PROGRESS
+    )
     folders = [common.autoencoder_folder(saes_dir, config) for config in runs]
     for autoencoder, folder in zip(autoencoders, folders, strict=True):
         sae.save(autoencoder, folder)

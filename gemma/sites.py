@@ -22,7 +22,9 @@ A site is a name and one exact point. `layer_{i}/` stands before all but `embed`
 """
 
 import difflib
+import fnmatch
 import re
+from collections.abc import Sequence
 
 import mishax_lite
 from gemma import layers, transformer
@@ -51,6 +53,23 @@ def names(config: Config) -> list[str]:
     """Every site of a model, in the order of the forward pass."""
     blocks = [f"layer_{i}/{site}" for i in range(config.num_layers) for site in BLOCK_SITES]
     return ["embed", *blocks, "final_norm", "logits"]
+
+
+def matching(config: Config, patterns: Sequence[str]) -> list[str]:
+    """The sites with a vector for each token that match names or patterns (`fnmatch`; `*` crosses `/`), in the order of
+    the patterns and, within one, of the forward pass.
+
+    Raises:
+      ValueError: for a pattern that matches none; the nearest names are offered.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        hits = [site for site in fnmatch.filter(names(config), pattern) if site.rsplit("/", 1)[-1] in _WIDTHS]
+        if not hits:
+            # A plain name gets the better message; a pattern, the names nearest to it.
+            token_shape(config, pattern)
+        found.update(dict.fromkeys(hits))
+    return list(found)
 
 
 def token_shape(config: Config, site: str) -> tuple[int, ...]:

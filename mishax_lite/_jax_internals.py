@@ -65,8 +65,11 @@ def source_lines(eqn: extend_core.JaxprEqn):
 
 
 def varying_axes(value: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value may differ (its "vma"); empty outside `shard_map`."""
-    return getattr(jax.typeof(value), "vma", frozenset())
+    """The manual mesh axes over which a value may differ; empty outside `shard_map`."""
+    aval = jax.typeof(value)
+    if hasattr(aval, "mat"):  # "manual axis type", since JAX 0.10; a ShapedArray's `vma` before
+        return aval.mat.varying
+    return getattr(aval, "vma", frozenset())
 
 
 def no_debug_info(fun: Callable):

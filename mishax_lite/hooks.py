@@ -17,7 +17,8 @@ from jax.extend import core as extend_core
 from mishax_lite import _jax_internals, custom_rules, nested  # noqa: F401  (they fill the table of rules)
 from mishax_lite.interpret import NOTHING, Action, Run, Site, interpret, leaf_edit
 from mishax_lite.primitive import watching
-from mishax_lite.survey import Tap, first_runs, numbered, survey
+from mishax_lite.recomputation import first_runs
+from mishax_lite.survey import Tap, numbered, survey
 
 
 def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def edit(fn: Callable[..., Any], edits: Mapping[str, Callable[[Any, Site], Any]]
                         f"edit: site {traced.names[position]!r}, which pattern {pattern!r} matches, is in {tap.closed}"
                     )
                 functions[position].append(function)
-        for position, first in first_runs(traced.taps).items():
+        for position, first in traced.firsts.items():
             functions[position] = functions[first]
         actions = [
             Action(name, edit=leaf_edit(name, todo)) if todo else NOTHING
@@ -138,13 +139,15 @@ class _Traced:
     """A function traced at its arguments.
 
     `inputs`: what the function closes over, and the arrays among its arguments. `taps`, `names`: all its taps, and
-    what each is called. `rebuild`: makes the function's output of the outputs of `jaxpr`.
+    what each is called. `firsts`: of each recomputation the first run, by position. `rebuild`: makes the function's
+    output of the outputs of `jaxpr`.
     """
 
     jaxpr: extend_core.Jaxpr
     inputs: list[Any]
     taps: tuple[Tap, ...]
     names: list[str]
+    firsts: dict[int, int]
     rebuild: Callable[[list[Any]], Any]
 
     def matching(self, pattern: str) -> list[int]:
@@ -208,8 +211,8 @@ def _trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         pairs = zip(places_out, others, strict=True)
         return jax.tree.unflatten(final_tree, [next(values) if is_array else other for is_array, other in pairs])
 
-    taps = survey(jaxpr)
-    return _Traced(jaxpr, [*consts, *arrays], taps, numbered(taps), rebuild)
+    taps, firsts = survey(jaxpr), first_runs(jaxpr)
+    return _Traced(jaxpr, [*consts, *arrays], taps, numbered(taps, firsts), firsts, rebuild)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as extend_core
+from jax.sharding import AxisType
 
 from mishax_lite import _jax_internals
 from mishax_lite.primitive import bind_again, is_watched, tap_p
@@ -218,4 +219,7 @@ def _checked_leaf(name: str, leaf: Any, old: Any) -> Any:
     missing = tuple(sorted(_jax_internals.varying_axes(old) - _jax_internals.varying_axes(leaf)))
     if missing:  # in shard_map: a constant put in the place of a value that differs between devices
         leaf = jax.lax.pcast(leaf, missing, to="varying")
+    sharding = jax.typeof(old).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types and jax.typeof(leaf).sharding != sharding:
+        leaf = jax.sharding.reshard(leaf, sharding)  # where shardings are part of the type, the type stays
     return leaf

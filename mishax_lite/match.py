@@ -1,9 +1,11 @@
 """Finding a piece of source in a syntax tree: the pattern language of `Rewrite`.
 
 A pattern is Python: one expression, or one or several statements. In it,
-    `...`    stands for any one expression; as an argument of a call, for any further arguments, also none; as a
-             statement, for any statements, also none. In an index (`x[..., 0]`) it is Python's Ellipsis.
-    `$name`  stands for what `...` would, and has a name: where it occurs again, the same source must stand there.
+    `...`    stands for any one expression; as an argument of a call, for any number of arguments, also none, keyword
+             arguments included (after a keyword argument Python wants it written `**...`); as a statement, for any
+             number of statements. In an index (`x[..., 0]`) it is Python's Ellipsis.
+    `$name`  stands for any one expression, `*$name` or `**$name` for any number of arguments, and `$name` as a
+             statement for any number of statements. Where a name occurs again, the same source must stand there.
 Layout, comments, quotes and redundant parentheses do not matter; everything else does.
 """
 
@@ -20,6 +22,9 @@ from typing import Any
 # On a node that an earlier edit put around another one, the other one: `tap("p", x)` around `x`. Patterns see through
 # it, so that a patch written for the original source still matches after another patch has put its taps in.
 WRAPPED = "_mishax_wrapped"
+
+# Under this key a match has the nodes that it saw through.
+THROUGH = ""
 
 # A `$name` becomes an identifier with this prefix, so that Python can parse it.
 _PREFIX = "_mishax_wildcard_"
@@ -57,7 +62,7 @@ class Match:
     """Where a pattern was found.
 
     `nodes`: the expression, or the statements in a row. `bound`: what each wildcard stands for, as nodes in a row; the
-    k-th `...` is bound as `...k`.
+    k-th `...` is bound as `...k`. What was seen through is there too, under `THROUGH`.
     """
 
     nodes: list[ast.AST]
@@ -76,7 +81,8 @@ def parse(text: str, what: str) -> Pattern:
     try:
         body = ast.parse(plain).body
     except SyntaxError as error:
-        raise ValueError(f"{what} is no Python: {error.msg} (line {error.lineno})\n{readable}") from error
+        hint = "; write `**...` for further arguments there" if "follows keyword" in error.msg else ""
+        raise ValueError(f"{what} is no Python: {error.msg}{hint} (line {error.lineno})\n{readable}") from error
     if not body:
         raise ValueError(f"{what} is empty; give an expression or statements")
     if len(body) == 1 and isinstance(body[0], ast.Expr):
@@ -92,6 +98,13 @@ def wildcard_name(node: Any) -> str | None:
     if isinstance(node, ast.Constant) and node.value is Ellipsis:
         return "..."
     return None
+
+
+def several(argument: Any) -> Any:
+    """Of an argument in a pattern, the wildcard that stands for any number of arguments; None if it is no such."""
+    if isinstance(argument, ast.Starred) or (isinstance(argument, ast.keyword) and argument.arg is None):
+        return argument.value if wildcard_name(argument.value) is not None else None
+    return argument if wildcard_name(argument) == "..." else None
 
 
 def find(pattern: Pattern, root: ast.AST) -> list[Match]:
@@ -160,7 +173,7 @@ class _Matcher:
                 return
             wrapped = getattr(node, WRAPPED, None)
             if wrapped is not None:
-                yield from self.one(pattern, wrapped, bound)
+                yield from self.one(pattern, wrapped, {**bound, THROUGH: [*bound.get(THROUGH, []), node]})
         yield from self.exactly(pattern, node, bound)
 
     def exactly(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
@@ -213,7 +226,7 @@ class _Matcher:
             if not nodes:
                 yield bound
             return
-        key = self.key(patterns[0])
+        key = self.key(several(patterns[0]))
         if key is None:
             if nodes:
                 for more in self.one(patterns[0], nodes[0], bound):

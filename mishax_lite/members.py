@@ -101,7 +101,8 @@ def apply_edit(
             "take more of the code around it into `before`, or set count"
         )
         return finding("ambiguous" if len(matches) > rewrite.count else "stale", message, lines=lines, pin=pin)
-    unknown = _unknown_names(module, found, after, names)
+    around = [d for d in everything if d.outermost in {d.outermost for d in found}]
+    unknown = _unknown_names(module, around, after, names)
     if unknown:
         message = (
             f"`after` uses {', '.join(unknown)}, which neither the module nor the function knows; pass it in `names`"
@@ -133,14 +134,14 @@ def _source(text: str, node: ast.AST) -> str:
 
 
 def _unknown_names(
-    module: types.ModuleType, found: list[Definition], after: matching.Pattern, names: Mapping[str, Any]
+    module: types.ModuleType, around: list[Definition], after: matching.Pattern, names: Mapping[str, Any]
 ) -> list[str]:
-    """Names that the inserted code reads and that nobody gives a value."""
+    """Names that the inserted code reads and that nobody gives a value: not the module, nor the functions around."""
     root = after.body if isinstance(after.body, ast.expr) else ast.Module(after.body, [])
     wild = after.wildcards()
     used = [n.id for n in ast.walk(root) if isinstance(n, ast.Name) and id(n) not in wild]
     known = {*names, *vars(module), *vars(builtins)}
-    for tree in [root, *(d.node for d in found)]:
+    for tree in [root, *(d.node for d in around)]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and (tree is not root or not isinstance(node.ctx, ast.Load)):
                 known.add(node.id)

@@ -20,7 +20,7 @@ from mishax_lite import _jax_internals
 from mishax_lite._jax_internals import UNSPECIFIED
 from mishax_lite.interpret import RULES, Run, interpret
 from mishax_lite.primitive import is_watched
-from mishax_lite.survey import survey
+from mishax_lite.survey import branch_order, survey
 
 
 def trace_inner(
@@ -135,14 +135,15 @@ def _while(run: Run, eqn, args, start, loops):
 
 def _cond(run: Run, eqn, args, start, loops):
     """All branches take the same operands, so each gets the values that any branch's edits close over."""
-    branches, extras = [], []
-    for branch in eqn.params["branches"]:
+    branches, extras = {}, []
+    for k in branch_order(eqn):
+        branch = eqn.params["branches"][k]
         jaxpr, extra = trace_inner(run, branch.jaxpr, branch.consts, start, loops)
         start += len(survey(branch.jaxpr))
-        branches.append((jaxpr, slice(len(extras), len(extras) + len(extra))))
+        branches[k] = (jaxpr, slice(len(extras), len(extras) + len(extra)))
         extras.extend(extra)
     new = []
-    for jaxpr, own in branches:
+    for _, (jaxpr, own) in sorted(branches.items()):
         avals = [*map(jax.typeof, extras), *(v.aval for v in jaxpr.invars[own.stop - own.start :])]
 
         def fun(*inputs, jaxpr=jaxpr, own=own):

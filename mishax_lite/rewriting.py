@@ -98,7 +98,10 @@ def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, name
     before, after = rewrite.patterns()
     first, last = match.nodes[0], match.nodes[-1]
     region = getattr(first, REGION, _extent(first, last))
-    earlier = [node for root in match.nodes for node in ast.walk(root) if hasattr(node, REGION)]
+    # Inserted code that `before` spells out may go. What it saw through, or what its wildcards stand for, may not.
+    unspoken = [*match.bound.get(matching.THROUGH, [])]
+    unspoken += [n for key, nodes in match.bound.items() if key != matching.THROUGH for r in nodes for n in ast.walk(r)]
+    earlier = [node for node in unspoken if hasattr(node, REGION)]
     substitute = _Substitute(before, after, match, region, namespace, frozenset(names))
     new = substitute.expression() if after.is_expression else substitute.statements()
     kept = {id(node) for root in new for node in ast.walk(root)}
@@ -166,14 +169,17 @@ class _Substitute(ast.NodeTransformer):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.names:
             setattr(node, NAMESPACE, self.namespace)
         if hasattr(node, "lineno"):
-            node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = self.region
+            line, column, last, end = self.region
+            # On one line: of what spans several, Python takes now the first, now the last for a traceback.
+            node.lineno, node.col_offset = line, column
+            node.end_lineno, node.end_col_offset = line, end if line == last else column + 1
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         node.func = self.visit(node.func)
         args, keywords = [], []
         for item in [*node.args, *node.keywords]:
-            key = self.wild.get(id(item))
+            key = self.wild.get(id(matching.several(item)))
             items = [self.once(n) for n in self.match.bound[key]] if key is not None else [self.visit(item)]
             for new in items:
                 (keywords if isinstance(new, ast.keyword) else args).append(new)

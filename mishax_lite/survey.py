@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
 from jax.extend import core as extend_core
@@ -61,6 +61,8 @@ def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
     """The jaxprs in the params of an equation, without constants, in program order."""
     if eqn.primitive is primitives.while_p:  # its params stand in the order of the alphabet; the condition comes first
         return [eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr]
+    if eqn.primitive is primitives.cond_p:
+        return [eqn.params["branches"][k].jaxpr for k in branch_order(eqn)]
     found = []
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -69,6 +71,13 @@ def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
             elif isinstance(item, extend_core.Jaxpr):
                 found.append(item)
     return found
+
+
+def branch_order(eqn: extend_core.JaxprEqn) -> list[int]:
+    """The branches of a cond as its source has them: JAX puts that for True last, but traces it first."""
+    branches = [branch.jaxpr for branch in eqn.params["branches"]]
+    firsts = [min((tap.params["serial"] for tap in survey(branch)), default=-1) for branch in branches]
+    return sorted(range(len(branches)), key=lambda k: firsts[k])
 
 
 def _through(eqn: extend_core.JaxprEqn, tap: Tap) -> Tap:
@@ -103,10 +112,11 @@ _OPEN = {
 }
 
 
-def numbered(taps: tuple[Tap, ...]) -> list[str]:
+def numbered(taps: tuple[Tap, ...], firsts: dict[int, int]) -> list[str]:
     """What each tap is called: its name, or `name#k` where the name occurs more than once.
 
-    Recomputations are no occurrences of their own; they are called what their first run is called.
+    Recomputations are no occurrences of their own; they are called what their first run is called (`firsts`, as of
+    `recomputation.first_runs`).
     """
     totals = Counter(tap.name for tap in taps if not tap.again)
     seen: Counter[str] = Counter()
@@ -115,26 +125,6 @@ def numbered(taps: tuple[Tap, ...]) -> list[str]:
         if not tap.again:
             names[position] = f"{tap.name}#{seen[tap.name]}" if totals[tap.name] > 1 else tap.name
             seen[tap.name] += 1
-    for position, first in first_runs(taps).items():
+    for position, first in firsts.items():
         names[position] = names[first]
     return names
-
-
-def first_runs(taps: tuple[Tap, ...]) -> dict[int, int]:
-    """For each recomputation, by position, the position of the tap that it recomputes.
-
-    Both come from one call of `tap`, so they share its serial number. Where several first runs do (a rematerialised
-    function called several times is traced once), the backward pass goes through them in reverse, and through each as
-    often as checkpoints are nested.
-    """
-    firsts, agains = defaultdict(list), defaultdict(list)
-    for position, tap in enumerate(taps):
-        (agains if tap.again else firsts)[tap.params["serial"]].append(position)
-    pairs = {}
-    for serial, positions in agains.items():
-        origins = firsts[serial][::-1]
-        if origins:
-            times = max(1, len(positions) // len(origins))
-            for k, position in enumerate(positions):
-                pairs[position] = origins[min(k // times, len(origins) - 1)]
-    return pairs

@@ -71,15 +71,15 @@ def short_run(site: str, width: int, steps: int, **changes) -> TrainConfig:
     twentieth and a quarter of the run; batches are smaller, so there are more steps.
     """
     defaults = {
-        "coefficient": 0.02,
+        "coefficient": 0.06,
         "batch_size": 1024,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "threshold_learning_rate": 1e-3,
         "log_threshold": False,
         "learning_rate_warmup": max(1, steps // 20),
         "learning_rate_decay": steps // 3,
         "coefficient_warmup": steps // 4,
-        "bandwidth": 0.05,
-        "threshold_init": 0.05,
+        "bandwidth": 0.1,
+        "threshold_init": 0.1,
     }
     return TrainConfig(site=site, width=width, steps=steps, **{**defaults, **changes})

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import gemma
+from experiments.tiny.rows import batch_at, rows, token_losses
 from gemma.transformer import causal_mask, default_positions
 
 _TOKENS_DIR = flags.DEFINE_string("tokens_dir", "runs/tiny/tokenizer", "Folder with train.npy (uint16 token ids).")
@@ -30,32 +31,6 @@ _LENGTH = flags.DEFINE_integer("length", 256, "Tokens a sequence, BOS included."
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate; cosine decay to a tenth of it.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seeds the initial weights and the order of the data.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
-
-BOS = 2
-
-
-def rows(stream: np.ndarray, length: int) -> np.ndarray:
-    """Cuts a token stream into [rows, length], each row opened by BOS."""
-    count = len(stream) // (length - 1)
-    body = stream[: count * (length - 1)].reshape(count, length - 1).astype(np.int32)
-    return np.concatenate([np.full((count, 1), BOS, np.int32), body], axis=1)
-
-
-@functools.lru_cache(maxsize=2)
-def _order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
-
-def batch_at(data: np.ndarray, step: int, batch: int, seed: int) -> np.ndarray:
-    """The [batch, length] rows of a step: epoch after epoch, each in an order of its own."""
-    per_epoch = len(data) // batch
-    epoch, index = divmod(step, per_epoch)
-    return data[_order(len(data), seed, epoch)[index * batch : (index + 1) * batch]]
-
-
-def token_losses(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """[B, T-1] negative log-likelihoods (nats) of the tokens after the first."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
 
 
 def optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:

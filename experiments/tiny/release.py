@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import gemma
 from experiments.tiny import ngrams
-from experiments.tiny.pretrain import rows, token_losses
+from experiments.tiny.rows import rows, token_losses
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/tiny/model", "Folder of the training run's checkpoints.")
 _CORPUS_DIR = flags.DEFINE_string("corpus_dir", "runs/tiny/corpus", "Folder that experiments.tiny.corpus wrote.")
@@ -34,7 +34,7 @@ def losses(model: gemma.Model, data: np.ndarray) -> np.ndarray:
     """[R, T-1] negative log-likelihoods (nats) of rows [R, T]."""
     step = jax.jit(lambda model, tokens: token_losses(model.apply(tokens), tokens))
     found = []
-    for start in tqdm(range(0, len(data), BATCH), desc="held-out loss"):
+    for start in tqdm(range(0, len(data), BATCH), desc="held-out loss", mininterval=5.0):
         batch = np.zeros((BATCH, data.shape[1]), np.int32)
         batch[: len(data) - start] = data[start : start + BATCH]
         found.append(np.asarray(step(model, batch))[: len(data) - start])
@@ -46,7 +46,7 @@ def main(argv):
         raise app.UsageError(f"flags only, got {argv[1:]}")
     model_dir, corpus_dir, tokens_dir = (Path(d.value).absolute() for d in (_MODEL_DIR, _CORPUS_DIR, _TOKENS_DIR))
     out = Path(_OUT_DIR.value)
-    with ocp.CheckpointManager(model_dir) as checkpoints:
+    with ocp.CheckpointManager(model_dir, item_handlers=ocp.StandardCheckpointHandler()) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise ValueError(f"{model_dir} holds no checkpoint: run experiments.tiny.pretrain first")
@@ -56,7 +56,7 @@ def main(argv):
             args=ocp.args.StandardRestore(
                 jax.tree.map(
                     lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu),
-                    checkpoints.item_metadata(step).tree,
+                    checkpoints.item_metadata(step),
                 )
             ),
         )
@@ -89,7 +89,7 @@ def main(argv):
     notices = []
     for name, source in record["sources"].items():
         for path in source["licence_files"]:
-            body = (corpus_dir / "work" / name / path).read_text(encoding="utf-8", errors="replace")
+            body = (corpus_dir / path).read_text(encoding="utf-8", errors="replace")
             notices.append(f"{'=' * 100}\n{name}: {path}\n{'=' * 100}\n{body.strip()}\n")
     (out / "NOTICES.txt").write_text("\n".join(notices), encoding="utf-8")
     (out / "PROVENANCE.md").write_text(provenance(record), encoding="utf-8")

@@ -77,6 +77,8 @@ def evaluate(
     if tokens.ndim != 2 or not is_text(tokens, special).any():
         raise ValueError(f"evaluation needs token sequences [S, T] with text in them, got shape {list(tokens.shape)}")
     sums: dict[str, np.ndarray] = {}
+    # `info` is static: without it, all autoencoders of a site and width share one compiled program.
+    autoencoder = dataclasses.replace(autoencoder, info=None)
     # Sums of squares around a typical value lose nothing where the mean is far larger than the spread.
     centre = _centre(model, tokens[:BATCH], site, special)
     for start in progress(range(0, len(tokens), BATCH), total=-(-len(tokens) // BATCH), desc=f"evaluate {site}"):

@@ -56,6 +56,7 @@ def latent_statistics(
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> LatentStatistics:
     """One pass over the tokens [S, T], in memory that does not grow with S. A sequence gives one example at most."""
+    autoencoder = dataclasses.replace(autoencoder, info=None)  # static: programs are shared without it
     tokens = np.asarray(tokens, np.int32)
     S, T = tokens.shape
     Z, E = autoencoder.width, min(examples, S)

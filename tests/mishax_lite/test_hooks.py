@@ -55,7 +55,7 @@ def test_patterns_are_fnmatch_and_cross_slashes():
     assert list(capture(model, ["layer_[01]/mid", "out"])(X)[1]) == ["layer_0/mid", "layer_1/mid", "out"]
     assert list(capture(model, ["*/mid"])(X)[1]) == ["layer_0/mid", "layer_1/mid"]
     assert capture(model, [])(X)[1] == {}
-    with pytest.raises(ValueError, match="no site matches 'Layer_0/mid'.*layer_0/mid"):
+    with pytest.raises(ValueError, match=r"no site matches 'Layer_0/mid'.*layer_0/mid"):
         capture(model, ["Layer_0/mid"])(X)
 
 

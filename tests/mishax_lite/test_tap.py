@@ -18,7 +18,7 @@ def tapped(x):
     tap("unused", x * 2)
     carry, ys = lax.scan(lambda c, v: (tap("carry", c + v), tap("y", c * v)), x[0], x)
     carry = lax.cond(x[0, 0] > 0, lambda c: tap("yes", c), lambda c: tap("no", c * 3), carry)
-    carry = lax.while_loop(lambda c: tap("go", c.sum()) < 9, lambda c: tap("more", c * 2 + 1), carry)
+    carry = lax.while_loop(lambda c: tap("go", c.sum()) < 9, lambda c: tap("more", c**2 + 1), carry)
     return tap("out", jax.checkpoint(lambda c: jnp.sin(tap("again", c * 2)))(carry)), ys
 
 
@@ -26,7 +26,7 @@ def plain(x):
     x = jnp.sin(x)
     carry, ys = lax.scan(lambda c, v: (c + v, c * v), x[0], x)
     carry = lax.cond(x[0, 0] > 0, lambda c: c, lambda c: c * 3, carry)
-    carry = lax.while_loop(lambda c: c.sum() < 9, lambda c: c * 2 + 1, carry)
+    carry = lax.while_loop(lambda c: c.sum() < 9, lambda c: c**2 + 1, carry)
     return jax.checkpoint(lambda c: jnp.sin(c * 2))(carry), ys
 
 
@@ -97,7 +97,7 @@ def test_bad_names(name):
 
 
 def test_bad_values_are_named():
-    with pytest.raises(ValueError, match="tap 'x'.*leaf of type str"):
+    with pytest.raises(ValueError, match=r"tap 'x'.*leaf of type str"):
         tap("x", {"a": "text"})
 
 
@@ -114,9 +114,8 @@ def test_scopes_nest_and_are_part_of_the_trace():
     assert list(mishax_lite.sites(f, X)) == ["a/x", "a/b/x", "x"]
     with mishax_lite.scope("outside/"):
         assert list(mishax_lite.sites(f, X)) == ["outside/a/x", "outside/a/b/x", "outside/x"]
-    with pytest.raises(ValueError, match="prefix"):
-        with mishax_lite.scope("a#"):
-            pass
+    with pytest.raises(ValueError, match="prefix"), mishax_lite.scope("a#"):
+        pass
 
 
 def test_scopes_belong_to_a_thread():

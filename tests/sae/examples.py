@@ -17,7 +17,7 @@ SITE = "layer_2/resid_post"
 def make_store(
     path: Path, sites: dict[str, np.ndarray], *, segment_rows: int = 1000, dtype: str = "float32", **changes
 ):
-    """A store whose rows are `sites[name]` [rows, A], shuffled within segments. `token` is the row's number."""
+    """A store with rows `sites[name]` [rows, A], shuffled within segments. `token` is the row's number."""
     rows = len(next(iter(sites.values())))
     manifest = manifests.Manifest(
         **{

@@ -38,9 +38,9 @@ class Parsed(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def built(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    sequences = cut([Document("<i>id</i>", "s", NASTY), Document("d", "s", "the king " * 20)], tiny.tokenizer, 24)
+    sequences = cut([Document("<i>id</i>", "s", NASTY), Document("d", "s", "the king " * 20)], tiny.tokenizer, 64)
     autoencoder = autoencoder_for(tiny, 192)
-    Z, T = autoencoder.width, 24
+    Z, T = autoencoder.width, 64
     activation = np.zeros((Z, 2, T), np.float32)
     activation[5, 0, [3, 4, 9]] = [2.0, 8.0, 4.0]
     activation[7, 0, 2] = 1.0

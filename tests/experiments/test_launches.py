@@ -1,0 +1,194 @@
+"""The launches as a user runs them: processes, exit statuses, one-line errors, resuming after a stop."""
+
+import html
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    *("--max_sequences=96", "--sequences_per_segment=32", "--eval_sequences=16", "--length=64"),
+    *("--steps=60", "--save_every=10", "--batch_size=256", "--width=256", "--l0_targets=10,30"),
+)
+
+
+def command(*flags: str, module: str = "experiments.scope") -> list[str]:
+    return [sys.executable, "-m", module, *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+
+
+def launch(*flags: str, module: str = "experiments.scope") -> subprocess.CompletedProcess:
+    return subprocess.run(command(*flags, module=module), cwd=ROOT, capture_output=True, text=True, env=environment())
+
+
+def stop_at(line: str, how: signal.Signals, *flags: str) -> tuple[int, str]:
+    """Starts a launch and sends a signal once a line has been printed. Returns exit status and standard error."""
+    process = subprocess.Popen(
+        command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    for printed in process.stdout:
+        if printed.startswith(line):
+            process.send_signal(how)
+            break
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern)) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, and what it printed."""
+    out = tmp_path_factory.mktemp("scope") / "out"
+    done = launch(f"--out_dir={out}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_scope_goes_from_text_to_pages(whole):
+    out, printed = whole
+    rows = re.findall(r"(?m)^(layer_3/\w+) +256 +(\d+) +([\d.]+) +([\d.]+) +(-?[\d.]+) +(\d+)$", printed)
+    assert [(row[0], row[1]) for row in rows] == [
+        (f"layer_3/{site}", target) for site in ("attn_z", "mlp_out", "resid_post") for target in ("10", "30")
+    ]
+    assert "theta is trained as it is" in printed and "seconds: load" in printed
+    page = out / "pages" / "index.html"
+    assert f"open:    {page}" in printed and page.exists()
+    assert (out / "pages" / "tradeoff.png").exists()
+    folder = out / "pages" / "layer_3" / "resid_post" / "width_256" / "target_l0_10"
+    listed = set(re.findall(r'href="(\d+)\.html"', (folder / "index.html").read_text(encoding="utf-8")))
+    assert listed == {p.stem for p in folder.glob("*.html")} - {"index"} and len(listed) > 50
+    latent = html.unescape((folder / f"{min(listed, key=int)}.html").read_text(encoding="utf-8"))
+    assert "Raises the logits of" in latent and "<mark" in latent
+
+
+def test_run_again_it_does_nothing_again(whole):
+    out, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and "params.npz" not in p.name}
+    again = launch(f"--out_dir={out}", *SMALL)
+    assert again.returncode == 0, again.stderr
+    rewritten = {
+        p.relative_to(out).as_posix() for p, time in before.items() if not p.exists() or p.stat().st_mtime_ns != time
+    }
+    # Only what is made from the others in no time: the first page with its picture, and the autoencoders' facts.
+    assert {name for name in rewritten if not name.endswith("info.json")} <= {
+        *("pages/index.html", "pages/style.css", "pages/tradeoff.png")
+    }
+
+
+def test_stopped_at_every_stage_it_goes_on_to_the_same_result(whole, tmp_path):
+    expected, _ = whole
+    flags = (f"--out_dir={tmp_path / 'out'}", *SMALL)
+    for line in ("harvest …", "train …", "pages …"):
+        assert stop_at(line, signal.SIGKILL, *flags)[0] == -signal.SIGKILL
+    status, errors = stop_at("evaluate …", signal.SIGINT, *flags)
+    assert status == 130
+    assert errors.splitlines()[-1].startswith("interrupted: what is finished is kept")
+    assert launch(*flags).returncode == 0
+    for pattern in ("params.npz", "metrics.json", "identity.txt"):
+        assert contents(tmp_path / "out", pattern) == contents(expected, pattern)
+    assert contents(tmp_path / "out" / "store", "*") == contents(expected / "store", "*")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--sites=layer_3/resid_pots"],
+            r"no site 'layer_3/resid_pots' in gemma2-tiny: did you mean layer_3/resid_post",
+        ),
+        (["--sites=layer_3/resid_p*x"], r"no site 'layer_3/resid_p\*x' in gemma2-tiny: did you mean"),
+        (["--model=gemma2-2b"], r"weights of gemma2-2b do not come with this package"),
+        (["--corpus={empty}"], r"is empty: it holds no text"),
+        (["--corpus={latin}"], r"is not UTF-8: byte 0xe9 at offset 3"),
+        (["--corpus={missing}"], r"cannot read the text .*: No such file"),
+        (["--corpus={short}"], r"makes a single sequence of 256 tokens"),
+        (["--steps=0"], r"--steps.*(positive|lower bound|greater|at least)"),
+        (["--l0_targets=10,-3"], r"--l0_targets takes different numbers above 0, got '10,-3'"),
+        (["--l0_targets=9999", *SMALL[:4]], r"l0_target must lie between 0 and the width 1536, got 9999"),
+        (["--learning_rat=1"], r"Unknown command line flag 'learning_rat'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(flags, message, tmp_path):
+    texts = {"empty": b" \n ", "latin": "caf\u00e9".encode("latin-1"), "short": b"Few words."}
+    for name, content in texts.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    names = {name: str(tmp_path / f"{name}.txt") for name in (*texts, "missing")}
+    done = launch(f"--out_dir={tmp_path / 'out'}", *(flag.format(**names) for flag in flags))
+    assert done.returncode in (1, 2)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), done.stderr
+
+
+def test_what_is_there_already_is_not_lost_to_other_flags(whole):
+    """A store of other sites or sequences and a checkpoint of another shape are refused and stay as they are."""
+    out, _ = whole
+    kept = contents(out, "*")
+    for flag, message in (
+        ("--sites=layer_2/resid_post", "holds other activations:"),
+        ("--length=32", "holds other activations:"),
+        ("--width=128", "holds the checkpoint of another run: configs[0].width is 256 there, 128 asked for"),
+    ):
+        name = flag.split("=")[0]
+        done = launch(f"--out_dir={out}", *(f for f in SMALL if not f.startswith(name)), flag)
+        assert done.returncode == 1 and message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert contents(out, "*") == kept
+
+
+def test_the_steps_work_one_by_one(whole, tmp_path):
+    out, _ = whole
+    text = [flag for flag in SMALL if flag.split("=")[0] in ("--eval_sequences", "--length")]
+    folder = out / "saes" / "layer_3" / "mlp_out"
+    done = launch(f"--saes_dir={folder}", *text, module="experiments.evaluate")
+    assert done.returncode == 0 and len(re.findall("layer_3/mlp_out", done.stdout)) == 2, done.stderr
+    with np.load(folder / "width_256" / "target_l0_10" / "params.npz") as arrays:
+        assert arrays["W_enc"].shape == (192, 256)
+    done = launch(
+        f"--store_dir={out / 'store'}",
+        f"--saes_dir={tmp_path / 'saes'}",
+        f"--checkpoint_dir={tmp_path / 'checkpoints'}",
+        *("--train_sites=layer_3/attn_z", "--coefficients=0.001", "--steps=5", "--width=64", "--batch_size=128"),
+        module="experiments.train",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64" / "lambda_0.001" / "params.npz").exists()
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="a full disk is a small tmpfs here, and mounting asks for root"
+)
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(whole, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not allowed here: {mounted.stderr.strip()}")
+    try:
+        # It looks ahead: too little for the store at all.
+        done = launch(f"--out_dir={small / 'out'}", *(f for f in SMALL if "max_sequences" not in f))
+        assert done.returncode == 1 and re.search(r"error: the store needs up to [\d.]+ GB and", done.stderr)
+        # Room for the store, and the disk full while training.
+        (small / "filler").write_bytes(b"")
+        done = launch(f"--out_dir={small / 'out2'}", *SMALL[1:], "--max_sequences=64")
+        assert done.returncode == 1, done.stdout
+        assert len(done.stderr.strip().splitlines()) == 1 or "Traceback" not in done.stderr, done.stderr
+        assert sorted(p.name for p in (small / "out2" / "store").glob("segment_*")) == [
+            "segment_00000",
+            "segment_00001",
+        ]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

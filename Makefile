@@ -3,6 +3,10 @@
 # make test   the tests
 # make lint   ruff's lint and format checks
 # make lock   rewrite requirements.lock from setup.py's ranges
+#
+# make test-oldest  mishax_lite and gemma with the oldest versions that setup.py admits (.venv-oldest)
+# make test-bare    mishax_lite with nothing but jax and pytest (.venv-bare); what needs more is skipped, and says so
+# make locks        rewrite requirements-oldest.lock and requirements-bare.lock from setup.py's ranges
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -41,3 +45,30 @@ lock: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet uv
 	$(VENV)/bin/uv pip compile setup.py --extra test --universal --generate-hashes --python-version 3.11 \
 	  --no-header --no-annotate --allow-unsafe --upgrade -o requirements.lock
+
+# Environments beside the main one. Nothing of this project is installed in them: pytest has the checkout on its path.
+OTHER_STAMPS := .venv-oldest/.stamp .venv-bare/.stamp
+.PHONY: test-oldest test-bare locks
+
+$(OTHER_STAMPS): .venv-%/.stamp: requirements-%.lock
+	@case $*-$$($(PYTHON) -c 'import sys; print(sys.version_info.minor)') in oldest-1[3-9]) \
+	  echo "make: the oldest versions have no wheels for Python 3.13 and later: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 1;; esac
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+test-oldest: .venv-oldest/.stamp
+	.venv-oldest/bin/python -m pytest tests/mishax_lite tests/gemma $(PYTEST_FLAGS)
+
+# pyproject.toml's options are for pytest-xdist, which is not there.
+test-bare: .venv-bare/.stamp
+	.venv-bare/bin/python -m pytest -o addopts="--import-mode=importlib --strict-markers -ra --durations 8" \
+	  tests/mishax_lite $(PYTEST_FLAGS)
+
+locks: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile setup.py --extra test --resolution lowest-direct --universal --generate-hashes \
+	  --python-version 3.11 --no-header --no-annotate --allow-unsafe --upgrade -o requirements-oldest.lock
+	grep -oE '"(jax|pytest)[<=>][^"]*"' setup.py | tr -d '"' | $(VENV)/bin/uv pip compile - --universal \
+	  --generate-hashes --python-version 3.11 --no-header --no-annotate --upgrade -o requirements-bare.lock

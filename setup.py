@@ -40,6 +40,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "safetensors>=0.5", "setuptools>=77"],
+        "test": [
+            "equinox>=0.13",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "safetensors>=0.5",
+            "setuptools>=77",
+        ],
     },
 )

@@ -27,10 +27,10 @@ HELD_OUT = flags.DEFINE_string(
 )
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=2)
 MAX_SEQUENCES = flags.DEFINE_integer(
-    "max_sequences", None, "Harvest no more than this many sequences of the corpus, taken at random.", lower_bound=1
+    "max_sequences", 2000, "Harvest no more than this many sequences of the corpus, taken at random.", lower_bound=1
 )
 EVAL_SEQUENCES = flags.DEFINE_integer(
-    "eval_sequences", 256, "Sequences of held-out text for figures and pages, taken at random.", lower_bound=1
+    "eval_sequences", 128, "Sequences of held-out text for figures and pages, taken at random.", lower_bound=1
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0)
 
@@ -85,8 +85,8 @@ def texts(model: gemma.Model) -> tuple[Sequences, Sequences]:
     return _some(train, MAX_SEQUENCES.value), _some(held_out, EVAL_SEQUENCES.value)
 
 
-def _some(sequences: Sequences, most: int | None) -> Sequences:
-    if most is None or most >= len(sequences):
+def _some(sequences: Sequences, most: int) -> Sequences:
+    if most >= len(sequences):
         return sequences
     return sequences.take(np.sort(np.random.default_rng(SEED.value).permutation(len(sequences))[:most]))
 

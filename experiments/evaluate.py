@@ -12,6 +12,7 @@ import gemma
 import sae
 from experiments import common
 from experiments.train import SAES_DIR
+from sae.evaluation.fidelity import Baseline, baseline
 from sae.store.manifest import replace_file
 from sae.text import Sequences
 
@@ -21,16 +22,27 @@ def identity(folder: Path, sequences: Sequences) -> str:
     return hashlib.sha256((folder / "params.npz").read_bytes()).hexdigest()[:16] + sequences.fingerprint()[:16]
 
 
-def evaluate(model: gemma.Model, folder: Path, sequences: Sequences) -> sae.Metrics:
-    """The metrics of the autoencoder in a folder, from its `metrics.json` where that is of the same text."""
-    file, key = folder / "metrics.json", identity(folder, sequences)
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["identity"] == key:
-            return sae.Metrics(**known["metrics"])
-    metrics = sae.evaluate(sae.load(folder), model, sequences.tokens, progress=common.PROGRESS)
-    replace_file(file, json.dumps({"identity": key, "metrics": dataclasses.asdict(metrics)}, indent=2) + "\n")
-    return metrics
+def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> list[sae.Metrics]:
+    """The metrics of the autoencoders in some folders, from their `metrics.json` where that is of the same text."""
+    baselines: dict[str, Baseline] = {}
+    found = []
+    for folder in folders:
+        file, key = folder / "metrics.json", identity(folder, sequences)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if known.get("identity") != key:
+            autoencoder = sae.load(folder)
+            if autoencoder.info is None:
+                raise ValueError(f"{folder} has no info.json, so its site is unknown")
+            site = autoencoder.info.site
+            if site not in baselines:
+                baselines[site] = baseline(model, sequences.tokens, site, progress=common.PROGRESS)
+            metrics = sae.evaluate(
+                autoencoder, model, sequences.tokens, known=baselines[site], progress=common.PROGRESS
+            )
+            known = {"identity": key, "metrics": dataclasses.asdict(metrics)}
+            replace_file(file, json.dumps(known, indent=2) + "\n")
+        found.append(sae.Metrics(**known["metrics"]))
+    return found
 
 
 def target(folder: Path) -> str:
@@ -53,7 +65,7 @@ def main():
     model = gemma.load(common.MODEL.value)
     _, held_out = common.texts(model)
     folders = common.autoencoder_folders(Path(SAES_DIR.value))
-    print(table([(folder, evaluate(model, folder, held_out)) for folder in folders]))
+    print(table(list(zip(folders, evaluate(model, folders, held_out), strict=True))))
 
 
 if __name__ == "__main__":

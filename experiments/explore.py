@@ -22,12 +22,10 @@ PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages
 
 def explore(model: gemma.Model, saes_dir: Path, folders: list[Path], held_out: Sequences, pages_dir: Path) -> Path:
     """Writes the pages of the autoencoders in `folders`, those that are there already excepted. Returns the first."""
-    rows, found = [], []
-    for folder in folders:
-        metrics = evaluate(model, folder, held_out)
+    rows, found = [], evaluate(model, folders, held_out)
+    for folder, metrics in zip(folders, found, strict=True):
         place = folder.relative_to(saes_dir)
         _latents(model, folder, metrics.site, held_out, pages_dir / place, "../" * len(place.parts))
-        found.append(metrics)
         rows.append({
             "href": f"{place.as_posix()}/index.html",
             "site": metrics.site,

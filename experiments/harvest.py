@@ -14,7 +14,9 @@ from sae.store.manifest import DTYPES
 from sae.text import Sequences
 
 SITES = flags.DEFINE_list(
-    "sites", ["layer_3/attn_z", "layer_3/mlp_out", "layer_3/resid_post"], "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them."
+    "sites",
+    ["layer_3/attn_z", "layer_3/mlp_out", "layer_3/resid_post"],
+    "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them.",
 )
 STORE_DIR = flags.DEFINE_string("store_dir", "runs/store", "Folder of the activation store.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Dtype of the stored activations.")

@@ -26,12 +26,11 @@ L0_TARGETS = flags.DEFINE_list(
 COEFFICIENTS = flags.DEFINE_list(
     "coefficients", None, "Instead of targets: lambdas of the linear penalty, one run each."
 )
-STEPS = flags.DEFINE_integer("steps", 600, "Optimizer steps.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 450, "Optimizer steps.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Tokens of a step. Default: the recipe's.", lower_bound=1)
 SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Adam's. Default: the recipe's.", lower_bound=0.0)
-THRESHOLD_SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float(
+THRESHOLD_LEARNING_RATE = flags.DEFINE_float(
     "threshold_learning_rate", None, "Adam's for the threshold. Default: the recipe's.", lower_bound=0.0
 )
 

@@ -133,7 +133,8 @@ def _refuse(frozen: _Frozen, what: str) -> None:
     names = ", ".join(repr(frozen.actions[k].name) for k in sorted(frozen.programs)) or "none"
     raise ValueError(
         f"{what} is differentiated with respect to, but a custom derivative rule knows nothing of it (edited sites in "
-        f"this function: {names}); apply jax.lax.stop_gradient to it before it is closed over, or edit outside of the function"
+        f"this function: {names}); apply jax.lax.stop_gradient to it before it is closed over, or edit a site outside "
+        "of the function"
     )
 
 

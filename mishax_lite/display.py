@@ -58,7 +58,7 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
         while k < len(statements):
             region = getattr(statements[k], REGION, None)
             covered = [s for s in statements if region is None and _covers(statements, s, statements[k])]
-            region = covered[0]._mishax_region if covered else region
+            region = getattr(covered[0], REGION, region) if covered else region
             if region is None:
                 visit(statements[k])
                 k += 1

@@ -65,6 +65,8 @@ def main(argv):
     if out.exists():
         shutil.rmtree(out)
     gemma.save(gemma.Model(rounded, gemma.config("gemma2-tiny")), out)
+    # It says where on this machine the checkpoint was written, and a local checkpoint loads without it.
+    (out / "weights" / "commit_success.txt").unlink(missing_ok=True)
     shutil.copy(tokens_dir / "tokenizer.model", out)
     shutil.copy(corpus_dir / "shipped_train.jsonl", out / "text.jsonl")
     shutil.copy(corpus_dir / "shipped_held_out.jsonl", out / "held_out.jsonl")

@@ -51,12 +51,27 @@ class Metrics:
     width: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What evaluation needs to know of a model, a text and a site, whatever the autoencoder; from `baseline`.
+
+    Attributes:
+      centre: [A], a typical activation; sums of squares around it lose nothing where the mean is far larger than the
+        spread. sums: over the text tokens: their number, the predictions', clean and zero-ablated losses.
+    """
+
+    site: str
+    centre: np.ndarray
+    sums: dict[str, np.ndarray]
+
+
 def evaluate(
     autoencoder: JumpReLU,
     model: gemma.Model,
     tokens: np.ndarray,
     site: str | None = None,
     *,
+    known: Baseline | None = None,
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> Metrics:
     """Measures an autoencoder on token sequences.
@@ -66,32 +81,66 @@ def evaluate(
       model: with its tokenizer, which says which tokens are special.
       tokens: [S, T] int32, each sequence begun by BOS, padded at the end.
       site: where it belongs; by default what its `info` says.
+      known: what `baseline` found for the same model, tokens and site, where several autoencoders share it.
       progress: called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Raises:
       ValueError: for an autoencoder of another model or width, a site that is not known, or tokens without text.
     """
     site = _site_of(autoencoder, model, site)
-    special = model.tokenizer.special_ids
-    tokens = np.asarray(tokens, np.int32)
-    if tokens.ndim != 2 or not is_text(tokens, special).any():
-        raise ValueError(f"evaluation needs token sequences [S, T] with text in them, got shape {list(tokens.shape)}")
-    sums: dict[str, np.ndarray] = {}
+    known = known or baseline(model, tokens, site, progress=progress)
+    if known.site != site:
+        raise ValueError(f"the baseline is of {known.site}, the autoencoder of {site}")
     # `info` is static: without it, all autoencoders of a site and width share one compiled program.
-    autoencoder = dataclasses.replace(autoencoder, info=None)
-    # Sums of squares around a typical value lose nothing where the mean is far larger than the spread.
-    centre = _centre(model, tokens[:BATCH], site, special)
-    for start in progress(range(0, len(tokens), BATCH), total=-(-len(tokens) // BATCH), desc=f"evaluate {site}"):
+    bare = dataclasses.replace(autoencoder, info=None)
+    sums = _over_batches(
+        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site), model, tokens, site, progress
+    )
+    return summarise({**known.sums, **sums}, site)
+
+
+def baseline(
+    model: gemma.Model,
+    tokens: np.ndarray,
+    site: str,
+    *,
+    progress: Callable[..., Iterable] = lambda batches, **_: batches,
+) -> Baseline:
+    """The clean loss and the loss with zero at a site, over token sequences [S, T].
+
+    Raises:
+      ValueError: for a site that the model has not, or tokens without text.
+    """
+    gemma.sites.token_shape(model.config, site)
+    tokens = _checked(model, tokens)
+    sums = _over_batches(
+        lambda batch, text: _baseline_sums(model, batch, text, site), model, tokens, f"{site}, baseline", progress
+    )
+    return Baseline(site, _centre(model, tokens[:BATCH], site), sums)
+
+
+def _checked(model: gemma.Model, tokens: np.ndarray) -> np.ndarray:
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim != 2 or not is_text(tokens, model.tokenizer.special_ids).any():
+        raise ValueError(f"evaluation needs token sequences [S, T] with text in them, got shape {list(tokens.shape)}")
+    return tokens
+
+
+def _over_batches(sums_of, model, tokens, name, progress) -> dict[str, np.ndarray]:
+    """Adds up, in float64, what a function of (tokens [BATCH, T], text mask) gives for every batch."""
+    sums: dict[str, np.ndarray] = {}
+    tokens = _checked(model, tokens)
+    for start in progress(range(0, len(tokens), BATCH), total=-(-len(tokens) // BATCH), desc=f"evaluate {name}"):
         batch = np.full((BATCH, tokens.shape[1]), model.tokenizer.pad, np.int32)
         batch[: len(tokens) - start] = tokens[start : start + BATCH]
-        part = jax.device_get(_batch_sums(autoencoder, model, batch, is_text(batch, special), centre, site))
-        for name, value in part.items():
-            sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
-    return summarise(sums, site)
+        part = jax.device_get(sums_of(batch, is_text(batch, model.tokenizer.special_ids)))
+        for key, value in part.items():
+            sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)
+    return sums
 
 
 def summarise(sums: dict[str, np.ndarray], site: str) -> Metrics:
-    """The metrics from sums over all tokens (see `_batch_sums` for what they are)."""
+    """The metrics from sums over all tokens (see `_baseline_sums` and `_spliced_sums` for what they are)."""
     n, predictions = sums["tokens"], sums["predictions"]
     variation = sums["squares"] - np.square(sums["shifted"]).sum() / n
     clean, spliced, zero = (sums[name] / predictions for name in ("loss", "loss_spliced", "loss_zero"))
@@ -111,45 +160,56 @@ def summarise(sums: dict[str, np.ndarray], site: str) -> Metrics:
     )
 
 
+def _splice(replace, tokens, text):
+    """An edit that puts `replace(x)` in the place of the activations x [B, T, A] of text tokens."""
+
+    def edit(value, _):
+        x = value.reshape(*tokens.shape, -1)
+        return jnp.where(text[..., None], replace(x), x).astype(value.dtype).reshape(value.shape)
+
+    return edit
+
+
+def _predicted(text):
+    """[B, T-1]: the predictions that count, from a text token to a text token."""
+    return (text[:, :-1] & text[:, 1:]).astype(jnp.float32)
+
+
+def _loss_sum(logits, tokens, text):
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+    return (losses * _predicted(text)).sum()
+
+
 @functools.partial(jax.jit, static_argnames="site")
-def _batch_sums(autoencoder, model, tokens, text, centre, site):
-    """Sums over the text tokens of a batch [B, T]. One program for the three forward passes: they share all layers
-    below the site, and the compiler computes those once."""
+def _baseline_sums(model, tokens, text, site):
+    zeroed = mishax_lite.edit(model.apply, {site: _splice(jnp.zeros_like, tokens, text)})(tokens)
+    return {
+        "tokens": text.sum(),
+        "predictions": _predicted(text).sum(),
+        "loss": _loss_sum(model.apply(tokens), tokens, text),
+        "loss_zero": _loss_sum(zeroed, tokens, text),
+    }
 
-    def splice(replace):
-        def edit(value, _):
-            x = value.reshape(*tokens.shape, -1)
-            return jnp.where(text[..., None], replace(x), x).astype(value.dtype).reshape(value.shape)
 
-        return edit
-
-    logits, captured = mishax_lite.capture(model.apply, [site])(tokens)
-    spliced = mishax_lite.edit(model.apply, {site: splice(autoencoder)})(tokens)
-    zeroed = mishax_lite.edit(model.apply, {site: splice(jnp.zeros_like)})(tokens)
-    predicted = (text[:, :-1] & text[:, 1:]).astype(jnp.float32)
-
-    def loss(logits):
-        return (optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]) * predicted).sum()
-
-    x = captured[site].reshape(*tokens.shape, -1)
+@functools.partial(jax.jit, static_argnames="site")
+def _spliced_sums(autoencoder, model, tokens, text, centre, site):
+    # The layers below the site stand in both forward passes; the compiler computes them once.
+    x = activations_at(model, tokens, (site,))[site]
+    spliced = mishax_lite.edit(model.apply, {site: _splice(autoencoder, tokens, text)})(tokens)
     f = autoencoder.encode(x)
     shifted = jnp.where(text[..., None], x - centre, 0.0)
     return {
-        "tokens": text.sum(),
-        "predictions": predicted.sum(),
         "active": ((f > 0) & text[..., None]).sum(axis=(0, 1)),
         "errors": jnp.where(text[..., None], jnp.square(autoencoder(x) - x), 0.0).sum(),
         "shifted": shifted.sum(axis=(0, 1)),
         "squares": jnp.square(shifted).sum(),
-        "loss": loss(logits),
-        "loss_spliced": loss(spliced),
-        "loss_zero": loss(zeroed),
+        "loss_spliced": _loss_sum(spliced, tokens, text),
     }
 
 
-def _centre(model, tokens, site, special) -> np.ndarray:
+def _centre(model, tokens, site) -> np.ndarray:
     x = np.asarray(activations_at(model, jnp.asarray(tokens), (site,))[site])
-    text = is_text(tokens, special)
+    text = is_text(tokens, model.tokenizer.special_ids)
     return x[text].mean(axis=0) if text.any() else np.zeros(x.shape[-1], np.float32)
 
 

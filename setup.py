@@ -29,7 +29,7 @@ setup(
         "absl-py>=2.1",
         "chex>=0.1.90",
         "flax>=0.12",
-        "jax>=0.8,<0.11",
+        "jax>=0.8.2,<0.11",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",

@@ -1,5 +1,6 @@
 """What all launches share: flags, progress bars, errors in one line, and the text with its held-out part."""
 
+import errno
 import functools
 import logging
 import sys
@@ -57,6 +58,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except (ValueError, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                error = f"the disk is full ({error}); what is finished is kept, free some and run again to go on"
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@
 Every stage keeps what is there and does what is missing, so that the same command goes on after a stop.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +38,13 @@ def main():
 
     model, text, held_out = stage("load", load)
     print(f"  {len(text):,} sequences to harvest (at most --max_sequences), {len(held_out):,} held out")
+    sites = gemma.sites.matching(model.config, harvest.SITES.value)
+    # Before anything is computed, so that a flag out of range is found now and not after the harvest.
+    runs = train.configs({site: math.prod(gemma.sites.token_shape(model.config, site)) for site in sites})
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
     print(f"  {store.rows:,} tokens at {', '.join(store.sites)}")
-    print(f"  {train.describe(train.configs(store)[0])}")
-    folders = stage("train", lambda: train.train(store, out / "saes", out / "checkpoints"))
+    print(f"  {train.describe(runs[0])}")
+    folders = stage("train", lambda: train.train(runs, store, out / "saes", out / "checkpoints"))
     found = stage("evaluate", lambda: evaluate.evaluate(model, folders, held_out))
     first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))
 

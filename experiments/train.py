@@ -3,6 +3,7 @@
 python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -35,10 +36,12 @@ THRESHOLD_LEARNING_RATE = flags.DEFINE_float(
 )
 
 
-def configs(store: sae.ActivationStore) -> list[sae.TrainConfig]:
-    """The runs that the flags describe."""
-    sites = TRAIN_SITES.value or store.sites
-    store.check_sites(sites)
+def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
+    """The runs that the flags describe, for sites and the widths of their activations."""
+    sites = TRAIN_SITES.value or list(widths)
+    for site in sites:
+        if site not in widths:
+            raise ValueError(f"--train_sites has {site!r}, which is not among the sites harvested: {', '.join(widths)}")
     if COEFFICIENTS.value:
         aims = [{"coefficient": number} for number in _numbers("coefficients", COEFFICIENTS.value)]
     else:
@@ -51,15 +54,14 @@ def configs(store: sae.ActivationStore) -> list[sae.TrainConfig]:
     changes = {name: value for name, value in changes.items() if value is not None}
     recipe = RECIPES[RECIPE.value]
     return [
-        recipe(site, WIDTH.value or 8 * store.width(site), STEPS.value, seed=common.SEED.value, **aim, **changes)
+        recipe(site, WIDTH.value or 8 * widths[site], STEPS.value, seed=common.SEED.value, **aim, **changes)
         for site in sites
         for aim in aims
     ]
 
 
-def train(store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
+def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
     """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders."""
-    runs = configs(store)
     autoencoders, _ = sae.train(
         runs, store, checkpoint_dir=checkpoint_dir, save_every=SAVE_EVERY.value, progress=common.PROGRESS
     )
@@ -93,8 +95,9 @@ def _numbers(flag: str, words: list[str]) -> list[float]:
 
 def main():
     store = sae.ActivationStore.open(STORE_DIR.value)
-    print(describe(configs(store)[0]))
-    for folder in train(store, Path(SAES_DIR.value), Path(CHECKPOINT_DIR.value)):
+    runs = configs({site: store.width(site) for site in store.sites})
+    print(describe(runs[0]))
+    for folder in train(runs, store, Path(SAES_DIR.value), Path(CHECKPOINT_DIR.value)):
         print(folder)
 
 

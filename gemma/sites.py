@@ -26,7 +26,8 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-import mishax_lite
+from flax import linen as nn
+
 from gemma import layers, transformer
 from gemma.configs import Config
 from mishax_lite import Patch, Rewrite
@@ -101,39 +102,50 @@ def check(config: Config, site: str) -> None:
     raise ValueError(f"no site {site!r} in {config.name}: {hint}")
 
 
+def _in_block(module: nn.Module, kind: str) -> str:
+    """The name of a site in a block, for a module of that block: `layer_3/q`; `q` for a module that stands alone.
+
+    Not by `mishax_lite.scope`: that would make JAX trace anew, in every layer, each function that it has jitted itself.
+    """
+    layers_above = [name for name in module.path if name.startswith("layer_")]
+    return f"{layers_above[-1]}/{kind}" if layers_above else kind
+
+
 _LAYERS = Patch(
     layers,
     {
         "Attention.__call__": [
             Rewrite(
                 "q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)",
-                "q = tap('q', rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype))",
+                "q = tap(at(self, 'q'), rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype))",
             ),
             Rewrite(
                 "k = rope(k, positions, c.rope_base)",
-                "k = tap('k', rope(k, positions, c.rope_base))\nv = tap('v', v)",
+                "k = tap(at(self, 'k'), rope(k, positions, c.rope_base))\nv = tap(at(self, 'v'), v)",
             ),
             Rewrite(
                 "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
-                "scores = tap('attn_scores', scores)\ncapped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
+                "scores = tap(at(self, 'attn_scores'), scores)\n"
+                "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
             ),
             Rewrite(
                 "pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)",
-                "pattern = tap('attn_pattern', jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
+                "pattern = tap(at(self, 'attn_pattern'), jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
             ),
             Rewrite(
                 "z = jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H)",
-                "z = tap('attn_z', jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H))",
+                "z = tap(at(self, 'attn_z'), jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H))",
             ),
         ],
         "FeedForward.__call__": [
             Rewrite(
                 "hidden = nn.gelu(gate, approximate=True) * up",
-                "gate, up = tap('mlp_gate', gate), tap('mlp_up', up)\n"
-                "hidden = tap('mlp_hidden', nn.gelu(gate, approximate=True) * up)",
+                "gate, up = tap(at(self, 'mlp_gate'), gate), tap(at(self, 'mlp_up'), up)\n"
+                "hidden = tap(at(self, 'mlp_hidden'), nn.gelu(gate, approximate=True) * up)",
             ),
         ],
     },
+    names={"at": _in_block},
 )
 
 _TRANSFORMER = Patch(
@@ -142,31 +154,28 @@ _TRANSFORMER = Patch(
         "Block.__call__": [
             Rewrite(
                 "attn_in = RMSNorm(name='pre_attention_norm')(x)",
-                "x = tap('resid_pre', x)\nattn_in = tap('attn_in', RMSNorm(name='pre_attention_norm')(x))",
+                "x = tap(at(self, 'resid_pre'), x)\n"
+                "attn_in = tap(at(self, 'attn_in'), RMSNorm(name='pre_attention_norm')(x))",
             ),
             Rewrite(
                 "attn_out = RMSNorm(name='post_attention_norm')(attn_out)",
-                "attn_out = tap('attn_out', RMSNorm(name='post_attention_norm')(attn_out))",
+                "attn_out = tap(at(self, 'attn_out'), RMSNorm(name='post_attention_norm')(attn_out))",
             ),
-            Rewrite("x = x + attn_out", "x = tap('resid_mid', x + attn_out)"),
+            Rewrite("x = x + attn_out", "x = tap(at(self, 'resid_mid'), x + attn_out)"),
             Rewrite(
                 "mlp_in = RMSNorm(name='pre_ffw_norm')(x)",
-                "mlp_in = tap('mlp_in', RMSNorm(name='pre_ffw_norm')(x))",
+                "mlp_in = tap(at(self, 'mlp_in'), RMSNorm(name='pre_ffw_norm')(x))",
             ),
             Rewrite(
                 "mlp_out = RMSNorm(name='post_ffw_norm')(mlp_out)",
-                "mlp_out = tap('mlp_out', RMSNorm(name='post_ffw_norm')(mlp_out))",
+                "mlp_out = tap(at(self, 'mlp_out'), RMSNorm(name='post_ffw_norm')(mlp_out))",
             ),
-            Rewrite("x = x + mlp_out", "x = tap('resid_post', x + mlp_out)"),
+            Rewrite("x = x + mlp_out", "x = tap(at(self, 'resid_post'), x + mlp_out)"),
         ],
         "Transformer.__call__": [
             Rewrite(
                 "x = embedder.encode(tokens, self.dtype)",
                 "x = tap('embed', embedder.encode(tokens, self.dtype))",
-            ),
-            Rewrite(
-                "x = block(x, positions, local_mask if kind == LOCAL else mask)",
-                "with scope(f'layer_{i}/'):\n    x = block(x, positions, local_mask if kind == LOCAL else mask)",
             ),
             Rewrite(
                 "x = RMSNorm(name='final_norm')(x)",
@@ -178,7 +187,7 @@ _TRANSFORMER = Patch(
             ),
         ],
     },
-    names={"scope": mishax_lite.scope},
+    names={"at": _in_block},
 )
 
 _PATCHES = (_LAYERS, _TRANSFORMER)

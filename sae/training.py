@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -153,6 +154,13 @@ class _Checkpoints:
     def save(self, step: int, current: list[states.State], history: list[dict], last: bool) -> None:
         if self._manager.latest_step() == step or not (last or self._manager.should_save(step)):
             return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(current))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:  # before Orbax finds out in one of its threads
+            raise OSError(
+                f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
+                f"{free / 1e6:.0f} MB are free; what was saved before is kept. Free some and run again to go on"
+            )
         args = ocp.args.Composite(
             states=ocp.args.StandardSave(current), history=ocp.args.JsonSave({"records": history})
         )

@@ -18,11 +18,21 @@ def _spec(folder: Path) -> dict:
     return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder.absolute())}}
 
 
+def chunk_rows(row_bytes: int) -> int:
+    """Rows of a chunk, the least that is read or written."""
+    return max(1, min(SHARD_ROWS, CHUNK_BYTES // row_bytes))
+
+
+def stored_bytes(rows: int, row_bytes: int) -> int:
+    """What an array takes on disk, its last chunk filled up."""
+    chunk = chunk_rows(row_bytes)
+    return -(-rows // chunk) * chunk * row_bytes
+
+
 def write(folder: Path, values: np.ndarray) -> None:
     """Writes [rows, …] as a new array, all of it in memory already."""
-    row_bytes = max(1, values[:1].nbytes)
-    chunk_rows = max(1, min(SHARD_ROWS, CHUNK_BYTES // row_bytes))
-    shard_rows = -(-min(SHARD_ROWS, len(values)) // chunk_rows) * chunk_rows
+    chunk = chunk_rows(max(1, values[:1].nbytes))
+    shard_rows = -(-min(SHARD_ROWS, len(values)) // chunk) * chunk
     metadata = {
         "shape": list(values.shape),
         "data_type": str(values.dtype),
@@ -31,7 +41,7 @@ def write(folder: Path, values: np.ndarray) -> None:
             {
                 "name": "sharding_indexed",
                 "configuration": {
-                    "chunk_shape": [chunk_rows, *values.shape[1:]],
+                    "chunk_shape": [chunk, *values.shape[1:]],
                     "codecs": _codecs(),
                     "index_codecs": _codecs(),
                 },

@@ -22,9 +22,10 @@ def check_space(store: Path, manifest: Manifest, segments: int) -> None:
     Raises:
       ValueError: with the bytes needed and the bytes free.
     """
-    rows = segments * manifest.sequences_per_segment * (manifest.length - 1)
-    width = sum(int(np.prod(shape)) for shape in manifest.sites.values())
-    needed = rows * (width * (4 if manifest.dtype == "float32" else 2) + 4 * len(ROW_FIELDS))
+    rows = min(manifest.sequences_per_segment, manifest.sequences) * (manifest.length - 1)
+    value_bytes = 4 if manifest.dtype == "float32" else 2
+    row_bytes = [value_bytes * int(np.prod(shape)) for shape in manifest.sites.values()] + [4] * len(ROW_FIELDS)
+    needed = segments * sum(arrays.stored_bytes(rows, size) for size in row_bytes)
     free = shutil.disk_usage(store).free
     if needed > free:
         raise ValueError(

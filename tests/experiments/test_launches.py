@@ -173,22 +173,24 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(whole, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", str(small)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"mounting a tmpfs is not allowed here: {mounted.stderr.strip()}")
     try:
         # It looks ahead: too little for the store at all.
-        done = launch(f"--out_dir={small / 'out'}", *(f for f in SMALL if "max_sequences" not in f))
+        done = launch(f"--out_dir={small / 'a'}", *(f for f in SMALL if "max_sequences" not in f))
         assert done.returncode == 1 and re.search(r"error: the store needs up to [\d.]+ GB and", done.stderr)
-        # Room for the store, and the disk full while training.
-        (small / "filler").write_bytes(b"")
-        done = launch(f"--out_dir={small / 'out2'}", *SMALL[1:], "--max_sequences=64")
-        assert done.returncode == 1, done.stdout
-        assert len(done.stderr.strip().splitlines()) == 1 or "Traceback" not in done.stderr, done.stderr
-        assert sorted(p.name for p in (small / "out2" / "store").glob("segment_*")) == [
-            "segment_00000",
-            "segment_00001",
-        ]
+        # Room for the store but not for a checkpoint; then, with some freed, it goes on.
+        (small / "filler").write_bytes(bytes(3_000_000))
+        flags = (f"--out_dir={small / 'b'}", *(f for f in SMALL if "max_sequences" not in f), "--max_sequences=32")
+        done = launch(*flags)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert re.match(r"error: the disk is full: a checkpoint of 5 MB goes to", done.stderr.splitlines()[-1])
+        segment = contents(small / "b" / "store" / "segment_00000", "*")
+        (small / "filler").unlink()
+        launch(*flags)
+        assert segment == contents(small / "b" / "store" / "segment_00000", "*")
+        assert list((small / "b" / "checkpoints").glob("[0-9]*"))
     finally:
         subprocess.run(["umount", str(small)], check=True)

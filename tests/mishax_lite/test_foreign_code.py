@@ -46,7 +46,7 @@ def test_nnx_attention():
     attention = importlib.import_module("flax.nnx.nn.attention")
     model = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False, deterministic=True)
     # Without dropout it takes a fused function of JAX's, in which there is no pattern: one edit sends it past that.
-    unfused = Rewrite("dropout_rate == 0.0 and module is None", "False")
+    unfused = Rewrite("dropout_rate == 0.0 and $no_module", "False")
     before = model(X)
     with Patch(attention, {"dot_product_attention": [unfused], "dot_product_attention_weights": [SOFTMAX]}):
         check_pattern(model, 2)

@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[package for name in PACKAGES for package in subpackages(name)],
     package_data={
-        "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.jsonl", "tiny/weights/**/*"],
+        "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.txt", "tiny/*.jsonl", "tiny/weights/**/*"],
         "sae": ["explorer/templates/*"],
     },
     install_requires=[

@@ -1,11 +1,13 @@
 """What all launches share: flags, progress bars, errors in one line, and the text with its held-out part."""
 
 import errno
-import functools
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from absl import app, flags
@@ -16,17 +18,32 @@ import gemma
 import sae
 from sae.text import Sequences, cut, read_documents
 
+T = TypeVar("T")
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
-PROGRESS = functools.partial(tqdm, mininterval=0.5, dynamic_ncols=True, leave=False)
+_interrupted = threading.Event()
+
+
+def progress(items: Iterable[T], **about) -> Iterator[T]:
+    """A progress bar over some items; about: `total`, `desc`, `initial`, as for tqdm."""
+    for item in tqdm(items, mininterval=0.5, dynamic_ncols=True, leave=False, **about):
+        if _interrupted.is_set():  # Ctrl-C came where Python swallows exceptions: in a finaliser, say
+            raise KeyboardInterrupt
+        yield item
+
+
+def _interrupt(*_):
+    _interrupted.set()
+    raise KeyboardInterrupt
+
 
 MODEL = flags.DEFINE_string("model", "gemma2-tiny", "Model: a preset that is shipped, or a checkpoint's folder.")
 CORPUS = flags.DEFINE_string(
     "corpus", None, "Text to harvest: plain text or JSON lines, UTF-8. Default: the text shipped with gemma2-tiny."
 )
 HELD_OUT = flags.DEFINE_string(
-    "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or the last tenth of --corpus."
+    "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or a tenth of --corpus, by documents."
 )
-LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=2)
+LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=3)
 MAX_SEQUENCES = flags.DEFINE_integer(
     "max_sequences", 2000, "Harvest no more than this many sequences of the corpus, taken at random.", lower_bound=1
 )
@@ -55,12 +72,13 @@ def run(main: Callable[[], None]) -> None:
         # Orbax reports each of its steps at level INFO.
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("absl").setLevel(logging.WARNING)
+        signal.signal(signal.SIGINT, _interrupt)
         try:
             main()
         except (ValueError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 error = f"the disk is full ({error}); what is finished is kept, free some and run again to go on"
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -83,9 +101,20 @@ def texts(model: gemma.Model) -> tuple[Sequences, Sequences]:
                 f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed "
                 "at least, one to harvest and one to evaluate on. Give more text or a smaller --length"
             )
-        kept = len(train) - max(1, len(train) // 10)
-        train, held_out = train.take(slice(kept)), train.take(slice(kept, None))
+        train, held_out = _split(train)
     return _some(train, MAX_SEQUENCES.value), _some(held_out, EVAL_SEQUENCES.value)
+
+
+def _split(sequences: Sequences) -> tuple[Sequences, Sequences]:
+    """All but a tenth, and a tenth: whole documents taken at random; of a single document, its end."""
+    tenth = max(1, len(sequences) // 10)
+    order = np.random.default_rng(SEED.value).permutation(len(sequences.documents))
+    sizes = np.bincount(sequences.document, minlength=len(order))[order]
+    chosen = order[: np.searchsorted(np.cumsum(sizes), tenth) + 1]
+    held_out = np.isin(sequences.document, chosen)
+    if held_out.all():
+        held_out = np.arange(len(sequences)) >= len(sequences) - tenth
+    return sequences.take(np.flatnonzero(~held_out)), sequences.take(np.flatnonzero(held_out))
 
 
 def _some(sequences: Sequences, most: int) -> Sequences:

@@ -8,40 +8,62 @@ import hashlib
 import json
 from pathlib import Path
 
+from absl import flags
+
 import gemma
 import sae
 from experiments import common
 from experiments.train import SAES_DIR
 from sae.evaluation.fidelity import Baseline, baseline
+from sae.harvesting import parameter_hash
 from sae.store.manifest import replace_file
 from sae.text import Sequences
 
+# What --help lists.
+flags.adopt_module_key_flags(common)
+flags.declare_key_flag("saes_dir")
 
-def identity(folder: Path, sequences: Sequences) -> str:
-    """What a result on an autoencoder depends on: its parameters and the text."""
-    return hashlib.sha256((folder / "params.npz").read_bytes()).hexdigest()[:16] + sequences.fingerprint()[:16]
+
+def subject(model: gemma.Model, sequences: Sequences) -> str:
+    """What every result depends on: the model's parameters and the text."""
+    return parameter_hash(model)[:16] + sequences.fingerprint()[:16]
+
+
+def identity(folder: Path, of: str) -> str:
+    """What a result on the autoencoder in a folder depends on, beside the subject: its parameters and its site."""
+    files = [folder / name for name in ("params.npz", "info.json")]
+    return of + "".join(hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.exists())
+
+
+def _known(file: Path, key: str) -> sae.Metrics | None:
+    """The metrics that a file has for this identity; what cannot be read is as good as not there."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return sae.Metrics(**known["metrics"]) if known["identity"] == key else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> list[sae.Metrics]:
     """The metrics of the autoencoders in some folders, from their `metrics.json` where that is of the same text."""
     baselines: dict[str, Baseline] = {}
-    found = []
+    found, of = [], subject(model, sequences)
     for folder in folders:
-        file, key = folder / "metrics.json", identity(folder, sequences)
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if known.get("identity") != key:
+        file, key = folder / "metrics.json", identity(folder, of)
+        metrics = _known(file, key)
+        if metrics is None:
             autoencoder = sae.load(folder)
             if autoencoder.info is None:
                 raise ValueError(f"{folder} has no info.json, so its site is unknown")
             site = autoencoder.info.site
             if site not in baselines:
-                baselines[site] = baseline(model, sequences.tokens, site, progress=common.PROGRESS)
+                baselines[site] = baseline(model, sequences.tokens, site, progress=common.progress)
             metrics = sae.evaluate(
-                autoencoder, model, sequences.tokens, known=baselines[site], progress=common.PROGRESS
+                autoencoder, model, sequences.tokens, known=baselines[site], progress=common.progress
             )
-            known = {"identity": key, "metrics": dataclasses.asdict(metrics)}
-            replace_file(file, json.dumps(known, indent=2) + "\n")
-        found.append(sae.Metrics(**known["metrics"]))
+            record = {"identity": key, "metrics": dataclasses.asdict(metrics)}
+            replace_file(file, json.dumps(record, indent=2) + "\n")
+        found.append(metrics)
     return found
 
 

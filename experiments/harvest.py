@@ -23,6 +23,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Dtype of the stored activ
 SEQUENCES_PER_SEGMENT = flags.DEFINE_integer(
     "sequences_per_segment", 512, "Sequences of a segment; its rows are shuffled in memory.", lower_bound=1
 )
+# What --help lists.
+flags.adopt_module_key_flags(common)
 
 
 def harvest(model: gemma.Model, sequences: Sequences, store_dir: Path) -> sae.ActivationStore:
@@ -35,7 +37,7 @@ def harvest(model: gemma.Model, sequences: Sequences, store_dir: Path) -> sae.Ac
         seed=common.SEED.value,
         dtype=DTYPE.value,
         sequences_per_segment=SEQUENCES_PER_SEGMENT.value,
-        progress=common.PROGRESS,
+        progress=common.progress,
     )
 
 

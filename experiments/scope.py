@@ -19,9 +19,16 @@ from experiments import common, evaluate, explore, harvest, train
 T = TypeVar("T")
 
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
+# What --help lists.
+flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(harvest)
+flags.adopt_module_key_flags(train)
 
 
 def main():
+    for name in ("store_dir", "saes_dir", "checkpoint_dir", "pages_dir"):
+        if flags.FLAGS[name].present:
+            raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
     out = Path(OUT_DIR.value)
     seconds: dict[str, float] = {}
 

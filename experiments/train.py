@@ -3,6 +3,7 @@
 python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from absl import flags
 import sae
 from experiments import common
 from experiments.harvest import STORE_DIR
+from sae.store.manifest import replace_file
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope}
 
@@ -34,6 +36,9 @@ LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Adam's. Default: the 
 THRESHOLD_LEARNING_RATE = flags.DEFINE_float(
     "threshold_learning_rate", None, "Adam's for the threshold. Default: the recipe's.", lower_bound=0.0
 )
+# What --help lists.
+flags.adopt_module_key_flags(common)
+flags.declare_key_flag("store_dir")
 
 
 def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
@@ -61,13 +66,17 @@ def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
 
 
 def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
-    """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders."""
-    autoencoders, _ = sae.train(
-        runs, store, checkpoint_dir=checkpoint_dir, save_every=SAVE_EVERY.value, progress=common.PROGRESS
+    """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders.
+
+    `history.json` beside them has the course of each run.
+    """
+    autoencoders, history = sae.train(
+        runs, store, checkpoint_dir=checkpoint_dir, save_every=SAVE_EVERY.value, progress=common.progress
     )
     folders = [common.autoencoder_folder(saes_dir, config) for config in runs]
     for autoencoder, folder in zip(autoencoders, folders, strict=True):
         sae.save(autoencoder, folder)
+    replace_file(saes_dir / "history.json", json.dumps(history, indent=1) + "\n")
     return folders
 
 
@@ -88,7 +97,8 @@ def _numbers(flag: str, words: list[str]) -> list[float]:
         numbers = [float(word) for word in words]
     except ValueError:
         raise ValueError(f"--{flag} takes numbers with commas between them, got {','.join(words)!r}") from None
-    if any(not number > 0 for number in numbers) or len(set(numbers)) < len(numbers):
+    # As they stand in the names of folders (`common.autoencoder_folder`).
+    if not numbers or any(not number > 0 for number in numbers) or len({f"{n:g}" for n in numbers}) < len(numbers):
         raise ValueError(f"--{flag} takes different numbers above 0, got {','.join(words)!r}")
     return numbers
 

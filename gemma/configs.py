@@ -38,6 +38,10 @@ class Config:
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{self.name}: {field} must be a positive integer, got {value!r}")
+        for field in ("query_scale", "attn_softcap", "final_softcap", "rope_base"):
+            value = getattr(self, field)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{self.name}: {field} must be a positive number, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.name}: num_heads must be a multiple of num_kv_heads, "

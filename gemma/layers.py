@@ -1,4 +1,4 @@
-"""The parts of a Gemma 2 block, in Flax linen, with parameters named and shaped as in DeepMind's checkpoints.
+"""The parts of a Gemma 2 block, in Flax linen, with parameters named as in DeepMind's checkpoints.
 
 Axis letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, F feed-forward width, V vocabulary. Query heads are key-head major: n = k*G + g.

@@ -51,7 +51,9 @@ class Model:
                 f"for tokens {[B, T]}, positions must be {[B, T]} and mask {[B, T, T]}, "
                 f"got {list(positions.shape)} and {list(mask.shape)}"
             )
-        return Transformer(self.config, self.dtype).apply({"params": self.params}, tokens, positions, mask)
+        # float32 means float32: by default, accelerators multiply float32 matrices in bfloat16 or TF32 passes.
+        with jax.default_matmul_precision("highest"):
+            return Transformer(self.config, self.dtype).apply({"params": self.params}, tokens, positions, mask)
 
 
 def param_shapes(config: Config, dtype: jnp.dtype = jnp.float32) -> dict:

@@ -29,8 +29,8 @@ class Tokenizer:
             tokenizer = cls(Path(path).read_bytes())
         except RuntimeError as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        if -1 in tokenizer.special_ids:
-            raise ValueError(f"{path} has no pad, eos or bos piece: ids {tokenizer.special_ids}, Gemma has 0, 1, 2")
+        if tokenizer.special_ids != (0, 1, 2):
+            raise ValueError(f"{path} has pad, eos and bos at {tokenizer.special_ids}, Gemma's are 0, 1 and 2")
         return tokenizer
 
     def __len__(self) -> int:

@@ -71,14 +71,14 @@ class JumpReLU:
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, Z], zero where the pre-activation is not above its threshold."""
-        z = x @ self.W_enc + self.b_enc
+        z = jnp.matmul(x, self.W_enc, precision="highest") + self.b_enc
         return jnp.where(z > self.threshold, z, 0.0)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, Z] -> raw activations [B, A], without the skip."""
-        return f @ self.W_dec + self.b_dec
+        return jnp.matmul(f, self.W_dec, precision="highest") + self.b_dec
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The reconstruction [B, A] of [B, A]."""
         out = self.decode(self.encode(x))
-        return out if self.W_skip is None else out + x @ self.W_skip
+        return out if self.W_skip is None else out + jnp.matmul(x, self.W_skip, precision="highest")

@@ -117,7 +117,8 @@ def harvest(
     )  # before anything is written
     manifests.write(path, manifest, sequences.documents)
     missing = writing.missing_segments(path, manifest)
-    writing.check_space(path, manifest, len(missing))
+    rows = int(is_text(sequences.tokens, manifest.dropped_tokens).sum())
+    writing.check_space(path, manifest, len(missing), rows)
     order = np.random.default_rng(seed).permutation(len(sequences))
     place = (
         jnp.asarray

@@ -29,13 +29,11 @@ _PARAM_SPECS = Params(
 class State(NamedTuple):
     """A pytree; all of it float32 but for counters.
 
-    `params.threshold` is theta, or log(theta) where the config says so. `idle` [Z] counts the steps since each latent
-    last fired. `step` counts the updates made.
+    `params.threshold` is theta, or log(theta) where the config says so. `step` counts the updates made.
     """
 
     params: Params
     optimizer: chex.ArrayTree
-    idle: jax.Array
     step: jax.Array
 
 
@@ -96,7 +94,7 @@ def initial(config: TrainConfig, activation_width: int) -> State:
         b_dec=jnp.zeros((activation_width,)),
         threshold=jnp.log(threshold) if config.log_threshold else threshold,
     )
-    return State(params, optimizer(config).init(params), jnp.zeros((config.width,), jnp.int32), jnp.int32(0))
+    return State(params, optimizer(config).init(params), jnp.int32(0))
 
 
 def unit_rows(W_dec: jax.Array) -> jax.Array:
@@ -140,10 +138,9 @@ def step(
     params = params._replace(W_dec=unit_rows(params.W_dec))
     if not config.log_threshold:
         params = params._replace(threshold=jnp.maximum(params.threshold, 0.0))
-    idle = jnp.where(parts.pop("active") > 0, 0, state.idle + 1)
     theta = with_theta(params, config).threshold
     metrics = {"loss": loss, **parts, "threshold_mean": theta.mean()}
-    return State(params, opt_state, idle, state.step + 1), metrics
+    return State(params, opt_state, state.step + 1), metrics
 
 
 def shardings(state: State, mesh: Mesh) -> State:
@@ -154,8 +151,7 @@ def shardings(state: State, mesh: Mesh) -> State:
             return Params(*(NamedSharding(mesh, spec) for spec in _PARAM_SPECS))
         return NamedSharding(mesh, PartitionSpec())
 
-    placed = jax.tree.map(of, state, is_leaf=lambda node: isinstance(node, Params))
-    return placed._replace(idle=NamedSharding(mesh, PartitionSpec("latent")))
+    return jax.tree.map(of, state, is_leaf=lambda node: isinstance(node, Params))
 
 
 @functools.lru_cache(maxsize=64)

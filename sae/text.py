@@ -92,6 +92,10 @@ def _json_lines(path: Path, text: str) -> list[Document]:
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ValueError(f'{path}, line {number}: expected an object with a string "text", got {line[:60]!r}')
+        try:
+            record["text"].encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}, line {number}: a lone surrogate, which is no text, in {line[:60]!r}") from None
         name = str(record.get("id", f"{path.stem}:{number}"))
         documents.append(Document(name, str(record.get("source", path.stem)), record["text"]))
     return documents

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sae import state as states
 from sae.autoencoder import Info, JumpReLU
 from sae.recipes import TrainConfig
-from sae.store.manifest import replace_file
+from sae.store.manifest import read_json, replace_file
 from sae.store.reading import ActivationStore
 
 LOG_EVERY = 50
@@ -131,7 +131,7 @@ class _Checkpoints:
     def _check_identity(self) -> None:
         facts = self.folder / "run.json"
         if facts.exists():
-            there, asked = json.loads(facts.read_text(encoding="utf-8")), json.loads(json.dumps(self._identity))
+            there, asked = read_json(facts), json.loads(json.dumps(self._identity))
             if there != asked:
                 raise ValueError(
                     f"{self.folder} holds the checkpoint of another run: {_difference(there, asked)}. "
@@ -146,9 +146,12 @@ class _Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return 0, fresh, []
-        saved = self._manager.restore(
-            step, args=ocp.args.Composite(states=ocp.args.StandardRestore(fresh), history=ocp.args.JsonRestore())
-        )
+        args = ocp.args.Composite(states=ocp.args.StandardRestore(fresh), history=ocp.args.JsonRestore())
+        try:
+            saved = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax raises errors of many kinds for damaged files
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(f"the checkpoint {self.folder / str(step)} is damaged, delete it: {reason}") from error
         return step, saved["states"], saved["history"]["records"]
 
     def save(self, step: int, current: list[states.State], history: list[dict], last: bool) -> None:

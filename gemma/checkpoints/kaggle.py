@@ -4,14 +4,16 @@
 checkpoints on Kaggle (google-deepmind/gemma v2.0.8, `gemma/params.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
 _ROOT = "transformer"
+T = TypeVar("T")
 
 
 def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
@@ -46,7 +48,7 @@ def read(folder: Path, expected: Mapping, sharding: jax.sharding.Sharding) -> di
     folder = Path(folder).absolute()
     want = traverse_util.flatten_dict(flatten(expected), sep="/")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(folder).item_metadata.tree
+        stored = _readable(folder, lambda: checkpointer.metadata(folder).item_metadata.tree)
         have = traverse_util.flatten_dict(dict(stored), sep="/")
         problems = [f"missing: {name}" for name in sorted(set(want) - set(have))]
         problems += [f"not in this model: {name}" for name in sorted(set(have) - set(want))]
@@ -56,11 +58,21 @@ def read(folder: Path, expected: Mapping, sharding: jax.sharding.Sharding) -> di
             if tuple(have[name].shape) != want[name].shape
         ]
         if problems:
-            raise ValueError(f"{folder} does not hold this model:\n  " + "\n  ".join(problems))
+            more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+            raise ValueError(f"{folder} does not hold this model:\n  " + "\n  ".join(problems[:12]) + more)
         args = jax.tree.map(
             lambda struct: ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=sharding, global_shape=struct.shape),
             flatten(expected),
         )
-        flat = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+        flat = _readable(folder, lambda: checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args)))
     leaves = {(*key.split("/")[1:], name): value for key, group in flat.items() for name, value in group.items()}
     return traverse_util.unflatten_dict(leaves)
+
+
+def _readable(folder: Path, read: Callable[[], T]) -> T:
+    """Orbax raises errors of many kinds for damaged files; here they are one kind, which names the folder."""
+    try:
+        return read()
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{folder} cannot be read as an Orbax checkpoint, its files are damaged: {reason}") from error

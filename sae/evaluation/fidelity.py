@@ -116,6 +116,8 @@ def baseline(
     sums = _over_batches(
         lambda batch, text: _baseline_sums(model, batch, text, site), model, tokens, f"{site}, baseline", progress
     )
+    if not sums["predictions"]:
+        raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
     return Baseline(site, _centre(model, tokens[:BATCH], site), sums)
 
 
@@ -221,6 +223,11 @@ def _site_of(autoencoder: JumpReLU, model: gemma.Model, site: str | None) -> str
         raise ValueError("this autoencoder does not say where it belongs: name the site")
     if info is not None and info.model != model.config.name:
         raise ValueError(f"this autoencoder was trained on {info.model}, the model given is {model.config.name}")
+    if info is not None and info.site_out != info.site:
+        raise ValueError(
+            f"this one maps {info.site} to {info.site_out}: only autoencoders, which reconstruct their own input, "
+            "can be evaluated"
+        )
     site = site or info.site
     width = int(np.prod(gemma.sites.token_shape(model.config, site)))
     if autoencoder.W_enc.shape[0] != width or autoencoder.b_dec.shape[0] != width:

@@ -11,6 +11,7 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
     # The figure is made without pyplot, which keeps global state and may ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -26,9 +27,10 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
             )
         axis.set_xscale("log")
         axis.set_xlabel("L0 (active latents per token)")
-        ticks = sorted({round(m.l0) for m in metrics})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 4.0, 6.0)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.minorticks_off()
+        axis.margins(x=0.1)
         axis.set_ylabel(name)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
-from sae.store.manifest import replace_file
+from sae.store.manifest import read_json, replace_file
 
-ARRAYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+# Name and number of axes.
+ARRAYS = {"W_enc": 2, "W_dec": 2, "b_enc": 1, "b_dec": 1, "threshold": 1}
 
 
 def save(autoencoder: JumpReLU, folder: Path) -> None:
@@ -39,6 +40,8 @@ def load(path: Path) -> JumpReLU:
       ValueError: when the file is missing, damaged, or lacks an array.
     """
     file = path / "params.npz" if path.is_dir() else path
+    if file.exists() and not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is damaged: it is no npz archive")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             missing = [name for name in ARRAYS if name not in arrays.files]
@@ -55,6 +58,17 @@ def load(path: Path) -> JumpReLU:
                 f"{file}: {name} must be finite float32, got {value.dtype} with "
                 f"{int((~np.isfinite(value)).sum())} values that are not finite"
             )
-    facts = file.parent / "info.json"
-    info = Info(**json.loads(facts.read_text(encoding="utf-8"))) if facts.exists() else None
-    return JumpReLU(**{name: jnp.asarray(value) for name, value in values.items()}, info=info)
+        if value.ndim != ARRAYS[name]:
+            raise ValueError(f"{file}: {name} must have {ARRAYS[name]} axes, got shape {value.shape}")
+    return JumpReLU(
+        **{name: jnp.asarray(value) for name, value in values.items()}, info=_info(file.parent / "info.json")
+    )
+
+
+def _info(file: Path) -> Info | None:
+    if not file.exists():
+        return None
+    try:
+        return Info(**read_json(file))
+    except TypeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None

@@ -3,12 +3,13 @@
 store/manifest.json       this file's Manifest
 store/documents.json      (id, source) of every document, by number
 store/segment_00000/      rows in shuffled order; there once, and only when, all of it has been written
-    segment.json          row count; mean and mean squared norm of every site, in float64
+    segment.json          the manifest's fingerprint, row count; mean and mean squared norm of every site, in float64
     layer_3.resid_post/   zarr v3 array [rows, A]
     token/ position/ document/   zarr v3 arrays [rows], int32
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -50,6 +51,10 @@ class Manifest:
         if self.dtype not in DTYPES:
             raise ValueError(f"a store's dtype is one of {', '.join(DTYPES)}; got {self.dtype!r}")
 
+    def fingerprint(self) -> str:
+        """sha256 over all of it; every segment carries it."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
     @property
     def segments(self) -> int:
         """How many segments the whole store has."""
@@ -60,6 +65,19 @@ def segment_folder(store: Path, index: int) -> Path:
     return store / f"segment_{index:05d}"
 
 
+def segment_facts(store: Path, index: int, manifest: Manifest) -> dict:
+    """A segment's `segment.json`.
+
+    Raises:
+      ValueError: when the segment was written for another manifest.
+    """
+    folder = segment_folder(store, index)
+    facts = read_json(folder / "segment.json")
+    if facts.get("manifest") != manifest.fingerprint():
+        raise ValueError(f"{folder} was not written for this store's manifest.json: delete it and harvest again")
+    return facts
+
+
 def site_folder(segment: Path, site: str) -> Path:
     return segment / site.replace("/", ".")
 
@@ -67,18 +85,22 @@ def site_folder(segment: Path, site: str) -> Path:
 def read(store: Path) -> Manifest:
     """Raises ValueError when there is no store, or one that this version cannot read."""
     try:
-        values = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
+        values = read_json(store / "manifest.json")
     except FileNotFoundError:
         raise ValueError(f"{store} is no activation store: it has no manifest.json") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{store / 'manifest.json'} is not JSON ({error}): delete the store and harvest again"
-        ) from None
     if values.get("format") != FORMAT:
         raise ValueError(f"{store} has store format {values.get('format')!r}; this version reads {FORMAT}")
     values["sites"] = {site: tuple(shape) for site, shape in values["sites"].items()}
     values["dropped_tokens"] = tuple(values["dropped_tokens"])
     return Manifest(**values)
+
+
+def read_json(path: Path):
+    """Raises ValueError, naming the file, when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from None
 
 
 def write(store: Path, manifest: Manifest, documents: tuple[tuple[str, str], ...]) -> None:

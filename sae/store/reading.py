@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class ActivationStore:
                     f"{path} is not complete: {folder.name} of {manifest.segments} segments is missing; "
                     "run the harvest again, it writes what is missing"
                 )
-            rows.append(_segment_facts(folder)["rows"])
+            rows.append(manifests.segment_facts(path, index, manifest)["rows"])
         return cls(path, manifest, tuple(rows))
 
     @property
@@ -76,7 +75,7 @@ class ActivationStore:
     @functools.cached_property
     def documents(self) -> list[tuple[str, str]]:
         """(id, source) of every document, by the number that rows carry."""
-        return [tuple(pair) for pair in json.loads((self.path / "documents.json").read_text(encoding="utf-8"))]
+        return [tuple(pair) for pair in manifests.read_json(self.path / "documents.json")]
 
     def mean_squared_norm(self, site: str) -> float:
         """E||x||^2 over all rows, in raw units, from sums in float64."""
@@ -93,7 +92,7 @@ class ActivationStore:
 
     @functools.cached_property
     def _segments(self) -> list[dict]:
-        return [_segment_facts(manifests.segment_folder(self.path, i)) for i in range(len(self.segment_rows))]
+        return [manifests.segment_facts(self.path, i, self.manifest) for i in range(len(self.segment_rows))]
 
     def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
         """Rows of one segment: a site's activations [rows, A] as stored, or `token`, `position`, `document` [rows]."""
@@ -179,10 +178,6 @@ def _pass_blocks(segment_rows: tuple[int, ...], seed: int, number: int):
     ]
     blocks = [blocks[i] for i in np.random.default_rng([seed, number]).permutation(len(blocks))]
     return blocks, np.cumsum([stop - start for _, start, stop in blocks])
-
-
-def _segment_facts(folder: Path) -> dict:
-    return json.loads((folder / "segment.json").read_text(encoding="utf-8"))
 
 
 def _joined(reads: list[dict], names: list[str]) -> dict[str, np.ndarray]:

@@ -8,21 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from sae.store import arrays
-from sae.store.manifest import ROW_FIELDS, Manifest, replace_file, segment_folder, site_folder
+from sae.store.manifest import ROW_FIELDS, Manifest, replace_file, segment_facts, segment_folder, site_folder
 
 
 def missing_segments(store: Path, manifest: Manifest) -> list[int]:
-    """The segments that are still to be written."""
-    return [i for i in range(manifest.segments) if not segment_folder(store, i).is_dir()]
+    """The segments that are still to be written.
+
+    Raises:
+      ValueError: when one that is there belongs to another store.
+    """
+    there = {i for i in range(manifest.segments) if segment_folder(store, i).is_dir()}
+    for index in there:
+        segment_facts(store, index, manifest)
+    return [i for i in range(manifest.segments) if i not in there]
 
 
-def check_space(store: Path, manifest: Manifest, segments: int) -> None:
-    """Refuses, before any work, what the disk cannot hold.
+def check_space(store: Path, manifest: Manifest, segments: int, rows: int) -> None:
+    """Refuses, before any work, what the disk cannot hold: so many segments of a text with so many rows in all.
 
     Raises:
       ValueError: with the bytes needed and the bytes free.
     """
-    rows = min(manifest.sequences_per_segment, manifest.sequences) * (manifest.length - 1)
+    rows = -(-rows // manifest.segments)
     value_bytes = 4 if manifest.dtype == "float32" else 2
     row_bytes = [value_bytes * int(np.prod(shape)) for shape in manifest.sites.values()] + [4] * len(ROW_FIELDS)
     needed = segments * sum(arrays.stored_bytes(rows, size) for size in row_bytes)
@@ -61,7 +68,8 @@ def write_segment(
             arrays.write(site_folder(partial, site), values[order].astype(_numpy_dtype(manifest.dtype), copy=False))
         for field in ROW_FIELDS:
             arrays.write(partial / field, rows[field][order].astype(np.int32))
-        replace_file(partial / "segment.json", json.dumps({"rows": len(order), "sites": statistics}))
+        facts = {"manifest": manifest.fingerprint(), "rows": len(order), "sites": statistics}
+        replace_file(partial / "segment.json", json.dumps(facts))
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(

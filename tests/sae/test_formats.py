@@ -56,13 +56,16 @@ def test_what_is_damaged_or_missing_is_named(tmp_path):
         sae.save(make(), tmp_path / "x", format="zip")
     with pytest.raises(ValueError, match=r"no place for an affine skip"):
         sae.save(make(W_skip=jnp.eye(6)), tmp_path / "x")
+    (tmp_path / "params.npz").write_text("text")
+    with pytest.raises(ValueError, match=r"is no npz archive"):
+        sae.load(tmp_path)
     np.savez(tmp_path / "params.npz", W_enc=np.zeros(3))
     with pytest.raises(ValueError, match=r"has no W_dec, b_enc, b_dec, threshold; it holds W_enc"):
         sae.load(tmp_path)
     sae.save(make(), tmp_path / "x")
     whole = (tmp_path / "x" / "params.npz").read_bytes()
     (tmp_path / "x" / "params.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"params.npz is damaged"):
+    with pytest.raises(ValueError, match=r"params.npz is damaged: it is no npz archive"):
         sae.load(tmp_path / "x")
     sae.save(make(), tmp_path / "y")
     with np.load(tmp_path / "y" / "params.npz") as arrays:

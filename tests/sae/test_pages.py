@@ -42,7 +42,7 @@ def built(tiny, tmp_path_factory):
     autoencoder = autoencoder_for(tiny, 192)
     Z, T = autoencoder.width, 64
     activation = np.zeros((Z, 2, T), np.float32)
-    activation[5, 0, [3, 4, 9]] = [2.0, 8.0, 4.0]
+    activation[5, 0, [13, 14, 19]] = [2.0, 8.0, 4.0]
     activation[7, 0, 2] = 1.0
     sequence = np.full((Z, 2), -1, np.int32)
     sequence[[5, 7], 0] = 0

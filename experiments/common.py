@@ -25,7 +25,8 @@ _interrupted = threading.Event()
 
 def progress(items: Iterable[T], **about) -> Iterator[T]:
     """A progress bar over some items; about: `total`, `desc`, `initial`, as for tqdm."""
-    for item in tqdm(items, mininterval=0.5, dynamic_ncols=True, leave=False, **about):
+    nothing = about.get("total") == about.get("initial", 0)
+    for item in tqdm(items, mininterval=0.5, dynamic_ncols=True, leave=False, disable=nothing, **about):
         if _interrupted.is_set():  # Ctrl-C came where Python swallows exceptions: in a finaliser, say
             raise KeyboardInterrupt
         yield item

@@ -19,7 +19,7 @@ from sae.store import manifest as manifests
 from sae.store import writing
 from sae.store.manifest import Manifest
 from sae.store.reading import ActivationStore
-from sae.text import Sequences, is_text
+from sae.text import Sequences, batch_at, is_text
 
 BATCH = 16
 
@@ -127,18 +127,17 @@ def harvest(
     )
     batch = BATCH if mesh is None else _round_up(BATCH, mesh.shape["data"])
     steps = [
-        (segment, sequences.take(order[segment * sequences_per_segment :][:sequences_per_segment]), start)
+        (segment, part, start)
         for segment in missing
-        for start in range(0, min(sequences_per_segment, len(order) - segment * sequences_per_segment), batch)
+        for part in [sequences.take(order[segment * sequences_per_segment :][:sequences_per_segment])]
+        for start in range(0, len(part), batch)
     ]
     parts: list[dict[str, np.ndarray]] = []
     for segment, part, start in progress(steps, total=len(steps), desc="harvest"):
-        tokens = part.tokens[start : start + batch]
-        # The last batch is filled up so that one compiled program serves all; what fills it is dropped again.
-        filled = np.full((batch, tokens.shape[1]), model.tokenizer.pad, np.int32)
-        filled[: len(tokens)] = tokens
-        captured = activations_at(model, place(filled), tuple(sites))
-        parts.append(_text_rows(part, start, len(tokens), captured, manifest.dropped_tokens))
+        tokens = batch_at(part.tokens, start, batch, model.tokenizer.pad)
+        captured = activations_at(model, place(tokens), tuple(sites))
+        count = min(batch, len(part) - start)
+        parts.append(_text_rows(part, start, count, captured, manifest.dropped_tokens))
         if start + batch >= len(part):
             joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
             rows = {field: joined.pop(field) for field in manifests.ROW_FIELDS}

@@ -126,6 +126,14 @@ def cut(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Seq
     )
 
 
+def batch_at(tokens: np.ndarray, start: int, size: int, pad: int) -> np.ndarray:
+    """The sequences from `start` on as [size, T] int32. The last batch is filled up with padding, so that one compiled
+    program serves all; what fills it is no text."""
+    batch = np.full((size, tokens.shape[1]), pad, np.int32)
+    batch[: len(tokens) - start] = tokens[start : start + size]
+    return batch
+
+
 def is_text(tokens: np.ndarray, special_ids: Sequence[int]) -> np.ndarray:
     """Which tokens are text: a mask in the tokens' shape, False at BOS, EOS and padding. Training and evaluation leave
     those out by this one rule."""

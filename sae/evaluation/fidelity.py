@@ -17,7 +17,7 @@ import gemma
 import mishax_lite
 from sae.autoencoder import JumpReLU
 from sae.harvesting import activations_at
-from sae.text import is_text
+from sae.text import batch_at, is_text
 
 BATCH = 16
 
@@ -133,8 +133,7 @@ def _over_batches(sums_of, model, tokens, name, progress) -> dict[str, np.ndarra
     sums: dict[str, np.ndarray] = {}
     tokens = _checked(model, tokens)
     for start in progress(range(0, len(tokens), BATCH), total=-(-len(tokens) // BATCH), desc=f"evaluate {name}"):
-        batch = np.full((BATCH, tokens.shape[1]), model.tokenizer.pad, np.int32)
-        batch[: len(tokens) - start] = tokens[start : start + BATCH]
+        batch = batch_at(tokens, start, BATCH, model.tokenizer.pad)
         part = jax.device_get(sums_of(batch, is_text(batch, model.tokenizer.special_ids)))
         for key, value in part.items():
             sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)

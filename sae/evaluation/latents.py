@@ -15,7 +15,7 @@ import numpy as np
 import gemma
 from sae.autoencoder import JumpReLU
 from sae.harvesting import activations_at
-from sae.text import is_text
+from sae.text import batch_at, is_text
 
 BATCH = 16
 BINS = 32
@@ -69,8 +69,7 @@ def latent_statistics(
     activation = np.zeros((Z, E, T), np.float32)
     starts = range(0, S, BATCH)
     for start in progress(starts, total=len(starts), desc=f"latents {site}"):
-        batch = np.full((BATCH, T), model.tokenizer.pad, np.int32)
-        batch[: S - start] = tokens[start : start + BATCH]
+        batch = batch_at(tokens, start, BATCH, model.tokenizer.pad)
         text = is_text(batch, special)
         f = np.asarray(_text_latents(autoencoder, model, batch, text, site))
         total += int(text.sum())

@@ -48,13 +48,15 @@ def captured(model: gemma.Model, tokens: jax.Array) -> Returned:
 
 
 def flax_copy(model: gemma.Model, tokens: jax.Array) -> Returned:
-    """The same by the copy that keeps Flax."""
-    return hand_written.flax_forward(model.config, model.params, tokens)
+    """The same by the copy that keeps Flax, in full float32 as `Model.apply` does it."""
+    with jax.default_matmul_precision("highest"):
+        return hand_written.flax_forward(model.config, model.params, tokens)
 
 
 def plain_copy(model: gemma.Model, tokens: jax.Array) -> Returned:
-    """The same by the copy without Flax."""
-    return hand_written.forward(model.config, model.params, tokens)
+    """The same by the copy without Flax, in full float32 as `Model.apply` does it."""
+    with jax.default_matmul_precision("highest"):
+        return hand_written.forward(model.config, model.params, tokens)
 
 
 CAPTURE, COPIES = "capture", {"Flax copy": flax_copy, "plain copy": plain_copy}
@@ -143,7 +145,7 @@ def run(jitted: Callable, model: gemma.Model, tokens: jax.Array) -> Seconds:
 def by_turns(measure: Callable[[Any], Seconds], programs: Mapping[str, Any], count: int) -> list[dict[str, Seconds]]:
     """What `measure` returns for each program, `count` times by turns, the first in turn last the next time."""
     rounds, order = [], list(programs)
-    for _ in common.PROGRESS(range(count + 1), desc=measure.__name__):
+    for _ in common.progress(range(count + 1), desc=measure.__name__):
         rounds.append({name: measure(programs[name]) for name in order})
         order = order[1:] + order[:1]
     return rounds[1:]  # the first was to warm up

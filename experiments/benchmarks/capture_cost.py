@@ -30,7 +30,7 @@ from gemma.model import param_shapes
 
 BATCH = flags.DEFINE_integer("batch", 2, "Sequences of a forward pass. Default: 2.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer(
-    "rounds", 25, "How often each program is built, after one round to warm up. Default: 7.", lower_bound=1
+    "rounds", 25, "How often each program is built, after one round to warm up. Default: 25.", lower_bound=1
 )
 RUNS = flags.DEFINE_integer("runs", 100, "How often each program is run, after one. Default: 100.", lower_bound=1)
 

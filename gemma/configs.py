@@ -1,7 +1,7 @@
-"""Configurations of the Gemma 2 models.
+"""Configurations of the Gemma 2 and Gemma 3 text models.
 
-Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`) and the models' `config.json` on the Hugging Face
-hub; both agree.
+Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`; Gemma 3: `gemma/gm/nn/_gemma.py`) and the models'
+`config.json` on the Hugging Face hub; both agree.
 """
 
 import dataclasses
@@ -28,18 +28,23 @@ class Config:
     head_dim: int  # H
     query_scale: float  # queries are multiplied by it, after RoPE
     window: int  # a local layer's query sees this many keys, itself among them
-    layer_pattern: tuple[str, ...] = (LOCAL, GLOBAL)  # repeated over the layers
-    attn_softcap: float = 50.0
-    final_softcap: float = 30.0
-    rope_base: float = 10_000.0
+    layer_pattern: tuple[str, ...] = (LOCAL, GLOBAL)  # repeated over the layers, the last repetition may be cut short
+    attn_softcap: float | None = 50.0  # None: no softcap
+    final_softcap: float | None = 30.0
+    rope_base: float = 10_000.0  # of global layers
+    local_rope_base: float = 10_000.0
+    rope_scale: float = 1.0  # positions in global layers are divided by it
+    qk_norm: bool = False  # RMSNorm of queries and keys over H, before RoPE
 
     def __post_init__(self):
         for field in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "window"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{self.name}: {field} must be a positive integer, got {value!r}")
-        for field in ("query_scale", "attn_softcap", "final_softcap", "rope_base"):
+        for field in ("query_scale", "attn_softcap", "final_softcap", "rope_base", "local_rope_base", "rope_scale"):
             value = getattr(self, field)
+            if value is None and field.endswith("softcap"):
+                continue
             if not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"{self.name}: {field} must be a positive number, got {value!r}")
         if self.num_heads % self.num_kv_heads:
@@ -76,7 +81,16 @@ def from_dict(values: dict) -> Config:
     return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
 
 
-# The 27B model scales queries by (D/N)^-1/2 = 144^-1/2, the others by H^-1/2.
+_GEMMA_3 = {
+    "layer_pattern": (LOCAL,) * 5 + (GLOBAL,),
+    "attn_softcap": None,
+    "final_softcap": None,
+    "rope_base": 1_000_000.0,
+    "qk_norm": True,
+}
+
+# Columns: V, L, D, F, N, K, H, query scale, window. The 27B models scale queries by (D/N)^-1/2, the others by H^-1/2.
+# Gemma 3's larger models stretch the positions of their global layers.
 _PRESETS = {
     preset.name: preset
     for preset in (
@@ -84,12 +98,18 @@ _PRESETS = {
         Config("gemma2-9b", 256_000, 42, 3584, 14_336, 16, 8, 256, 256**-0.5, 4096),
         Config("gemma2-27b", 256_000, 46, 4608, 36_864, 32, 16, 128, 144**-0.5, 4096),
         Config("gemma2-tiny", 4096, 6, 192, 512, 4, 2, 48, 48**-0.5, 64),
+        Config("gemma3-270m", 262_144, 18, 640, 2048, 4, 1, 256, 256**-0.5, 512, **_GEMMA_3),
+        Config("gemma3-1b", 262_144, 26, 1152, 6912, 4, 1, 256, 256**-0.5, 512, **_GEMMA_3),
+        Config("gemma3-4b", 262_208, 34, 2560, 10_240, 8, 4, 256, 256**-0.5, 1024, rope_scale=8.0, **_GEMMA_3),
+        Config("gemma3-12b", 262_208, 48, 3840, 15_360, 16, 8, 256, 256**-0.5, 1024, rope_scale=8.0, **_GEMMA_3),
+        Config("gemma3-27b", 262_208, 62, 5376, 21_504, 32, 16, 128, 168**-0.5, 1024, rope_scale=8.0, **_GEMMA_3),
     )
 }
 
 
 def config(name: str) -> Config:
-    """The configuration of a preset: gemma2-2b, gemma2-9b, gemma2-27b or gemma2-tiny (shipped with this package).
+    """The configuration of a preset: gemma2-{2b, 9b, 27b}, gemma3-{270m, 1b, 4b, 12b, 27b}, or gemma2-tiny, which is
+    shipped with this package.
 
     Raises:
       ValueError: for another name.

@@ -1,4 +1,4 @@
-"""The parts of a Gemma 2 block, in Flax linen, with parameters named as in DeepMind's checkpoints.
+"""The parts of a Gemma 2 or 3 block, in Flax linen, with parameters named as in DeepMind's checkpoints.
 
 Axis letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, F feed-forward width, V vocabulary. Query heads are key-head major: n = k*G + g.
@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gemma.configs import Config
-
-# What a masked score becomes, as in DeepMind's code: finite, so that a row with every key masked does not turn to NaN.
-MASKED = -2.3819763e38
+from gemma.attention import MASKED, Reach, fused, softcap
+from gemma.cache import LayerCache, extend
+from gemma.configs import LOCAL, Config
 
 
 class Einsum(nn.Module):
@@ -60,46 +59,55 @@ class Embedder(nn.Module):
         return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
 
 
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """Squashes values smoothly into (-cap, cap)."""
-    return jnp.tanh(x / cap) * cap
-
-
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotary position embedding, split-half, sines in float32. x [B, T, heads, H], positions [B, T]."""
+def rope(x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0) -> jax.Array:
+    """Rotary position embedding, split-half, sines in float32. x [B, T, heads, H], positions [B, T] over `scale`."""
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
-    radians = positions[:, :, None, None].astype(jnp.float32) / timescale
+    radians = positions[:, :, None, None].astype(jnp.float32) / scale / timescale
     sin, cos = jnp.sin(radians), jnp.cos(radians)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a softcap on its scores. A mask [B, T, S] says which keys a query may see."""
+    """Grouped-query attention, in a local or a global layer."""
 
     config: Config
+    kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, allowed: jax.Array | Reach, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Args: x [B, T, D]; positions [B, T]; which keys a query may see, as a mask [B, T, S], or as a `Reach`, with
+        which attention is fused; the keys and values before x, if any. Returns the output [B, T, D] and the new cache.
+        """
         c = self.config
         B, T, D = x.shape
         N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
 
         q = Einsum((N, D, H), name="q_einsum")("BTD,NDH->BTNH", x)
         k, v = Einsum((2, K, D, H), name="kv_einsum")("BSD,CKDH->CBSKH", x)
-        q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)
-        k = rope(k, positions, c.rope_base)
+        if c.qk_norm:
+            q = RMSNorm(name="_query_norm")(q)
+            k = RMSNorm(name="_key_norm")(k)
+        base, scale = (c.local_rope_base, 1.0) if self.kind == LOCAL else (c.rope_base, c.rope_scale)
+        q = rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype)
+        k = rope(k, positions, base, scale)
+        if cache is not None:
+            k, v, cache = extend(cache, k, v)
 
-        grouped = q.reshape(B, T, K, N // K, H)
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
-        capped = softcap(scores.astype(jnp.float32), c.attn_softcap)
-        masked = jnp.where(mask[:, None], capped, MASKED)
-        pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
-
-        weights = pattern.reshape(B, K, N // K, T, -1)
-        z = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
-        return Einsum((N, H, D), name="attn_vec_einsum")("BTNH,NHD->BTD", z)
+        if isinstance(allowed, Reach):
+            z = fused(q, k, v, allowed, c.attn_softcap)
+        else:
+            grouped = q.reshape(B, T, K, N // K, H)
+            scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
+            capped = softcap(scores.astype(jnp.float32), c.attn_softcap)
+            masked = jnp.where(allowed[:, None], capped, MASKED)
+            pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
+            weights = pattern.reshape(B, K, N // K, T, -1)
+            z = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+        return Einsum((N, H, D), name="attn_vec_einsum")("BTNH,NHD->BTD", z), cache
 
 
 class FeedForward(nn.Module):

@@ -116,12 +116,12 @@ _LAYERS = Patch(
     {
         "Attention.__call__": [
             Rewrite(
-                "q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)",
-                "q = tap(at(self, 'q'), rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype))",
+                "q = rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype)",
+                "q = tap(at(self, 'q'), rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype))",
             ),
             Rewrite(
-                "k = rope(k, positions, c.rope_base)",
-                "k = tap(at(self, 'k'), rope(k, positions, c.rope_base))\nv = tap(at(self, 'v'), v)",
+                "k = rope(k, positions, base, scale)",
+                "k = tap(at(self, 'k'), rope(k, positions, base, scale))\nv = tap(at(self, 'v'), v)",
             ),
             Rewrite(
                 "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
@@ -133,8 +133,9 @@ _LAYERS = Patch(
                 "pattern = tap(at(self, 'attn_pattern'), jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
             ),
             Rewrite(
-                "z = jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H)",
-                "z = tap(at(self, 'attn_z'), jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H))",
+                "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
+                "z = tap(at(self, 'attn_z'), z)\n"
+                "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
             ),
         ],
         "FeedForward.__call__": [
@@ -182,8 +183,8 @@ _TRANSFORMER = Patch(
                 "x = tap('final_norm', RMSNorm(name='final_norm')(x))",
             ),
             Rewrite(
-                "return softcap(embedder.decode(x), self.config.final_softcap)",
-                "return tap('logits', softcap(embedder.decode(x), self.config.final_softcap))",
+                "logits = softcap(embedder.decode(x), c.final_softcap)",
+                "logits = tap('logits', softcap(embedder.decode(x), c.final_softcap))",
             ),
         ],
     },

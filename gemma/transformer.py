@@ -1,62 +1,97 @@
-"""Gemma 2's forward pass. The layers are unrolled, so that jit drops the ones that nothing returned depends on."""
+"""The forward pass of Gemma 2 and 3. The layers are unrolled: jit drops those that nothing returned depends on."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gemma.configs import LOCAL, Config
-from gemma.layers import Attention, Embedder, FeedForward, RMSNorm, softcap
+from gemma.attention import Reach, softcap
+from gemma.cache import Cache, LayerCache, write
+from gemma.configs import GLOBAL, LOCAL, Config
+from gemma.layers import Attention, Embedder, FeedForward, RMSNorm
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each with a norm before and one after, each added to the residual stream."""
 
     config: Config
+    kind: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, allowed: jax.Array | Reach, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
         attn_in = RMSNorm(name="pre_attention_norm")(x)
-        attn_out = Attention(self.config, name="attn")(attn_in, positions, mask)
+        attn_out, cache = Attention(self.config, self.kind, name="attn")(attn_in, positions, allowed, cache)
         attn_out = RMSNorm(name="post_attention_norm")(attn_out)
         x = x + attn_out
         mlp_in = RMSNorm(name="pre_ffw_norm")(x)
         mlp_out = FeedForward(self.config, name="mlp")(mlp_in)
         mlp_out = RMSNorm(name="post_ffw_norm")(mlp_out)
         x = x + mlp_out
-        return x
+        return x, cache
 
 
 class Transformer(nn.Module):
-    """[B, T] token ids -> [B, T, V] float32 logits.
+    """[B, T] token ids -> [B, T, V] float32 logits; with a cache, the logits and the cache with these tokens in it.
+
+    The arguments are those of `gemma.Model.apply`.
 
     Attributes:
       config: the model's shape.
       dtype: of the activations; norms, softcaps, softmax and logits are computed in float32 whatever it is.
+      attention: "plain", or "fused", which never holds the scores of all queries.
+      last: only the last token's logits, [B, 1, V].
     """
 
     config: Config
     dtype: jnp.dtype = jnp.float32
+    attention: str = "plain"
+    last: bool = False
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-        """Args: tokens [B, T], positions [B, T], mask [B, T, S] of bool: which keys a global layer's query may see."""
-        embedder = Embedder(self.config.vocab_size, self.config.d_model, name="embedder")
-        distance = positions[:, :, None] - positions[:, None, :]
-        local_mask = mask & (jnp.abs(distance) < self.config.window)
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> jax.Array | tuple[jax.Array, Cache]:
+        c = self.config
+        positions, reach, cache = reaches(c, tokens, positions, mask, cache)
+        allowed = {k: r if self.attention == "fused" else r.dense() for k, r in reach.items()}
+        embedder = Embedder(c.vocab_size, c.d_model, name="embedder")
         x = embedder.encode(tokens, self.dtype)
-        for i, kind in enumerate(self.config.layer_kinds):
-            block = Block(self.config, name=f"layer_{i}")
-            x = block(x, positions, local_mask if kind == LOCAL else mask)
+        layers = []
+        for i, kind in enumerate(c.layer_kinds):
+            block = Block(c, kind, name=f"layer_{i}")
+            x, layer = block(x, positions, allowed[kind], None if cache is None else cache.layer(i))
+            layers.append(layer)
         x = RMSNorm(name="final_norm")(x)
-        return softcap(embedder.decode(x), self.config.final_softcap)
+        if self.last:
+            x = x[:, -1:]
+        logits = softcap(embedder.decode(x), c.final_softcap)
+        if cache is None:
+            return logits
+        kept = tuple({"k": layer.k, "v": layer.v} for layer in layers)
+        return logits, dataclasses.replace(cache, layers=kept, step=cache.step + tokens.shape[1])
 
 
-def default_positions(tokens: jax.Array) -> jax.Array:
-    """[B, T] positions 0 … T-1 for every sequence."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-
-
-def causal_mask(tokens: jax.Array) -> jax.Array:
-    """[B, T, T] of bool: a query sees the keys up to its own place."""
-    length = tokens.shape[1]
-    return jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (tokens.shape[0], length, length))
+def reaches(
+    config: Config, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, cache: Cache | None
+) -> tuple[jax.Array, dict[str, Reach], Cache | None]:
+    """The positions [B, T] of the tokens, what each kind of layer may see, and the cache with these positions in it."""
+    B, T = tokens.shape
+    order = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+    window = {LOCAL: config.window, GLOBAL: None}
+    if cache is None:
+        positions = order if positions is None else positions
+        return positions, {k: Reach(order, order, positions, positions, mask, w) for k, w in window.items()}, None
+    positions = cache.next_positions[:, None] + order if positions is None else positions
+    reach, kept = {}, {}
+    for kind, old in cache.positions.items():
+        seen, kept[kind] = write(old, positions, cache.step, ring=old.shape[1] < cache.capacity)
+        reach[kind] = Reach(positions, seen, positions, seen, mask, window[kind])
+    following = jnp.maximum(cache.next_positions, jnp.max(positions, axis=1) + 1)
+    return positions, reach, dataclasses.replace(cache, positions=kept, next_positions=following)

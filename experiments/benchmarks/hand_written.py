@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gemma.configs import LOCAL, Config
-from gemma.layers import MASKED, Einsum, Embedder, RMSNorm, rope, softcap
-from gemma.transformer import causal_mask, default_positions
+from gemma.attention import MASKED, softcap
+from gemma.layers import Einsum, Embedder, RMSNorm, rope
 
 Sites = dict[str, jax.Array]
 
@@ -88,16 +88,23 @@ class Transformer(nn.Module):
         return logits, sites
 
 
+def places(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions [B, T] and the causal mask [B, T, T]."""
+    B, T = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    return positions, positions[:, None, :] <= positions[:, :, None]
+
+
 def flax_forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, Sites]:
     """float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy that keeps Flax."""
-    positions, mask = default_positions(tokens), causal_mask(tokens)
+    positions, mask = places(tokens)
     return Transformer(config).apply({"params": params}, tokens, positions, mask)
 
 
 def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, Sites]:
     """float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy without Flax."""
     c, sites = config, {}
-    positions, mask = default_positions(tokens), causal_mask(tokens)
+    positions, mask = places(tokens)
     local_mask = narrowed(c, positions, mask)
     embedding = params["embedder"]["input_embedding"]
     x = embedding[tokens].astype(jnp.float32) * jnp.sqrt(c.d_model).astype(jnp.float32)

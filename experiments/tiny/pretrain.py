@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 import gemma
 from experiments.tiny.rows import batch_at, rows, token_losses
-from gemma.transformer import causal_mask, default_positions
 
 _TOKENS_DIR = flags.DEFINE_string("tokens_dir", "runs/tiny/tokenizer", "Folder with train.npy (uint16 token ids).")
 _OUT_DIR = flags.DEFINE_string("out_dir", "runs/tiny/model", "Folder for checkpoints; an unfinished run resumes.")
@@ -51,13 +50,13 @@ def main(argv):
 
     def initial_state(key):
         tokens = jnp.zeros((1, _LENGTH.value), jnp.int32)
-        params = model.init(key, tokens, default_positions(tokens), causal_mask(tokens))["params"]
+        params = model.init(key, tokens)["params"]
         return {"params": params, "optimizer": transform.init(params)}
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state, tokens):
         def loss_of(params):
-            logits = model.apply({"params": params}, tokens, default_positions(tokens), causal_mask(tokens))
+            logits = model.apply({"params": params}, tokens)
             return token_losses(logits, tokens).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(state["params"])

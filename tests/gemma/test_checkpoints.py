@@ -86,5 +86,5 @@ def test_a_model_is_a_pytree(golden):
 def test_tokens_of_a_wrong_shape_are_refused(golden):
     with pytest.raises(ValueError, match=r"integers of shape \[B, T\], got int32\[5\]"):
         golden[0].apply(np.zeros(5, np.int32))
-    with pytest.raises(ValueError, match=r"mask \[1, 5, 5\]"):
+    with pytest.raises(ValueError, match=r"mask must be \[1, 5, 5\]"):
         golden[0].apply(np.zeros((1, 5), np.int32), mask=np.ones((1, 5, 4), bool))

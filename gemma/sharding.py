@@ -39,3 +39,13 @@ def param_shardings(shapes: dict, mesh: Mesh) -> dict:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of tokens, positions, activations and logits: their first axis, B, over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA) if DATA in mesh.shape else PartitionSpec())
+
+
+def batch_placement(params: dict, batch: int) -> NamedSharding | None:
+    """Where `batch` sequences belong that meet these parameters: None (JAX's default) off a mesh, whole on every device
+    where they cannot be dealt out evenly over `data`."""
+    placed = jax.tree.leaves(params)[0].sharding
+    if not isinstance(placed, NamedSharding):
+        return None
+    even = batch % placed.mesh.shape.get(DATA, 1) == 0
+    return batch_sharding(placed.mesh) if even else NamedSharding(placed.mesh, PartitionSpec())

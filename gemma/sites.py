@@ -30,7 +30,7 @@ from flax import linen as nn
 
 from gemma import layers, transformer
 from gemma.configs import Config
-from mishax_lite import Patch, Rewrite
+from mishax_lite import Patch, Rewrite, absent
 
 # The sites of a block, in the order in which the forward pass reaches them, and those outside of blocks.
 BLOCK_SITES = (
@@ -111,6 +111,10 @@ def _in_block(module: nn.Module, kind: str) -> str:
     return f"{layers_above[-1]}/{kind}" if layers_above else kind
 
 
+def _fused_lacks(kind: str) -> str:
+    return f"fused attention never holds {kind}; it exists with attention='plain'"
+
+
 _LAYERS = Patch(
     layers,
     {
@@ -133,6 +137,12 @@ _LAYERS = Patch(
                 "pattern = tap(at(self, 'attn_pattern'), jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
             ),
             Rewrite(
+                "z = fused(q, k, v, allowed, c.attn_softcap)",
+                "for kind in ('attn_scores', 'attn_pattern'):\n"
+                "    absent(at(self, kind), fused_lacks(kind))\n"
+                "z = fused(q, k, v, allowed, c.attn_softcap)",
+            ),
+            Rewrite(
                 "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
                 "z = tap(at(self, 'attn_z'), z)\n"
                 "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
@@ -146,7 +156,7 @@ _LAYERS = Patch(
             ),
         ],
     },
-    names={"at": _in_block},
+    names={"at": _in_block, "absent": absent, "fused_lacks": _fused_lacks},
 )
 
 _TRANSFORMER = Patch(

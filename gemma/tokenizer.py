@@ -37,6 +37,11 @@ class Tokenizer:
         """The number of pieces, V."""
         return self._processor.get_piece_size()
 
+    def find(self, piece: str) -> int | None:
+        """The id of a piece, as it stands in the vocabulary; None where it is none."""
+        id_ = self._processor.piece_to_id(piece)
+        return id_ if self._processor.id_to_piece(id_) == piece else None
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.sha256 == other.sha256
 

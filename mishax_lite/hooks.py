@@ -38,7 +38,7 @@ def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         {'y': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
     traced = _trace(fn, args, kwargs)
-    chosen = [not tap.again and not tap.uncapturable for tap in traced.taps]
+    chosen = [tap.counts and not tap.uncapturable for tap in traced.taps]
     # As a list of pairs, since JAX sorts the keys of a dict.
     shapes = jax.eval_shape(lambda inputs: list(_captured(traced, chosen, inputs)[1].values()), traced.inputs)
     names = [name for name, yes in zip(traced.names, chosen, strict=True) if yes]
@@ -152,11 +152,14 @@ class _Traced:
 
     def matching(self, pattern: str) -> list[int]:
         """The positions of the taps that a pattern matches; recomputations are not among them."""
-        found = [
+        hits = [
             position
             for position, tap in enumerate(self.taps)
             if not tap.again and any(_matches(name, pattern) for name in (tap.name, self.names[position]))
         ]
+        found = [position for position in hits if not self.taps[position].absent]
+        if hits and not found:
+            raise ValueError(f"no site matches {pattern!r}: {self.taps[hits[0]].absent}")
         if not found:
             known = list(dict.fromkeys(name for name in self.names if name))
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.4)

@@ -81,10 +81,44 @@ def tap(name: str, value: T) -> T:
         serial=next(_serials),
         watched=watched,
         again=False,
+        absent="",
     )
     # Outside of any trace, a Python scalar comes back as the Python scalar that it was.
     outs = [out if isinstance(out, jax.Array) else leaf for out, leaf in zip(outs, leaves, strict=True)]
     return jax.tree.unflatten(tree, outs)
+
+
+def absent(name: str, reason: str) -> None:
+    """Says why a function, called as it is now, has no site `name`; it costs nothing, as an idle tap.
+
+    For sites that exist under other arguments, other settings: whoever asks for one is told the reason, where else the
+    nearest names would be offered. A pattern that matches other sites too leaves this one out; so does `sites`.
+
+    Args:
+        name: as for `tap`.
+        reason: what is said, after `no site matches ...: `.
+
+    Example:
+        >>> def attend(q, k, v, fused):
+        ...     if fused:
+        ...         mishax_lite.absent("scores", "fused attention never holds them; they exist with fused=False")
+    """
+    if not isinstance(name, str) or not name or "#" in name or not reason:
+        raise ValueError(f"absent: expected a name without '#' and a reason; got {name!r} and {reason!r}")
+    prefix, watched = _context.value or ("", False)
+    if watched:
+        tree = jax.tree.structure(())
+        serial = next(_serials)
+        tap_p.bind(
+            name=prefix + name,
+            prefix=prefix,
+            tree=tree,
+            levels=(),
+            serial=serial,
+            watched=True,
+            again=False,
+            absent=reason,
+        )
 
 
 @contextlib.contextmanager
@@ -124,7 +158,7 @@ def bind_again(params: dict[str, Any], leaves: list[Any], **changes: Any) -> lis
 # The rules. `name`: the full name; `prefix`: the part of it that came from scopes; `tree`: the structure of the value.
 # `levels`: for each vmap around, outermost first, the mapped axis of each leaf or None (relative to the value with the
 # axes of the levels before taken away). `serial`: one per call of `tap`, by which a recomputation finds its first run.
-# `watched`: see TapEffect. `again`: this is the recomputation of a `jax.checkpoint`.
+# `watched`: see TapEffect. `again`: this is the recomputation of a `jax.checkpoint`. `absent`: why there is no value.
 
 
 @tap_p.def_impl

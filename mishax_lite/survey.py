@@ -19,7 +19,7 @@ class Tap:
 
     `name`: as tapped, with its scopes. `params`, `avals`: of the tap's equation. `loops`: how many scans stand around
     it. `uncapturable`: what forbids to carry the value out ("" if nothing does). `closed`: what forbids to change it.
-    `again`: it is the recomputation, in a backward pass, of another tap.
+    `again`: it is the recomputation, in a backward pass, of another tap. `absent`: it only says why there is no value.
     """
 
     name: str
@@ -29,6 +29,12 @@ class Tap:
     uncapturable: str = ""
     closed: str = ""
     again: bool = False
+    absent: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is an occurrence of its name."""
+        return not self.again and not self.absent
 
 
 # Jaxprs never change once they are made, and JAX keeps those of jitted functions: each is surveyed once.
@@ -50,7 +56,8 @@ def survey_equation(eqn: extend_core.JaxprEqn) -> tuple[Tap, ...]:
     """The taps of one equation: itself, or those in the jaxprs that it holds."""
     if eqn.primitive is tap_p:
         avals = tuple(v.aval for v in eqn.invars)
-        return (Tap(eqn.params["name"], eqn.params, avals, again=eqn.params["again"]),)
+        again, absent = eqn.params["again"], eqn.params["absent"]
+        return (Tap(eqn.params["name"], eqn.params, avals, again=again, absent=absent),)
     if not eqn.params:
         return ()
     taps = [tap for jaxpr in inner_jaxprs(eqn) for tap in survey(jaxpr)]
@@ -118,11 +125,11 @@ def numbered(taps: tuple[Tap, ...], firsts: dict[int, int]) -> list[str]:
     Recomputations are no occurrences of their own; they are called what their first run is called (`firsts`, as of
     `recomputation.first_runs`).
     """
-    totals = Counter(tap.name for tap in taps if not tap.again)
+    totals = Counter(tap.name for tap in taps if tap.counts)
     seen: Counter[str] = Counter()
     names = [""] * len(taps)
     for position, tap in enumerate(taps):
-        if not tap.again:
+        if tap.counts:
             names[position] = f"{tap.name}#{seen[tap.name]}" if totals[tap.name] > 1 else tap.name
             seen[tap.name] += 1
     for position, first in firsts.items():

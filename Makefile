@@ -1,5 +1,5 @@
 # make env    the environment alone: .venv from requirements.lock, this project installed editable
-# make scope  text to features with the shipped model: harvest, store, SAEs, evaluation, pages
+# make scope  text to features: harvest, store, SAEs, evaluation, pages; with the shipped model, or MODEL=gemma3-270m
 # make test   the tests
 # make lint   ruff's lint and format checks
 # make lock   rewrite requirements.lock from setup.py's ranges
@@ -10,7 +10,9 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
-SCOPE_DIR ?= runs/scope
+MODEL ?= gemma2-tiny
+# The shipped model has runs/scope, another one a folder of its own.
+SCOPE_DIR ?= runs/scope$(if $(filter-out gemma2-tiny,$(MODEL)),-$(notdir $(MODEL)))
 
 .PHONY: env scope test lint format lock
 .DELETE_ON_ERROR:
@@ -28,7 +30,7 @@ $(STAMP): requirements.lock setup.py
 	@touch $@
 
 scope: $(STAMP)
-	$(VENV)/bin/python -m experiments.scope --out_dir=$(SCOPE_DIR) $(SCOPE_FLAGS)
+	$(VENV)/bin/python -m experiments.scope --model=$(MODEL) --out_dir=$(SCOPE_DIR) $(SCOPE_FLAGS)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)

@@ -37,9 +37,13 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-MODEL = flags.DEFINE_string("model", "gemma2-tiny", "Model: a preset that is shipped, or a checkpoint's folder.")
+MODEL = flags.DEFINE_string(
+    "model",
+    "gemma2-tiny",
+    "Model: gemma2-tiny (shipped), gemma3-270m (pip), a checkpoint's folder or file, or a hub id.",
+)
 CORPUS = flags.DEFINE_string(
-    "corpus", None, "Text to harvest: plain text or JSON lines, UTF-8. Default: the text shipped with gemma2-tiny."
+    "corpus", None, "Text to harvest: plain text, JSON lines or Parquet. Default: the text shipped with gemma2-tiny."
 )
 HELD_OUT = flags.DEFINE_string(
     "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or a tenth of --corpus, by documents."

@@ -12,7 +12,7 @@ import sae
 from experiments import common
 from experiments.evaluate import evaluate, identity, subject, target
 from experiments.train import SAES_DIR
-from sae.evaluation.latents import latent_statistics, logit_effects, writes_to_residual
+from sae.evaluation.latents import latent_statistics, top_tokens, writes_to_residual
 from sae.explorer import pages, tradeoff
 from sae.store.manifest import replace_file
 from sae.text import Sequences
@@ -54,7 +54,7 @@ def _latents(model: gemma.Model, folder: Path, site: str, held_out: Sequences, k
         old.unlink()
     autoencoder = sae.load(folder)
     statistics = latent_statistics(autoencoder, model, held_out.tokens, site, progress=common.progress)
-    effects = logit_effects(autoencoder, model, site) if writes_to_residual(site) else None
+    effects = top_tokens(autoencoder, model, site) if writes_to_residual(site) else None
     name = f"{site}, {autoencoder.width} latents, target L0 {target(folder)}"
     pages.write_latents(
         out, root, name, autoencoder, statistics, effects, held_out, model.tokenizer, progress=common.progress

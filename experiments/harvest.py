@@ -15,8 +15,9 @@ from sae.text import Sequences
 
 SITES = flags.DEFINE_list(
     "sites",
-    ["layer_3/attn_z", "layer_3/mlp_out", "layer_3/resid_post"],
-    "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them.",
+    None,
+    "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them. Default: attn_z, mlp_out and "
+    "resid_post of the middle layer.",
 )
 STORE_DIR = flags.DEFINE_string("store_dir", "runs/store", "Folder of the activation store.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Dtype of the stored activations.")
@@ -27,12 +28,20 @@ SEQUENCES_PER_SEGMENT = flags.DEFINE_integer(
 flags.adopt_module_key_flags(common)
 
 
+def sites(config: gemma.Config) -> list[str]:
+    """The sites that the flag names, or Gemma Scope's three of the middle layer."""
+    middle = config.num_layers // 2
+    return gemma.sites.matching(
+        config, SITES.value or [f"layer_{middle}/{kind}" for kind in ("attn_z", "mlp_out", "resid_post")]
+    )
+
+
 def harvest(model: gemma.Model, sequences: Sequences, store_dir: Path) -> sae.ActivationStore:
     """The harvest that the flags describe; what is there already is kept."""
     return sae.harvest(
         model,
         sequences,
-        gemma.sites.matching(model.config, SITES.value),
+        sites(model.config),
         store_dir,
         seed=common.SEED.value,
         dtype=DTYPE.value,

@@ -45,7 +45,7 @@ def main():
 
     model, text, held_out = stage("load", load)
     print(f"  {len(text):,} sequences to harvest (at most --max_sequences), {len(held_out):,} held out")
-    sites = gemma.sites.matching(model.config, harvest.SITES.value)
+    sites = harvest.sites(model.config)
     # Before anything is computed, so that a flag out of range is found now and not after the harvest.
     runs = train.configs({site: math.prod(gemma.sites.token_shape(model.config, site)) for site in sites})
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))

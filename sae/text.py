@@ -58,13 +58,16 @@ class Sequences:
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """Reads a `.jsonl` file (an object with "text" in every line; "id" and "source" if it likes) or a plain text file,
-    which is one document.
+    """Reads a `.jsonl` file (an object with "text" in every line; "id" and "source" if it likes), a `.parquet` file (a
+    column "text"; "id" and "source" likewise) or a plain text file, which is one document.
 
     Raises:
-      ValueError: for a file that is missing, not UTF-8, not JSON lines where it should be, or without any text.
+      ValueError: for a file that is missing, not UTF-8, not JSON lines or Parquet where it should be, without any
+        text, or Parquet without pyarrow.
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _with_text(path, _parquet(path))
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -74,10 +77,38 @@ def read_documents(path: str | Path) -> list[Document]:
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; convert it first"
         ) from None
     documents = _json_lines(path, text) if path.suffix == ".jsonl" else [Document(path.name, path.stem, text)]
+    return _with_text(path, documents)
+
+
+def _with_text(path: Path, documents: list[Document]) -> list[Document]:
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise ValueError(f"{path} is empty: it holds no text")
     return documents
+
+
+def _parquet(path: Path) -> list[Document]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"reading {path} takes pyarrow: pip install 'mishax-lite[parquet]'") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = [name for name in ("text", "id", "source") if name in file.schema_arrow.names]
+        text = file.schema_arrow.field("text").type if "text" in columns else None
+        if text is None or not (pyarrow.types.is_string(text) or pyarrow.types.is_large_string(text)):
+            got = ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow)
+            raise ValueError(f'{path}: expected a column "text" of strings, got {got}')
+        records = [record for batch in file.iter_batches(columns=columns) for record in batch.to_pylist()]
+    except OSError as error:
+        raise ValueError(f"cannot read the text {path}: {error.strerror or error}") from None
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None
+    return [
+        Document(str(record.get("id", f"{path.stem}:{k}")), str(record.get("source", path.stem)), record["text"] or "")
+        for k, record in enumerate(records)
+    ]
 
 
 def _json_lines(path: Path, text: str) -> list[Document]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gemma.configs import LOCAL, Config
 from gemma.attention import MASKED, softcap
+from gemma.configs import LOCAL, Config
 from gemma.layers import Einsum, Embedder, RMSNorm, rope
 
 Sites = dict[str, jax.Array]

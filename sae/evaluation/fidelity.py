@@ -19,7 +19,8 @@ from sae.autoencoder import JumpReLU
 from sae.harvesting import activations_at
 from sae.text import batch_at, is_text
 
-BATCH = 16
+BATCH = 16  # sequences, unless their logits are too many
+LOGITS = 2**27  # at most so many of them in memory at a time, for each of the losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +130,13 @@ def _checked(model: gemma.Model, tokens: np.ndarray) -> np.ndarray:
 
 
 def _over_batches(sums_of, model, tokens, name, progress) -> dict[str, np.ndarray]:
-    """Adds up, in float64, what a function of (tokens [BATCH, T], text mask) gives for every batch."""
+    """Adds up, in float64, what a function of (tokens [B, T], text mask) gives for every batch."""
     sums: dict[str, np.ndarray] = {}
     tokens = _checked(model, tokens)
-    for start in progress(range(0, len(tokens), BATCH), total=-(-len(tokens) // BATCH), desc=f"evaluate {name}"):
-        batch = batch_at(tokens, start, BATCH, model.tokenizer.pad)
+    size = max(1, min(BATCH, LOGITS // (tokens.shape[1] * model.config.vocab_size)))
+    starts = range(0, len(tokens), size)
+    for start in progress(starts, total=len(starts), desc=f"evaluate {name}"):
+        batch = batch_at(tokens, start, size, model.tokenizer.pad)
         part = jax.device_get(sums_of(batch, is_text(batch, model.tokenizer.special_ids)))
         for key, value in part.items():
             sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)

@@ -19,6 +19,7 @@ from sae.text import batch_at, is_text
 
 BATCH = 16
 BINS = 32
+_EFFECTS_HELD = 2**25  # logit effects in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,9 @@ def writes_to_residual(site: str) -> bool:
     return site.rsplit("/", 1)[-1] in _RESIDUAL
 
 
-def logit_effects(autoencoder: JumpReLU, model: gemma.Model, site: str) -> np.ndarray:
-    """[Z, V]: how each latent's decoder row, added to the residual stream, would move the logits to first order.
+def logit_effects(autoencoder: JumpReLU, model: gemma.Model, site: str, latents: slice = slice(None)) -> np.ndarray:
+    """[Z, V], for all latents or a range of them: how each one's decoder row, added to the residual stream, would move
+    the logits to first order.
 
     The row passes the final norm's scale and the unembedding; the norm's division and the softcap, which depend on the
     token, are left out, and the mean over the vocabulary, which softmax ignores, is taken away. A row of `attn_z` goes
@@ -135,10 +137,46 @@ def logit_effects(autoencoder: JumpReLU, model: gemma.Model, site: str) -> np.nd
         raise ValueError(
             f"{site} does not write to the residual stream, so its latents have no direct effect on logits"
         )
-    direction = autoencoder.W_dec
+    direction = autoencoder.W_dec[latents]
     if site.endswith("/attn_z"):
         block = model.params[site.split("/")[0]]
         w = block["attn"]["attn_vec_einsum"]["w"]
         direction = direction @ w.reshape(-1, w.shape[-1]) * (1.0 + block["post_attention_norm"]["scale"])
     effects = direction * (1.0 + model.params["final_norm"]["scale"]) @ model.params["embedder"]["input_embedding"].T
     return np.asarray(effects - effects.mean(axis=-1, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TopTokens:
+    """The tokens that each latent moves most: ids [Z, E] and effects on their logits [Z, E], the strongest first."""
+
+    promoted: np.ndarray
+    promotion: np.ndarray
+    suppressed: np.ndarray
+    suppression: np.ndarray
+
+
+def top_tokens(autoencoder: JumpReLU, model: gemma.Model, site: str, count: int = 10) -> TopTokens:
+    """The greatest and the least of `logit_effects`, of which only a part is held at a time: Z times V is large.
+
+    Rows of the embedding that the tokenizer has no piece for (padding of the table) are left out.
+
+    Raises:
+      ValueError: for a site that does not write to the residual stream.
+    """
+    pieces = model.config.vocab_size if model.tokenizer is None else len(model.tokenizer)
+    latents = max(1, _EFFECTS_HELD // model.config.vocab_size)
+    columns = []
+    for start in range(0, autoencoder.width, latents):
+        effects = logit_effects(autoencoder, model, site, slice(start, start + latents))[:, :pieces]
+        for sign in (-1, 1):
+            signed = sign * effects
+            ids = np.argpartition(signed, count - 1, axis=1)[:, :count] if count < pieces else _all_columns(effects)
+            ids = np.take_along_axis(ids, np.argsort(np.take_along_axis(signed, ids, 1), axis=1, kind="stable"), 1)
+            columns.append((ids, np.take_along_axis(effects, ids, axis=1)))
+    joined = [np.concatenate([pair[k] for pair in columns[part::2]]) for part in (0, 1) for k in (0, 1)]
+    return TopTokens(*joined)
+
+
+def _all_columns(effects: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.arange(effects.shape[1]), effects.shape)

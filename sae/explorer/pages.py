@@ -9,12 +9,11 @@ import numpy as np
 
 import gemma
 from sae.autoencoder import JumpReLU
-from sae.evaluation.latents import BINS, LatentStatistics
+from sae.evaluation.latents import BINS, LatentStatistics, TopTokens
 from sae.store.manifest import replace_file
 from sae.text import Sequences
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
-LOGITS = 10
 
 
 @functools.cache
@@ -46,7 +45,7 @@ def write_latents(
     name: str,
     autoencoder: JumpReLU,
     statistics: LatentStatistics,
-    effects: np.ndarray | None,
+    effects: TopTokens | None,
     sequences: Sequences,
     tokenizer: gemma.Tokenizer,
     *,
@@ -60,7 +59,7 @@ def write_latents(
       root: the way from there to the folder of the first page, such as "../../".
       name: what the autoencoder is called on them.
       autoencoder, statistics: the statistics are over `sequences`.
-      effects: [Z, V] from `logit_effects`, or None where latents have no direct effect on the logits.
+      effects: from `top_tokens`, or None where latents have no direct effect on the logits.
       sequences: the text, for the examples.
       tokenizer: to show tokens.
       progress: called with the latents to come, and `total` and `desc`, as tqdm is.
@@ -74,11 +73,12 @@ def write_latents(
     template = _environment().get_template("latent.html")
     rows = []
     for place, z in enumerate(progress(alive, total=len(alive), desc=f"pages {name}")):
-        order = np.argsort(effects[z]) if effects is not None else np.empty(0, int)
         examples = [_example(statistics, z, e, sequences, pieces) for e in range(statistics.example_sequence.shape[1])]
         examples = [example for example in examples if example is not None]
-        top = [(labels[i], f"{effects[z, i]:+.2f}") for i in order[::-1][:LOGITS]]
-        bottom = [(labels[i], f"{effects[z, i]:+.2f}") for i in order[:LOGITS]]
+        top, bottom = [], []
+        if effects is not None:
+            top = _with_effects(labels, effects.promoted[z], effects.promotion[z])
+            bottom = _with_effects(labels, effects.suppressed[z], effects.suppression[z])
         frequency = f"{statistics.fired[z] / statistics.tokens:.3%}"
         page = template.render(
             root=root,
@@ -112,6 +112,10 @@ def write_latents(
     )  # fmt: skip
     replace_file(folder / "index.html", page)
     return folder / "index.html"
+
+
+def _with_effects(labels: list[str], ids: np.ndarray, effects: np.ndarray) -> list[tuple[str, str]]:
+    return [(labels[i], f"{effect:+.2f}") for i, effect in zip(ids, effects, strict=True)]
 
 
 def _bars(statistics: LatentStatistics, z: int) -> list[dict]:

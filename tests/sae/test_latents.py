@@ -64,3 +64,15 @@ def test_a_histogram_doubles_its_range():
     np.testing.assert_array_equal(reach, [4.0, 1.0])
     np.testing.assert_array_equal(histogram[0, :2], [10, 0])
     np.testing.assert_array_equal(histogram[1, :4], [5, 6, 7, 8])
+
+
+def test_top_tokens_are_the_ends_of_the_logit_effects(tiny, monkeypatch):
+    autoencoder = autoencoder_for(tiny, 192)
+    effects = latents.logit_effects(autoencoder, tiny, "layer_5/resid_post")
+    monkeypatch.setattr(latents, "_EFFECTS_HELD", 7 * 4096)  # in eight parts, the last one short
+    top = latents.top_tokens(autoencoder, tiny, "layer_5/resid_post", count=5)
+    rising = np.argsort(effects, axis=1)
+    np.testing.assert_array_equal(top.promoted, rising[:, ::-1][:, :5])
+    np.testing.assert_array_equal(top.suppressed, rising[:, :5])
+    np.testing.assert_allclose(top.promotion, np.sort(effects, axis=1)[:, ::-1][:, :5], atol=1e-6)
+    np.testing.assert_allclose(top.suppression, np.sort(effects, axis=1)[:, :5], atol=1e-6)

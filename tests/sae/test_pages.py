@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sae
-from sae.evaluation.latents import LatentStatistics
+from sae.evaluation.latents import LatentStatistics, TopTokens
 from sae.explorer import pages, tradeoff
 from sae.text import Document, cut
 from tests.sae.examples import autoencoder_for
@@ -51,7 +51,8 @@ def built(tiny, tmp_path_factory):
     statistics = LatentStatistics(
         100, fired, activation[:, 0].max(1), histogram, np.full(Z, 8.0), sequence, activation.argmax(-1), activation
     )
-    effects = np.tile(np.linspace(-1, 1, 4096), (Z, 1)).astype(np.float32)
+    ids, falling = np.tile([3, 400], (Z, 1)), np.tile([0.75, 0.5], (Z, 1))
+    effects = TopTokens(ids, falling, ids + 1, -falling)
     pages.write_latents(
         folder / "a" / "b", "../../", "A & B", autoencoder, statistics, effects, sequences, tiny.tokenizer
     )
@@ -88,7 +89,7 @@ def test_shading_is_by_activation(built, tiny):
     marks = re.findall(r'<mark( class="peak")? style="--a:([0-9.]+)" title="([0-9.]+)">', page)
     assert marks == [("", "0.25", "2"), (' class="peak"', "1.00", "8"), ("", "0.50", "4")]
     assert "fires on 3.000% of 100 tokens" in page
-    assert "+1.00" in page and "-1.00" in page
+    assert "+0.75" in page and "-0.75" in page
 
 
 def test_the_list_is_by_frequency_and_names_the_dead(built):

@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from sae.text import Document, cut, is_text, read_documents
@@ -16,11 +18,21 @@ def test_plain_text_and_json_lines(tmp_path):
     assert read_documents(tmp_path / "b.jsonl") == [Document("x", "s", "one\u2028two"), Document("b:3", "b", "three")]
 
 
+def test_parquet(tmp_path):
+    table = pyarrow.table({"text": ["one", None, "three"], "source": ["s", "s", "t"], "stars": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    assert read_documents(tmp_path / "c.parquet") == [Document("c:0", "s", "one"), Document("c:2", "t", "three")]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
+    with pytest.raises(ValueError, match=r'expected a column "text" of strings, got text: int64'):
+        read_documents(tmp_path / "numbers.parquet")
+
+
 def test_bad_text_is_one_clear_line(tmp_path):
     cases = {
         "empty.txt": (b" \n", "is empty: it holds no text"),
         "latin.txt": ("né".encode("latin-1"), "is not UTF-8: byte 0xe9 at offset 1"),
         "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: not JSON"),
+        "bad.parquet": (b"PAR1 and no more", "bad.parquet is not Parquet"),
         "other.jsonl": (b'{"content": "a"}\n', 'expected an object with a string "text"'),
     }
     for name, (content, message) in cases.items():

@@ -1,0 +1,70 @@
+"""What a compiled program says of itself: the collectives in XLA's text, and what was asked for in less than float32."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+_KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+_COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(_KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
+# Sums and what is ill-conditioned: in a model in bfloat16 these are in float32 all the same.
+_FLOAT32 = ("rsqrt", "sqrt", "exponential", "log", "sine", "cosine", "power", "tanh", "reduce")
+_STABLE = re.compile(rf'"?stablehlo\.({"|".join(_FLOAT32)})"?[ (].*tensor<([^<>]*)>$')
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """One array that a collective gives to a chip."""
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        bits = 8 if self.dtype == "pred" else int(re.sub(r"e.*", "", self.dtype).lstrip("bfsu"))
+        return math.prod(self.shape) * bits // 8
+
+
+def collectives(text: str) -> Counter[Moved]:
+    """The arrays that collectives give to each chip, and how often each stands in the text of an optimised HLO module.
+
+    What is in a loop's body counts once. Axes of length 1 are left out of shapes.
+    """
+    found: Counter[Moved] = Counter()
+    for line in text.splitlines():
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        arrays = _ARRAY.findall(match[1])
+        # The type of an asynchronous start lists its operands before its results, but for all-reduce, and contexts last.
+        if match[3] and match[2] != "all-reduce":
+            arrays = arrays[1:2] if match[2] in ("all-gather", "collective-permute") else arrays
+        for dtype, dims in arrays:
+            found[Moved(match[2], dtype, tuple(int(n) for n in dims.split(",") if n not in ("", "1")))] += 1
+    return found
+
+
+def not_activations(found: Counter[Moved], tokens: int, d_model: int) -> list[Moved]:
+    """Those that are anything but the sum of the activations [tokens, D] of a chip's tokens: parameters, for one."""
+    return [m for m in found if m.kind != "all-reduce" or m.shape[-1] != d_model or math.prod(m.shape[:-1]) != tokens]
+
+
+def below_float32(text: str, d_ff: int) -> Counter[str]:
+    """The operations in the text of a StableHLO module (what was asked of XLA) that norms, softmax, RoPE, softcaps and
+    losses are made of and that are in less than float32. The tanh of the feed-forward's gelu [B, T, F] is meant to be.
+    """
+    found: Counter[str] = Counter()
+    for line in text.splitlines():
+        match = _STABLE.search(line.rstrip())
+        if match is None:
+            continue
+        *dims, dtype = match[2].split("x")
+        if dtype in ("bf16", "f16") and not (match[1] == "tanh" and dims and int(dims[-1]) == d_ff):
+            found[f"{match[1]} {match[2]}"] += 1
+    return found

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from gemma import cache, sharding
 from gemma.cache import EMPTY
@@ -66,8 +67,8 @@ def generate(
       attention: as for `Model.apply`.
 
     Raises:
-      ValueError: for no prompts, an empty one, token ids outside the vocabulary, texts without a tokenizer, settings
-        out of range, and edits of sites that are not there.
+      ValueError: for no prompts, an empty one, a number of them that the mesh's `data` axis does not divide, token ids
+        outside the vocabulary, texts without a tokenizer, settings out of range, and edits of sites that are not there.
     """
     config = model.config
     ids = _token_ids(model, prompts)
@@ -86,7 +87,13 @@ def generate(
     for row, prompt in enumerate(ids):  # padding comes first, so that all sequences end at the same place
         tokens[row, length - len(prompt) :] = prompt
         positions[row, length - len(prompt) :] = np.arange(len(prompt))
-    place = sharding.batch_placement(model.params, len(ids))
+    mesh = _mesh(model)
+    place = None if mesh is None else sharding.batch_sharding(mesh)
+    if mesh is not None and len(ids) % mesh.shape.get(sharding.DATA, 1):
+        raise ValueError(
+            f"{len(ids)} prompts cannot be dealt out evenly over the {mesh.shape[sharding.DATA]} devices along the "
+            "mesh's axis data: give a multiple of that"
+        )
     new = np.asarray(
         _decode(
             model,
@@ -101,6 +108,7 @@ def generate(
             top_k=top_k,
             greedy=temperature == 0,
             attention=attention,
+            mesh=mesh,
         )
     )[:, :max_new_tokens]
     if model.tokenizer is None:
@@ -108,9 +116,9 @@ def generate(
     return Generation(new, [model.tokenizer.decode(_before(row, stops)) for row in new])
 
 
-@functools.partial(jax.jit, static_argnames=("room", "top_k", "greedy", "attention"))
+@functools.partial(jax.jit, static_argnames=("room", "top_k", "greedy", "attention", "mesh"))
 def _decode(
-    model, tokens, positions, key, temperature, top_p, stops, wanted, edits, *, room, top_k, greedy, attention
+    model, tokens, positions, key, temperature, top_p, stops, wanted, edits, *, room, top_k, greedy, attention, mesh
 ) -> jax.Array:
     """New tokens [B, room], of which the first `wanted` are computed. tokens, positions [B, T]."""
     B, T = tokens.shape
@@ -138,7 +146,10 @@ def _decode(
         new = jax.lax.dynamic_update_slice_in_dim(new, token[:, None], number, axis=1)
         return number + 1, token, done | jnp.isin(token, stops), cache, new
 
-    token, filled = step(tokens, positions, cache.empty(model.config, B, T + room, model.dtype), 0)
+    filled = cache.empty(model.config, B, T + room, model.dtype)
+    if mesh is not None:
+        filled = jax.lax.with_sharding_constraint(filled, sharding.cache_shardings(filled, mesh))
+    token, filled = step(tokens, positions, filled, 0)
     new = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token)
     return jax.lax.while_loop(unfinished, body, (1, token, jnp.isin(token, stops), filled, new))[-1]
 
@@ -174,6 +185,12 @@ def _token_ids(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[in
         if wrong:
             raise ValueError(f"prompt {row} has token {wrong[0]}, the vocabulary is 0 to {model.config.vocab_size - 1}")
     return ids
+
+
+def _mesh(model: Model) -> Mesh | None:
+    """The mesh that the parameters lie on, if on one."""
+    placed = jax.tree.leaves(model.params)[0].sharding
+    return placed.mesh if isinstance(placed, NamedSharding) else None
 
 
 def _stop_tokens(model: Model) -> tuple[int, ...]:

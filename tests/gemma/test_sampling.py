@@ -164,3 +164,17 @@ def test_without_a_tokenizer_prompts_are_token_ids(tiny):
     np.testing.assert_array_equal(made.tokens, gemma.generate(tiny, PROMPTS, max_new_tokens=5).tokens)
     with pytest.raises(ValueError, match="without a tokenizer"):
         gemma.generate(bare, PROMPTS)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1, 8)])
+def test_on_eight_devices(tiny, meshes, shape):
+    """A step waits for the last one on the devices, so one program does all: no step is in flight beside another."""
+    spread = gemma.load("gemma2-tiny", mesh=meshes(*shape))
+    prompts = [*PROMPTS, "And the"]
+    want = gemma.generate(tiny, prompts, max_new_tokens=NEW, temperature=0.7, top_k=40, seed=1)
+    np.testing.assert_array_equal(
+        gemma.generate(spread, prompts, max_new_tokens=NEW, temperature=0.7, top_k=40, seed=1).tokens, want.tokens
+    )
+    if shape[0] > 1:
+        with pytest.raises(ValueError, match="3 prompts cannot be dealt out evenly over the 4 devices"):
+            gemma.generate(spread, PROMPTS)

@@ -172,6 +172,34 @@ def test_the_steps_work_one_by_one(whole, tmp_path):
     assert (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64" / "lambda_0.001" / "params.npz").exists()
 
 
+def test_generate_steers_with_a_latent(whole):
+    folder = whole[0] / "saes" / "layer_3" / "resid_post" / "width_256" / "target_l0_10"
+    with np.load(folder / "params.npz") as arrays:
+        latent = int(np.argmin(arrays["threshold"]))
+    flags = ("--prompt=The sea", "--prompt=And the king of", "--max_new_tokens=12")
+    steered = (f"--sae={folder}", f"--latent={latent}")
+    module = "experiments.generate"
+    plain = launch(*flags, module=module)
+    assert plain.returncode == 0, plain.stderr
+    assert re.match(r"(?s)The sea\|.+\nAnd the king of\|.+", plain.stdout)
+    for strength, changes in (("0.0", False), ("30.0", True)):
+        done = launch(*flags, *steered, f"--strength={strength}", module=module)
+        assert done.returncode == 0, done.stderr
+        before, after = done.stdout.split(f"\nwith {strength} of latent {latent}:\n")
+        assert before == plain.stdout
+        assert (after != before) is changes
+    for wrong, message in (
+        (["--max_new_tokens=3"], "error: give something to continue: --prompt='…', once or several times"),
+        ([*flags, f"--sae={folder}"], "error: --sae goes with --latent and --strength"),
+        ([*flags, "--latent=3"], "error: --latent and --strength go with --sae"),
+        ([*flags, f"--sae={folder}", "--latent=256", "--strength=1"], "has latents 0 to 255, got --latent=256"),
+        ([*flags, "--top_p=1.5"], "error: top_p must be above 0 and at most 1, got 1.5"),
+    ):
+        done = launch(*wrong, module=module)
+        assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert message in done.stderr
+
+
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0, reason="a full disk is a small tmpfs here, and mounting asks for root"
 )

@@ -12,5 +12,5 @@ def test_every_example_runs():
     pytest.importorskip("flax", reason="the README patches Flax")
     text = (Path(mishax_lite.__file__).parent / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?s)```python\n(.*?)```", text)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec(compile("\n".join(blocks), "mishax_lite/README.md", "exec"), {})

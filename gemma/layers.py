@@ -100,8 +100,9 @@ class Attention(nn.Module):
         if isinstance(allowed, Reach):
             z = fused(q, k, v, allowed, c.attn_softcap)
         else:
-            grouped = q.reshape(B, T, K, N // K, H)
-            scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
+            # The queries are transposed before the product, since its result, of T * S numbers, is larger.
+            grouped = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, K, N // K, H))
+            scores = jnp.einsum("BKGTH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
             capped = softcap(scores.astype(jnp.float32), c.attn_softcap)
             masked = jnp.where(allowed[:, None], capped, MASKED)
             pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)

@@ -86,8 +86,13 @@ def reaches(
     order = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     window = {LOCAL: config.window, GLOBAL: None}
     if cache is None:
+        sequential = positions is None and mask is None
         positions = order if positions is None else positions
-        return positions, {k: Reach(order, order, positions, positions, mask, w) for k, w in window.items()}, None
+        return (
+            positions,
+            {k: Reach(order, order, positions, positions, mask, w, sequential) for k, w in window.items()},
+            None,
+        )
     positions = cache.next_positions[:, None] + order if positions is None else positions
     reach, kept = {}, {}
     for kind, old in cache.positions.items():

@@ -1,5 +1,6 @@
 """Fused attention and the cache give what plain attention on the whole sequence gives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,14 @@ import pytest
 
 import gemma
 import mishax_lite
+from gemma import attention
+
+
+@pytest.fixture(scope="module")
+def short(tiny):
+    """A local and a global layer: the first two of the shipped model."""
+    params = {name: value for name, value in tiny.params.items() if name not in {f"layer_{i}" for i in range(2, 6)}}
+    return gemma.Model(params, dataclasses.replace(tiny.config, num_layers=2))
 
 
 @pytest.fixture(scope="module")
@@ -17,46 +26,50 @@ def tokens(tiny):
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, tokens):
+def plain(short, tokens):
     """Logits and sites. The window is 64, so 300 tokens are well past it, and no multiple of a block of queries."""
-    return jax.jit(mishax_lite.capture(tiny.apply, ["layer_*/attn_z", "layer_*/resid_post"]))(tokens)
+    return jax.jit(mishax_lite.capture(short.apply, ["layer_*/attn_z", "layer_*/resid_post"]))(tokens)
 
 
 def close(got, want):
     np.testing.assert_allclose(got, want, atol=5e-5, rtol=5e-5)
 
 
-def test_fused_attention_gives_the_same_at_every_site(tiny, tokens, plain):
-    fused = functools.partial(tiny.apply, attention="fused")
+@pytest.mark.parametrize(("block", "spans"), [(128, 4), (32, 2), (32, 1)])
+def test_fused_attention_gives_the_same_at_every_site(short, tokens, plain, block, spans, monkeypatch):
+    """In spans of one block, of several, and with a last block that is not full."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    monkeypatch.setattr(attention, "SPANS", spans)
+    fused = functools.partial(short.apply, attention="fused")
     logits, values = jax.jit(mishax_lite.capture(fused, ["layer_*/attn_z", "layer_*/resid_post"]))(tokens)
     close(logits, plain[0])
     jax.tree.map(close, values, plain[1])
 
 
-def test_fused_attention_with_a_mask_and_positions_of_ones_own(tiny, tokens):
+def test_fused_attention_with_a_mask_and_positions_of_ones_own(short, tokens):
     """Two documents packed into one sequence, each seeing itself alone."""
     B, T = tokens.shape
     document = np.broadcast_to(np.arange(T) >= 170, (B, T))
     positions = np.where(document, np.arange(T) - 170, np.arange(T)).astype(np.int32)
     mask = (document[:, :, None] == document[:, None, :]) & np.tril(np.ones((T, T), bool))
-    packed = jax.jit(tiny.apply)(tokens, positions=positions, mask=mask)
-    fused = jax.jit(functools.partial(tiny.apply, attention="fused"))(tokens, positions=positions, mask=mask)
+    packed = jax.jit(short.apply)(tokens, positions=positions, mask=mask)
+    fused = jax.jit(functools.partial(short.apply, attention="fused"))(tokens, positions=positions, mask=mask)
     close(fused, packed)
-    close(packed[:, 170:], jax.jit(tiny.apply)(tokens[:, 170:]))
+    close(packed[:, 170:], jax.jit(short.apply)(tokens[:, 170:]))
 
 
-def test_gradients_through_fused_attention(tiny, tokens):
-    def logit(x, attention):
-        edits = {"layer_1/resid_post": lambda value, site: value + x}
-        return mishax_lite.edit(functools.partial(tiny.apply, attention=attention), edits)(tokens)[0, -1, 5]
+def test_gradients_through_fused_attention(short, tokens):
+    def logit(x, mode):
+        edits = {"layer_0/resid_post": lambda value, site: value + x}
+        return mishax_lite.edit(functools.partial(short.apply, attention=mode), edits)(tokens)[0, -1, 5]
 
     gradient = jax.jit(jax.grad(logit), static_argnums=1)
     close(gradient(jnp.zeros(192), "fused"), gradient(jnp.zeros(192), "plain"))
 
 
-def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square(tiny):
-    def temporary(attention, length):
-        run = functools.partial(tiny.apply, attention=attention, last=True)
+def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square(short):
+    def temporary(mode, length):
+        run = functools.partial(short.apply, attention=mode, last=True)
         compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((1, length), jnp.int32)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -65,23 +78,23 @@ def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square
     assert temporary("fused", 4096) < temporary("plain", 4096) / 8
 
 
-def test_sites_that_fused_attention_lacks_are_named_with_the_mode_that_has_them(tiny, tokens):
-    fused = functools.partial(tiny.apply, attention="fused")
-    with pytest.raises(ValueError, match=r"layer_2/attn_pattern.*attention='plain'"):
-        mishax_lite.capture(fused, ["layer_2/attn_pattern"])(tokens)
+def test_sites_that_fused_attention_lacks_are_named_with_the_mode_that_has_them(short, tokens):
+    fused = functools.partial(short.apply, attention="fused")
+    with pytest.raises(ValueError, match=r"layer_1/attn_pattern.*attention='plain'"):
+        mishax_lite.capture(fused, ["layer_1/attn_pattern"])(tokens)
     with pytest.raises(ValueError, match=r"layer_\*/attn_scores.*attention='plain'"):
         mishax_lite.edit(fused, {"layer_*/attn_scores": lambda value, site: value})(tokens)
-    lacking = set(mishax_lite.sites(tiny.apply, tokens)) - set(mishax_lite.sites(fused, tokens))
-    assert lacking == {f"layer_{i}/{kind}" for i in range(6) for kind in ("attn_scores", "attn_pattern")}
-    _, values = mishax_lite.capture(fused, ["layer_2/attn_*"])(tokens)
-    assert list(values) == ["layer_2/attn_in", "layer_2/attn_z", "layer_2/attn_out"]
+    lacking = set(mishax_lite.sites(short.apply, tokens)) - set(mishax_lite.sites(fused, tokens))
+    assert lacking == {f"layer_{i}/{kind}" for i in range(2) for kind in ("attn_scores", "attn_pattern")}
+    _, values = jax.jit(mishax_lite.capture(fused, ["layer_1/attn_*"]))(tokens)
+    assert list(values) == ["layer_1/attn_in", "layer_1/attn_z", "layer_1/attn_out"]
 
 
-@pytest.mark.parametrize("attention", ["plain", "fused"])
-def test_a_cache_filled_in_pieces_gives_the_same_logits(tiny, tokens, plain, attention):
+@pytest.mark.parametrize("mode", ["plain", "fused"])
+def test_a_cache_filled_in_pieces_gives_the_same_logits(short, tokens, plain, mode):
     """Pieces of one token and of several, before and after the rings are full."""
-    step = jax.jit(lambda t, c: tiny.apply(t, cache=c, attention=attention))
-    cache, logits, start = gemma.empty_cache(tiny.config, 2, 300), [], 0
+    step = jax.jit(lambda t, c: short.apply(t, cache=c, attention=mode))
+    cache, logits, start = gemma.empty_cache(short.config, 2, 300), [], 0
     assert cache.layers[0]["k"].shape[1] == 64 and cache.layers[1]["k"].shape[1] == 300
     for size in (50, 1, 100, 1, 1, 20, 127):
         out, cache = step(tokens[:, start : start + size], cache)
@@ -89,18 +102,18 @@ def test_a_cache_filled_in_pieces_gives_the_same_logits(tiny, tokens, plain, att
         start += size
     close(np.concatenate(logits, axis=1), plain[0])
     with pytest.raises(ValueError, match="room for 300 tokens and holds 300: 1 more do not fit"):
-        tiny.apply(tokens[:, :1], cache=cache)
+        short.apply(tokens[:, :1], cache=cache)
 
 
-def test_a_cache_and_arguments_that_do_not_go_with_it(tiny, tokens):
-    cache = gemma.empty_cache(tiny.config, 2, 16)
+def test_a_cache_and_arguments_that_do_not_go_with_it(short, tokens):
+    cache = gemma.empty_cache(short.config, 2, 16)
     with pytest.raises(ValueError, match="for 2 sequences, got 1"):
-        tiny.apply(tokens[:1, :4], cache=cache)
+        short.apply(tokens[:1, :4], cache=cache)
     with pytest.raises(ValueError, match="with a cache there is no mask"):
-        tiny.apply(tokens[:, :4], cache=cache, mask=np.ones((2, 4, 4), bool))
+        short.apply(tokens[:, :4], cache=cache, mask=np.ones((2, 4, 4), bool))
     with pytest.raises(ValueError, match="at least one sequence of one token"):
-        gemma.empty_cache(tiny.config, 0, 16)
+        gemma.empty_cache(short.config, 0, 16)
 
 
-def test_the_last_logits_alone(tiny, tokens, plain):
-    close(jax.jit(functools.partial(tiny.apply, last=True))(tokens), plain[0][:, -1:])
+def test_the_last_logits_alone(short, tokens, plain):
+    close(jax.jit(functools.partial(short.apply, last=True))(tokens), plain[0][:, -1:])

@@ -6,7 +6,10 @@
 #
 # make test-oldest  mishax_lite and gemma with the oldest versions that setup.py admits (.venv-oldest)
 # make test-bare    mishax_lite with nothing but jax and pytest (.venv-bare); what needs more is skipped, and says so
-# make locks        rewrite requirements-oldest.lock and requirements-bare.lock from setup.py's ranges
+# make test-tpu     gemma compiled ahead of time for TPUs, no TPU needed; x86-64 Linux alone (.venv-tpu, with libtpu)
+# make test-peers   transformers loads what gemma.save writes, and the other way round (.venv-peers)
+# make locks        rewrite the locks of these environments from setup.py's ranges
+# make lock-peers   rewrite requirements-peers.lock and requirements-peers-cuda.lock
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -49,8 +52,8 @@ lock: $(STAMP)
 	  --no-header --no-annotate --allow-unsafe --upgrade -o requirements.lock
 
 # Environments beside the main one. Nothing of this project is installed in them: pytest has the checkout on its path.
-OTHER_STAMPS := .venv-oldest/.stamp .venv-bare/.stamp
-.PHONY: test-oldest test-bare locks
+OTHER_STAMPS := .venv-oldest/.stamp .venv-bare/.stamp .venv-tpu/.stamp
+.PHONY: test-oldest test-bare test-tpu locks
 
 $(OTHER_STAMPS): .venv-%/.stamp: requirements-%.lock
 	@case $*-$$($(PYTHON) -c 'import sys; print(sys.version_info.minor)') in oldest-1[3-9]) \
@@ -68,9 +71,49 @@ test-bare: .venv-bare/.stamp
 	.venv-bare/bin/python -m pytest -o addopts="--import-mode=importlib --strict-markers -ra --durations 8" \
 	  tests/mishax_lite $(PYTEST_FLAGS)
 
+test-tpu: .venv-tpu/.stamp
+	.venv-tpu/bin/python -m pytest tests/gemma/test_tpu.py $(PYTEST_FLAGS)
+
 locks: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet uv
 	$(VENV)/bin/uv pip compile setup.py --extra test --resolution lowest-direct --universal --generate-hashes \
 	  --python-version 3.11 --no-header --no-annotate --allow-unsafe --upgrade -o requirements-oldest.lock
 	grep -oE '"(jax|pytest)[<=>][^"]*"' setup.py | tr -d '"' | $(VENV)/bin/uv pip compile - --universal \
 	  --generate-hashes --python-version 3.11 --no-header --no-annotate --upgrade -o requirements-bare.lock
+	grep -oE '"pytest(-xdist)?[<=>][^"]*"' setup.py | tr -d '"' | $(VENV)/bin/uv pip compile setup.py - --extra tpu \
+	  --constraint requirements.lock --universal --generate-hashes --python-version 3.11 --no-header --no-annotate \
+	  --upgrade -o requirements-tpu.lock
+
+# torch and transformers, in an environment of their own. On Linux, PyPI's torch is the CUDA build, which is not importable
+# without 3 GB of libraries. Where pip finds the CPU build (with a wheel in its find-links), that is taken instead.
+PEERS := .venv-peers
+PEERS_DIR ?= runs/peers
+TORCH := torch==2.13.0
+TORCH_CPU := $(TORCH)+cpu --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+.PHONY: test-peers lock-peers
+
+$(PEERS)/.stamp: requirements-peers.lock requirements-peers-cuda.lock
+	$(PYTHON) -m venv --clear $(PEERS)
+	echo '$(TORCH_CPU)' > $(PEERS)/torch-cpu.txt
+	$(PEERS_PIP) -r $(PEERS)/torch-cpu.txt 2>/dev/null || echo "no CPU build of torch where pip looks: CUDA's follows"
+	$(PEERS_PIP) -r requirements-peers.lock
+	$(PEERS)/bin/python -c 'import torch' 2>/dev/null || $(PEERS_PIP) -r requirements-peers-cuda.lock
+	$(PEERS)/bin/python -c 'import torch, transformers'
+	@touch $@
+
+test-peers: $(STAMP) $(PEERS)/.stamp
+	rm -rf $(PEERS_DIR)
+	mkdir -p $(PEERS_DIR)
+	$(VENV)/bin/python -m tests.peers.ours write $(PEERS_DIR)
+	$(PEERS)/bin/python tests/peers/theirs.py $(PEERS_DIR)
+	$(VENV)/bin/python -m tests.peers.ours read $(PEERS_DIR)
+
+# One resolution, split in two: entries of CUDA's libraries, and the others.
+lock-peers: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet uv
+	printf '%s\n' $(TORCH) transformers==5.23.0 | $(VENV)/bin/uv pip compile - --universal --generate-hashes \
+	  --python-version 3.11 --no-header --no-annotate --allow-unsafe --quiet -o requirements-peers.lock
+	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} cuda' requirements-peers.lock > requirements-peers-cuda.lock
+	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} !cuda' requirements-peers.lock > requirements-peers.lock.new
+	mv requirements-peers.lock.new requirements-peers.lock

@@ -1,19 +1,37 @@
-"""Where parameters and activations lie on a mesh of devices: all the rules, in one place.
+"""Where parameters, activations and the cache lie on a mesh of devices: all the rules, in one place.
 
-A mesh may have any axes; two of them mean something here. Sequences are spread over `data`. The parameters of a layer
-are spread over `model`: attention by heads, the feed-forward by its hidden width F, the embedding by its rows V, so
-that a layer sums over devices once after attention and once after the feed-forward. Other axes, and a mesh without
-these, hold copies. A tensor whose axis does not divide evenly is not spread.
+Sequences are spread over the mesh's axis `data`. The parameters are spread over all its other axes taken together,
+whatever their names (`model`; `latent`, on a mesh made for autoencoders): attention by heads, the feed-forward by its
+hidden width F, the embedding by its rows V. An activation follows from that: it is spread by its sequences, and by its
+axis N, K, F or V where it has one.
+
+A tensor whose axis does not divide evenly has a copy everywhere. So where the devices of those axes, M of them,
+- divide K: all of attention is spread;
+- divide N alone (M = 8 on the 2B; Gemma 3 270M and 1B, with K = 1): keys, values and their cache are on every device;
+- do not divide N: all of attention is done by every device. Nothing is wrong then, but M at most N is what to choose.
+
+The model's code has no constraints in it: from where the parameters lie, XLA derives that a device sums over the others
+once for the embedding (each looks up the rows that it has), once after attention and once after the feed-forward,
+[B, T, D] each time, and that no parameter moves. tests/gemma/test_sharding.py and test_tpu.py hold it to that.
+
+Parameters are not spread over `data`: Gemma 2 27B takes 3.2 GiB of a chip in bfloat16, and 6.3 in float32, at
+M = 16. Tokens have to be placed (`jax.device_put(tokens, batch_sharding(mesh))`): what lies on no mesh, jit copies to
+every device, and each row of `data` then computes the whole batch.
 """
+
+from collections.abc import Iterable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
-DATA, MODEL = "data", "model"
+from gemma.cache import Cache
+from gemma.configs import Config
 
-# The axis that is spread over `model`, by the last name on the path of a parameter that is not `w`.
-_SPREAD = {
+DATA = "data"
+
+# The axis that is spread, by the last name on the path of a parameter that is not `w`. Norms' scales are not.
+_PARAMS = {
     "input_embedding": 0,  # (V, D)
     "q_einsum": 0,  # (N, D, H)
     "kv_einsum": 1,  # (2, K, D, H)
@@ -22,30 +40,86 @@ _SPREAD = {
     "linear": 0,  # (F, D)
 }
 
+# The axis that is spread beside B, and its length. At other sites only B is.
+_SITES = {
+    **dict.fromkeys(("q", "attn_z"), (2, lambda c: c.num_heads)),  # B T N H
+    **dict.fromkeys(("k", "v"), (2, lambda c: c.num_kv_heads)),  # B S K H
+    **dict.fromkeys(("attn_scores", "attn_pattern"), (1, lambda c: c.num_heads)),  # B N T S
+    **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_hidden"), (2, lambda c: c.d_ff)),  # B T F
+    "logits": (2, lambda c: c.vocab_size),  # B T V
+}
+
 
 def param_shardings(shapes: dict, mesh: Mesh) -> dict:
-    """For a tree of parameters (arrays or `jax.ShapeDtypeStruct`), a tree of `NamedSharding`."""
+    """For a tree of parameters (arrays or `jax.ShapeDtypeStruct`), a tree of `NamedSharding`.
+
+    Raises:
+      ValueError: for a mesh with explicit axes.
+    """
 
     def place(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axis = next((_SPREAD[key.key] for key in reversed(path) if key.key in _SPREAD), None)
-        spec = [None] * len(leaf.shape)
-        if axis is not None and leaf.shape[axis] % mesh.shape.get(MODEL, 1) == 0 and MODEL in mesh.shape:
-            spec[axis] = MODEL
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        axis = next((_PARAMS[key.key] for key in reversed(path) if key.key in _PARAMS), None)
+        return _spread(mesh, leaf.shape, None, axis)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of tokens, positions, activations and logits: their first axis, B, over `data`."""
-    return NamedSharding(mesh, PartitionSpec(DATA) if DATA in mesh.shape else PartitionSpec())
+    """Of tokens, positions and masks: their first axis, B, over `data`, which has to divide it.
+
+    Raises:
+      ValueError: for a mesh with explicit axes.
+    """
+    return _spread(mesh, (0,), 0, None)
 
 
-def batch_placement(params: dict, batch: int) -> NamedSharding | None:
-    """Where `batch` sequences belong that meet these parameters: None (JAX's default) off a mesh, whole on every device
-    where they cannot be dealt out evenly over `data`."""
-    placed = jax.tree.leaves(params)[0].sharding
-    if not isinstance(placed, NamedSharding):
-        return None
-    even = batch % placed.mesh.shape.get(DATA, 1) == 0
-    return batch_sharding(placed.mesh) if even else NamedSharding(placed.mesh, PartitionSpec())
+def site_shardings(config: Config, sites: Iterable[str], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Of the values at sites, by name (`layer_3/attn_z`, `logits`), as `out_shardings` for a jitted `capture`. It is
+    where they are computed, so that handing them out takes no communication; only `k` and `v`, where N is divided and K
+    is not, are gathered, as a device computes no more of them than its queries need.
+
+    Raises:
+      ValueError: for a mesh with explicit axes.
+    """
+
+    def place(site: str) -> NamedSharding:
+        axis, length = _SITES.get(site.rsplit("/", 1)[-1], (None, None))
+        shape = (0,) if axis is None else (0,) * axis + (length(config),)
+        return _spread(mesh, shape, 0, axis)
+
+    return {site: place(site) for site in sites}
+
+
+def cache_shardings(shapes: Cache, mesh: Mesh) -> Cache:
+    """For a cache (its arrays or `jax.ShapeDtypeStruct`), one whose leaves are `NamedSharding`: keys and values
+    [B, R, K, H] by B and K, positions by B. To make one there:
+
+        make = functools.partial(gemma.cache.empty, config, batch, capacity, dtype)
+        cache = jax.jit(make, out_shardings=cache_shardings(jax.eval_shape(make), mesh))()
+
+    Raises:
+      ValueError: for a mesh with explicit axes.
+    """
+
+    def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        rank = len(leaf.shape)
+        return _spread(mesh, leaf.shape, 0 if rank else None, 2 if rank == 4 else None)
+
+    return jax.tree.map(place, shapes)
+
+
+def _spread(mesh: Mesh, shape: tuple[int, ...], over_data: int | None, over_rest: int | None) -> NamedSharding:
+    """With one axis of an array over `data`, and one over all other axes of the mesh where they divide it."""
+    if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"the mesh's axes must be automatic, got {dict(zip(mesh.axis_names, mesh.axis_types, strict=True))}: "
+            "jax.make_mesh makes explicit ones unless told otherwise, jax.sharding.Mesh(devices, names) automatic ones"
+        )
+    rest = tuple(name for name in mesh.axis_names if name != DATA)
+    spec: list[str | tuple[str, ...] | None] = [None] * len(shape)
+    if over_data is not None and DATA in mesh.shape:
+        spec[over_data] = DATA
+    devices = mesh.size // mesh.shape.get(DATA, 1)
+    if over_rest is not None and rest and shape[over_rest] % devices == 0:
+        spec[over_rest] = rest if len(rest) > 1 else rest[0]
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -1,7 +1,8 @@
 """Gemma's tokenizer: a SentencePiece model with byte fallback and the special ids pad 0, eos 1, bos 2."""
 
 import hashlib
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -13,10 +14,12 @@ class Tokenizer:
     Attributes:
       bos, eos, pad: ids of the special tokens.
       special_ids: the three together; what they mark is no text.
-      sha256: of the SentencePiece model, to tell tokenizers apart.
+      model_proto: the SentencePiece model's bytes, what `tokenizer.model` holds.
+      sha256: of these bytes, to tell tokenizers apart.
     """
 
     def __init__(self, model_proto: bytes):
+        self.model_proto = model_proto
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
         self.pad, self.eos, self.bos = (self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id())
         self.special_ids = (self.pad, self.eos, self.bos)
@@ -64,3 +67,55 @@ class Tokenizer:
             character = chr(int(piece[3:5], 16))
             return character if character.isascii() and character.isprintable() else piece
         return piece.replace("\u2581", " ")
+
+
+_UNKNOWN, _USER_DEFINED = 2, 4  # of a piece's types
+
+
+def model_from_pieces(
+    pieces: Sequence[bytes], scores: Sequence[float], types: Sequence[int], *, pad: int, eos: int, bos: int, unk: int
+) -> bytes:
+    """A SentencePiece model of Gemma's kind from its vocabulary alone, as GGUF files have it.
+
+    Gemma's is a BPE model with byte fallback, which changes nothing of a text: identity normaliser, no dummy prefix,
+    extra white space kept, spaces escaped as U+2581. Pieces of the user-defined type (runs of spaces) come with plain
+    spaces.
+
+    The bytes are those of the protocol buffer `ModelProto` (sentencepiece's `sentencepiece_model.proto`), written out
+    here as the generated module depends on the version of protobuf.
+    """
+    parts = []
+    for id_, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        if kind == _USER_DEFINED:
+            piece = piece.replace(b" ", "\u2581".encode())
+        if id_ == unk:
+            kind = _UNKNOWN  # where llama.cpp has another control token
+        body = b"\x0a" + _varint(len(piece)) + piece + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(int(kind))
+        parts.append(b"\x0a" + _varint(len(body)) + body)
+    # TrainerSpec's fields by number: model_type (2 is BPE), vocab_size, byte_fallback; unk_id, bos_id, eos_id, pad_id,
+    # and the pieces that these are, which is what counts.
+    ids = (unk, bos, eos, pad)
+    trainer = _integers({3: 2, 4: len(pieces), 35: 1, **dict(zip(range(40, 44), ids, strict=True))})
+    trainer += b"".join(
+        _varint(field << 3 | 2) + _varint(len(pieces[id_])) + pieces[id_]
+        for field, id_ in zip(range(45, 49), ids, strict=True)
+    )
+    # NormalizerSpec's: add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces; field 1 is the name.
+    normalizer = b"\x0a\x08identity" + _integers({3: 0, 4: 0, 5: 1})
+    for key, body in ((b"\x12", trainer), (b"\x1a", normalizer)):
+        parts.append(key + _varint(len(body)) + body)
+    return b"".join(parts)
+
+
+def _integers(fields: dict[int, int]) -> bytes:
+    """A protocol buffer of integers by field number."""
+    return b"".join(_varint(field << 3) + _varint(value) for field, value in fields.items())
+
+
+def _varint(value: int) -> bytes:
+    """A non-negative integer as protocol buffers write it: seven bits to a byte, lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

@@ -24,10 +24,16 @@ from sae.text import Sequences, batch_at, is_text
 BATCH = 16
 
 
+def forward(model: gemma.Model) -> Callable[..., jax.Array]:
+    """`model.apply` as harvesting and evaluation use it: fused attention is faster, and lacks only sites that belong to
+    pairs of tokens."""
+    return functools.partial(model.apply, attention="fused")
+
+
 @functools.partial(jax.jit, static_argnames="sites")
 def activations_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> dict[str, jax.Array]:
     """{site: [B, T, A]} of tokens [B, T]; the axes of a token's activation (heads, say) are joined to A."""
-    _, captured = mishax_lite.capture(model.apply, list(sites))(tokens)
+    _, captured = mishax_lite.capture(forward(model), list(sites))(tokens)
     return {site: captured[site].reshape(*tokens.shape, -1) for site in sites}
 
 

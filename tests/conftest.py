@@ -14,10 +14,17 @@ from jax.sharding import Mesh
 @pytest.fixture(scope="session")
 def golden():
     """The reference model of tests/data/gemma2_golden, as (gemma.Model, expected values by name)."""
-    import gemma
     from tests.gemma import golden
 
-    return gemma.Model(jax.tree.map(jax.numpy.asarray, golden.params()), golden.config()), golden.expected()
+    return golden.load(golden.GEMMA_2)
+
+
+@pytest.fixture(scope="session")
+def golden_3():
+    """The same of tests/data/gemma3_golden: QK-norm, one key/value head, two RoPE bases, stretched global positions."""
+    from tests.gemma import golden
+
+    return golden.load(golden.GEMMA_3)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: the collectives in XLA's text, and what was asked for in less than float32."""
+"""What a compiled program says of itself: collectives in XLA's text, and what was asked for in less than float32."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def collectives(text: str) -> Counter[Moved]:
         if match is None:
             continue
         arrays = _ARRAY.findall(match[1])
-        # The type of an asynchronous start lists its operands before its results, but for all-reduce, and contexts last.
+        # The type of an asynchronous start lists operands, then results, then contexts; all-reduce's, results alone.
         if match[3] and match[2] != "all-reduce":
             arrays = arrays[1:2] if match[2] in ("all-gather", "collective-permute") else arrays
         for dtype, dims in arrays:
@@ -51,8 +51,15 @@ def collectives(text: str) -> Counter[Moved]:
 
 
 def not_activations(found: Counter[Moved], tokens: int, d_model: int) -> list[Moved]:
-    """Those that are anything but the sum of the activations [tokens, D] of a chip's tokens: parameters, for one."""
-    return [m for m in found if m.kind != "all-reduce" or m.shape[-1] != d_model or math.prod(m.shape[:-1]) != tokens]
+    """Those that are neither a sum of activations [tokens, D] of a chip's tokens, nor one of a number for each at most:
+    parameters, for one.
+    """
+
+    def is_sum(m: Moved) -> bool:
+        size = math.prod(m.shape)
+        return m.kind == "all-reduce" and (size <= tokens or (m.shape[-1] == d_model and size == tokens * d_model))
+
+    return [m for m in found if not is_sum(m)]
 
 
 def below_float32(text: str, d_ff: int) -> Counter[str]:

@@ -21,9 +21,13 @@ from experiments.benchmarks import tpu_hlo
 from gemma import sharding
 from gemma.model import param_shapes
 
-HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip, from Google Cloud's "TPU versions"
+HBM = {"v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip, from Google Cloud's "TPU versions"
 PROGRAMS = ("sites", "logits", "loss")
 _SCOPE = ("attn_z", "mlp_out", "resid_post")  # what Gemma Scope has autoencoders for
+
+
+class DoesNotFitError(Exception):
+    """The program takes more memory than a chip has; XLA's message says how much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Report:
       flops: of a chip, matrix products and all else.
       collectives: what is moved and how often; `tpu_hlo.collectives`.
       below_float32: `tpu_hlo.below_float32`.
-      unexpected: collectives that move anything but a chip's activations [B, T, D].
+      unexpected: collectives that are no sums of activations; `tpu_hlo.not_activations`.
     """
 
     mesh: tuple[int, int]
@@ -106,10 +110,10 @@ def chips(topology: str) -> list[jax.Device]:
         raise ValueError(missing())
     if topology.split(":")[0] not in HBM:
         raise ValueError(f"no topology {topology!r}: it is one of {', '.join(HBM)}, a colon and chips, as v5e:4x4")
-    # libtpu looks for the TPU that it runs on, waits for a metadata server, and takes a lock; none of that is wanted.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
-    alone = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    os.environ.update(quiet | alone)
+    # libtpu looks for the TPU that it runs on, asks a metadata server, and takes a lock; none of that is wanted. The
+    # type only keeps it from warning that it found none.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
     jax.config.update("jax_platforms", "cpu")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
@@ -145,10 +149,13 @@ def compile_forward(case: Case) -> Report:
     """Compiles a case.
 
     Raises:
-      ValueError: for a case that makes no sense, and when the chips' memory does not suffice.
+      ValueError: for a case that makes no sense.
+      DoesNotFitError: when the chips' memory does not suffice.
     """
     if case.program not in PROGRAMS:
         raise ValueError(f"a program is one of {', '.join(PROGRAMS)}, got {case.program!r}")
+    if case.dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"a dtype is one of bfloat16, float32, got {case.dtype!r}")
     mesh, config, dtype = mesh_for(case), case.config, jnp.dtype(case.dtype)
     shapes = param_shapes(config, dtype)
     over = sharding.site_shardings(config, [*case.sites(), "logits"], mesh)
@@ -170,7 +177,7 @@ def compile_forward(case: Case) -> Report:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise ValueError(f"does not fit: {str(error).splitlines()[0]}") from None
+            raise DoesNotFitError(str(error).splitlines()[0]) from None
     memory, found = compiled.memory_analysis(), tpu_hlo.collectives(compiled.as_text())
     return Report(
         mesh=(mesh.shape["data"], mesh.shape["model"]),

@@ -1,19 +1,47 @@
-"""Orbax checkpoints in the layout of DeepMind's own: a flat dict of dicts.
+"""Orbax checkpoints with DeepMind's names.
 
-`checkpoint["transformer/layer_0/attn/q_einsum"]["w"]` is the tree's `["layer_0"]["attn"]["q_einsum"]["w"]`, as in the
-checkpoints on Kaggle (google-deepmind/gemma v2.0.8, `gemma/params.py`).
+Those on Kaggle are a flat dict of dicts: `checkpoint["transformer/layer_0/attn/q_einsum"]["w"]` is the tree's
+`["layer_0"]["attn"]["q_einsum"]["w"]` (google-deepmind/gemma v2.0.8, `gemma/params.py`). Newer ones are nested, with or
+without `transformer` and `params` before the names; either kind may have one more `w` below `mlp/gating_einsum` and
+`mlp/linear` (`gemma/gm/ckpts/_compat.py`). Gemma 2's has 128 rows more of embeddings than tokens, and from the 9B on
+the gates' axes are (2, F, D). Saved is the flat kind, without any of that.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from gemma.checkpoints import streaming
+from gemma.checkpoints.shapes import Shapes, recognise
+from gemma.configs import Config
 
 _ROOT = "transformer"
+_PADDING = 128  # rows after the last token's
+_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "checkpoint", "manifest.ocdbt")
+_IMAGES = ("vision_encoder/", "SigLiPFromPatches_0/", "embedder/mm_")  # Gemma 3 from 4B on; not in this package
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint: the keys that lead to it, joined and apart, its shape and dtype."""
+
+    name: str
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: jnp.dtype | None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like one that Orbax wrote."""
+    return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
 
 
 def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
@@ -39,40 +67,137 @@ def write(params: Mapping, folder: Path) -> None:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(flatten(params)))
 
 
-def read(folder: Path, expected: Mapping, sharding: jax.sharding.Sharding) -> dict:
-    """Loads the tree `expected` (of `jax.ShapeDtypeStruct`), cast to its dtypes, onto `sharding`.
+def scan(folder: Path) -> dict[streaming.Path, Leaf]:
+    """The arrays of a checkpoint by the names of the model's parameters; those for images are left out.
 
     Raises:
-      ValueError: naming every tensor that is missing, not expected, or of another shape.
+      ValueError: if Orbax cannot read the folder's metadata, or two arrays are the same parameter.
     """
     folder = Path(folder).absolute()
-    want = traverse_util.flatten_dict(flatten(expected), sep="/")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = _readable(folder, lambda: checkpointer.metadata(folder).item_metadata.tree)
-        have = traverse_util.flatten_dict(dict(stored), sep="/")
-        problems = [f"missing: {name}" for name in sorted(set(want) - set(have))]
-        problems += [f"not in this model: {name}" for name in sorted(set(have) - set(want))]
-        problems += [
-            f"{name}: shape {tuple(have[name].shape)}, expected {want[name].shape}"
-            for name in sorted(set(want) & set(have))
-            if tuple(have[name].shape) != want[name].shape
-        ]
-        if problems:
-            more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
-            raise ValueError(f"{folder} does not hold this model:\n  " + "\n  ".join(problems[:12]) + more)
-        args = jax.tree.map(
-            lambda struct: ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=sharding, global_shape=struct.shape),
-            flatten(expected),
-        )
-        flat = _readable(folder, lambda: checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args)))
-    leaves = {(*key.split("/")[1:], name): value for key, group in flat.items() for name, value in group.items()}
-    return traverse_util.unflatten_dict(leaves)
+        damaged = f"{folder} cannot be read as an Orbax checkpoint, its files are damaged"
+        items = _readable(damaged, lambda: checkpointer.metadata(folder).item_metadata)
+        if items is None:  # Orbax logs why
+            raise ValueError(f"{damaged}: of its arrays nothing can be read")
+        leaves = jax.tree_util.tree_flatten_with_path(items.tree)[0]
+    found: dict[streaming.Path, Leaf] = {}
+    for path, leaf in leaves:
+        keys = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+        name = "/".join(keys)
+        bare = name.removeprefix("params/").removeprefix(_ROOT + "/")
+        if bare.startswith(_IMAGES):
+            continue
+        if bare.endswith(("mlp/gating_einsum/w", "mlp/linear/w")):
+            bare = bare.removesuffix("/w")
+        ours = tuple(bare.split("/"))
+        if ours in found:
+            raise ValueError(f"{folder} does not hold this model: {name} is there as {found[ours].name} too")
+        found[ours] = Leaf(name, keys, tuple(getattr(leaf, "shape", None) or ()), getattr(leaf, "dtype", None))
+    return found
 
 
-def _readable(folder: Path, read: Callable[[], T]) -> T:
-    """Orbax raises errors of many kinds for damaged files; here they are one kind, which names the folder."""
+def recognise_shapes(folder: Path, leaves: Mapping[streaming.Path, Leaf]) -> Config:
+    """The configuration, where there is no config.json; see `gemma.checkpoints.shapes`."""
+    layers = [int(path[0][6:]) for path in leaves if path[0].startswith("layer_") and path[0][6:].isdecimal()]
+
+    def shape(*ending: str) -> tuple[int, ...]:
+        return next(leaf.shape for path, leaf in leaves.items() if path[-len(ending) :] == ending)
+
+    try:
+        (rows, D), (F, _) = shape("embedder", "input_embedding"), shape("mlp", "linear")
+        (N, _, H), (_, K, _, _) = shape("attn", "q_einsum", "w"), shape("attn", "kv_einsum", "w")
+    except (StopIteration, ValueError):
+        raise ValueError(f"{folder} has no config.json, and its arrays are not those of a Gemma 2 or 3") from None
+    V = 256_000 if rows == 256_000 + _PADDING else rows
+    normed = any("_query_norm" in path for path in leaves)
+    return recognise(str(folder), Shapes(V, max(layers) + 1, D, F, N * H, K * H, normed))
+
+
+def read(
+    folder: Path,
+    leaves: Mapping[streaming.Path, Leaf],
+    structs: Mapping,
+    shardings: Mapping,
+    *,
+    ours: bool = False,
+) -> dict:
+    """The tree of parameters, each array straight to its place.
+
+    Args:
+      folder: the checkpoint's.
+      leaves: from `scan`.
+      structs, shardings: see `streaming.stream`.
+      ours: `write` made it, so there is no doubt about the gates' axes.
+
+    Raises:
+      ValueError: naming every array that is missing, extra, of another shape, damaged, or has NaN or infinite values,
+        and the gates of a model with D = F, where the axes cannot be told apart.
+    """
+    folder = Path(folder).absolute()
+    want = traverse_util.flatten_dict(structs)
+    _check(str(folder), leaves, want, ours)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+
+        def fetch(path: streaming.Path, struct: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+            leaf = leaves[path]
+            swapped = path[-1] == "gating_einsum" and leaf.shape != struct.shape
+            shape = leaf.shape if swapped else struct.shape  # of more rows, the first are read
+            there = _swap(sharding) if swapped else sharding
+            args = ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=there, global_shape=shape, strict=False)
+            item = ocp.args.PyTreeRestore(
+                item=_nest(leaf.keys, jax.ShapeDtypeStruct(shape, struct.dtype, sharding=there)),
+                restore_args=_nest(leaf.keys, args),
+                partial_restore=True,
+            )
+            array = _readable("damaged", lambda: jax.tree.leaves(checkpointer.restore(folder, args=item))[0])
+            return jax.jit(lambda x: x.swapaxes(1, 2), out_shardings=sharding)(array) if swapped else array
+
+        names = {path: leaf.name for path, leaf in leaves.items()}
+        return streaming.stream(str(folder), structs, shardings, fetch, names)
+
+
+def _check(where: str, leaves: Mapping, want: Mapping, ours: bool) -> None:
+    """Raises ValueError naming all arrays that cannot be this model's."""
+    problems = [f"missing: {'/'.join((_ROOT, *path))}" for path in want if path not in leaves]
+    problems += [f"not in this model: {leaf.name}" for path, leaf in leaves.items() if path not in want]
+    for path in want:
+        if path not in leaves:
+            continue
+        leaf, shape = leaves[path], want[path].shape
+        also = {
+            "input_embedding": (shape[0] + _PADDING, *shape[1:]),
+            "gating_einsum": (shape[0], *reversed(shape[1:])),
+        }.get(path[-1], shape)
+        if leaf.shape not in (shape, also):
+            other = f" or {also}" if also != shape else ""
+            problems.append(f"{leaf.name}: shape {leaf.shape}, expected {shape}{other}")
+        elif path[-1] == "gating_einsum" and shape[1] == shape[2] and not ours:
+            problems.append(f"{leaf.name}: as D = F = {shape[1]}, its shape does not tell (2, D, F) from (2, F, D)")
+        elif leaf.dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            problems.append(f"{leaf.name}: dtype {leaf.dtype}, expected floating-point numbers")
+    streaming.refuse(where, problems)
+
+
+def _nest(keys: tuple[str, ...], value: T) -> dict | T:
+    """A tree with one leaf."""
+    return {keys[0]: _nest(keys[1:], value)} if keys else value
+
+
+def _swap(sharding: Sharding) -> Sharding:
+    """The sharding of a (2, D, F) parameter's (2, F, D)."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    first, second, third = (*sharding.spec, None, None, None)[:3]
+    return NamedSharding(sharding.mesh, PartitionSpec(first, third, second))
+
+
+def _readable(what: str, read: Callable[[], T]) -> T:
+    """Orbax raises errors of many kinds for damaged files; here they are one kind, which says what is damaged."""
     try:
         return read()
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"{folder} cannot be read as an Orbax checkpoint, its files are damaged: {reason}") from error
+        first = error
+        while first.__cause__ is not None:  # TensorStore's reason; Orbax wraps it in pages
+            first = first.__cause__
+        reason = (str(first) or type(first).__name__).splitlines()[0][:200]
+        raise ValueError(f"{what}: {reason}") from error

@@ -16,7 +16,7 @@ import optax
 import gemma
 import mishax_lite
 from sae.autoencoder import JumpReLU
-from sae.harvesting import activations_at
+from sae.harvesting import activations_at, forward
 from sae.text import batch_at, is_text
 
 BATCH = 16  # sequences, unless their logits are too many
@@ -186,11 +186,11 @@ def _loss_sum(logits, tokens, text):
 
 @functools.partial(jax.jit, static_argnames="site")
 def _baseline_sums(model, tokens, text, site):
-    zeroed = mishax_lite.edit(model.apply, {site: _splice(jnp.zeros_like, tokens, text)})(tokens)
+    zeroed = mishax_lite.edit(forward(model), {site: _splice(jnp.zeros_like, tokens, text)})(tokens)
     return {
         "tokens": text.sum(),
         "predictions": _predicted(text).sum(),
-        "loss": _loss_sum(model.apply(tokens), tokens, text),
+        "loss": _loss_sum(forward(model)(tokens), tokens, text),
         "loss_zero": _loss_sum(zeroed, tokens, text),
     }
 
@@ -199,7 +199,7 @@ def _baseline_sums(model, tokens, text, site):
 def _spliced_sums(autoencoder, model, tokens, text, centre, site):
     # The layers below the site stand in both forward passes; the compiler computes them once.
     x = activations_at(model, tokens, (site,))[site]
-    spliced = mishax_lite.edit(model.apply, {site: _splice(autoencoder, tokens, text)})(tokens)
+    spliced = mishax_lite.edit(forward(model), {site: _splice(autoencoder, tokens, text)})(tokens)
     f = autoencoder.encode(x)
     shifted = jnp.where(text[..., None], x - centre, 0.0)
     return {

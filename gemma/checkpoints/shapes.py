@@ -1,0 +1,60 @@
+"""Which preset a checkpoint without `config.json` is of, from the shapes of its tensors."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from gemma import configs
+from gemma.configs import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What shapes tell: V, L, D, F, N·H, K·H, and whether queries and keys are normed."""
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    d_ff: int
+    query_width: int
+    key_width: int
+    qk_norm: bool
+
+    @classmethod
+    def of(cls, c: Config) -> "Shapes":
+        """Those of a configuration."""
+        widths = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim)
+        return cls(c.vocab_size, c.num_layers, c.d_model, c.d_ff, *widths, c.qk_norm)
+
+
+def presets() -> Sequence[Config]:
+    """All of them."""
+    return tuple(configs._PRESETS.values())
+
+
+def named(made: Config) -> Config:
+    """The configuration under a preset's name, if it is that preset's but for V; as it is, otherwise."""
+    for preset in presets():
+        if dataclasses.replace(made, name=preset.name, vocab_size=preset.vocab_size) == preset:
+            return dataclasses.replace(made, name=preset.name)
+    return made
+
+
+def recognise(where: str, shapes: Shapes) -> Config:
+    """The preset with these shapes.
+
+    V is the preset's, but for Gemma 3 4B and larger: DeepMind's checkpoints and GGUF files have 262144 embeddings,
+    the hub's 262208.
+
+    Raises:
+      ValueError: if there is none. Query scale, window and pattern of layers are not in the shapes, so no other model
+        can be recognised.
+    """
+    for preset in presets():
+        if dataclasses.replace(Shapes.of(preset), vocab_size=shapes.vocab_size) == shapes:
+            shorter = (preset.vocab_size, shapes.vocab_size) == (262_208, 262_144)
+            return dataclasses.replace(preset, vocab_size=262_144) if shorter else preset
+    sizes = ", ".join(f"{field} {value}" for field, value in dataclasses.asdict(shapes).items())
+    raise ValueError(
+        f"{where} has no config.json, and no preset has the shapes of its tensors ({sizes}): "
+        "put a config.json beside it, transformers' or the fields of gemma.Config"
+    )

@@ -1,0 +1,185 @@
+"""From tensors in files to parameters on devices, one parameter after the other.
+
+A file's tensor is `Stored`: rows of it can be read. How it lies in a parameter is a `Layout`. A parameter is filled on
+the host block by block, spread over its devices, looked over for NaN, and let go: the host never holds more than the
+model once (where its own memory is the device) and the largest parameter, besides a few blocks of `BLOCK_BYTES`. Of
+several processes, each reads every tensor of these files, and keeps what its devices are to have.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+BLOCK_BYTES = 8 << 20
+_SHOWN = 12  # problems in one message
+_WORKERS = min(4, os.cpu_count() or 1)
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file.
+
+    Attributes:
+      name: as the file has it.
+      shape: of the whole.
+      rows: (start, stop) -> the rows [start:stop] of its first axis, as floating-point numbers of any width.
+      problem: what keeps it from being read, such as a file that ends before it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], np.ndarray]
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a stored tensor lies in a parameter, or in a part of one: `stored.reshape(view).transpose(axes)`.
+
+    Attributes:
+      name: of the stored tensor.
+      shape: of the stored tensor.
+      view: its axes taken apart; the first comes from its first.
+      axes: as for `np.transpose`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def in_view(self, part: np.ndarray) -> np.ndarray:
+        """The parameter's part as the stored tensor's view: the inverse of the transposition, nothing copied."""
+        return part.transpose(np.argsort(self.axes))
+
+
+def fill(
+    struct: jax.ShapeDtypeStruct, parts: Sequence[tuple[Stored, Layout]], pool: ThreadPoolExecutor | None = None
+) -> np.ndarray:
+    """A parameter on the host: its one part, or its parts stacked on a new first axis."""
+    whole = np.empty(struct.shape, struct.dtype)
+    jobs = []
+    for (stored, layout), part in zip(parts, whole if len(parts) > 1 else whole[None], strict=True):
+        target = layout.in_view(part)
+        unit = layout.shape[0] // layout.view[0]  # rows of the file to one of the view's
+        step = max(1, BLOCK_BYTES * layout.view[0] // max(1, part.nbytes))
+        jobs += [(stored, target, unit, i, min(i + step, layout.view[0])) for i in range(0, layout.view[0], step)]
+
+    def copy(job: tuple[Stored, np.ndarray, int, int, int]) -> None:
+        stored, target, unit, start, stop = job
+        with np.errstate(all="ignore"):  # what overflows is found where all parameters are looked over
+            target[start:stop] = stored.rows(start * unit, stop * unit).reshape(stop - start, *target.shape[1:])
+
+    if pool is None or len(jobs) < 2:
+        for job in jobs:
+            copy(job)
+    else:
+        list(pool.map(copy, jobs))
+    return whole
+
+
+def read(
+    where: str,
+    parameters: Mapping[Path, Sequence[tuple[Stored, Layout]]],
+    structs: Mapping,
+    shardings: Mapping,
+) -> dict:
+    """The tree of parameters from a file's tensors; see `stream` for the arguments and for what is raised."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+
+        def fetch(path: Path, struct: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+            whole = fill(struct, parameters[path], pool)
+            return jax.make_array_from_callback(struct.shape, sharding, lambda index: whole[index])
+
+        names = {path: " and ".join(stored.name for stored, _ in parts) for path, parts in parameters.items()}
+        return stream(where, structs, shardings, fetch, names)
+
+
+def stream(
+    where: str,
+    structs: Mapping,
+    shardings: Mapping,
+    fetch: Callable[[Path, jax.ShapeDtypeStruct, jax.sharding.Sharding], jax.Array],
+    names: Mapping[Path, str],
+) -> dict:
+    """Fetches one parameter after the other, the largest first: what passes through the host on the way is then never
+    on top of a model that is already there.
+
+    Args:
+      where: the file or folder, for messages.
+      structs: the tree of `jax.ShapeDtypeStruct` that is wanted.
+      shardings: where each parameter is to lie, the same tree.
+      fetch: (path, struct, sharding) -> the array, there. A ValueError of it is that parameter's problem.
+      names: what the file calls each parameter.
+
+    Raises:
+      ValueError: naming every tensor that cannot be read or that has values which are NaN or infinite.
+    """
+    structs, shardings = traverse_util.flatten_dict(structs), traverse_util.flatten_dict(shardings)
+    problems, arrays = [], {}
+    for path in sorted(structs, key=lambda p: -math.prod(structs[p].shape)):
+        try:
+            array = jax.block_until_ready(fetch(path, structs[path], shardings[path]))
+        except ValueError as error:
+            problems.append(f"{names[path]}: {error}")
+        else:
+            if bool(_all_finite(array)):
+                arrays[path] = array
+            else:
+                problems.append(f"{names[path]}: has values that are NaN or infinite (as {array.dtype})")
+        if len(problems) > _SHOWN:
+            break
+    refuse(where, problems)
+    return traverse_util.unflatten_dict({path: arrays[path] for path in structs})
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(array))
+
+
+def refuse(where: str, problems: Sequence[str]) -> None:
+    """Raises ValueError with the problems, if there are any, one to a line and not too many."""
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ValueError(f"{where} does not hold this model:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+
+
+def match(
+    where: str,
+    stored: Mapping[str, Stored],
+    parameters: Mapping[Path, Sequence[Layout]],
+    call: Callable[[str], str],
+) -> dict[Path, list[tuple[Stored, Layout]]]:
+    """For every parameter the stored tensors that make it up, with their layouts.
+
+    Args:
+      where: the file or folder, for messages.
+      stored: by the name that layouts use.
+      parameters: for every parameter the layouts of its parts.
+      call: from the name that layouts use to the file's.
+
+    Raises:
+      ValueError: naming every tensor that is missing, not of this model, of another shape, or has a `problem`.
+    """
+    wanted = {layout.name: layout for layouts in parameters.values() for layout in layouts}
+    problems = [f"missing: {call(name)}" for name in wanted if name not in stored]
+    problems += [f"not in this model: {stored[name].name}" for name in stored if name not in wanted]
+    for name in wanted:
+        if name in stored:
+            tensor, shape = stored[name], wanted[name].shape
+            if tensor.shape != shape:
+                problems.append(f"{tensor.name}: shape {tensor.shape}, expected {shape}")
+            elif tensor.problem:
+                problems.append(f"{tensor.name}: {tensor.problem}")
+    refuse(where, problems)
+    return {path: [(stored[one.name], one) for one in layouts] for path, layouts in parameters.items()}

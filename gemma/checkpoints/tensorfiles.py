@@ -1,0 +1,121 @@
+"""The safetensors format: eight bytes of length, a JSON header of names, dtypes, shapes and offsets, then the bytes.
+
+Format: https://github.com/huggingface/safetensors. Read and written here rather than by its library, so that rows can
+stream, a file that is cut short can say which of its tensors are gone, and bfloat16 is bfloat16.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from gemma.checkpoints.streaming import Stored
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LONGEST_HEADER = 100_000_000  # as in the format's own library
+
+
+def scan(file: Path) -> dict[str, Stored]:
+    """The tensors of a file by name, nothing of them read.
+
+    Raises:
+      ValueError: if the file is not in this format.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > _LONGEST_HEADER:
+            raise ValueError(f"{file} is not a safetensors file: it does not begin with the length of a header")
+        text = stream.read(length)
+    if len(text) < length:
+        raise ValueError(f"{file} is cut short within its header: {size} bytes, the header alone needs {8 + length}")
+    try:
+        header = json.loads(text)
+        del text
+        header.pop("__metadata__", None)
+        return {name: _stored(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is not a safetensors file, its header is damaged: {error!r}"[:500]) from error
+
+
+def _stored(file: Path, name: str, entry: Mapping, base: int, size: int) -> Stored:
+    """One tensor of the header."""
+    shape = tuple(int(n) for n in entry["shape"])
+    begin, end = (int(n) for n in entry["data_offsets"])
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        problem = f"dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
+        return Stored(name, shape, lambda start, stop: np.zeros(0), problem)
+    row = dtype.itemsize * math.prod(shape[1:])
+    problem = None
+    if begin < 0 or min(shape, default=1) < 0 or end - begin != dtype.itemsize * math.prod(shape):
+        problem = f"its header is damaged: {entry['dtype']}{list(shape)} in the bytes {begin} to {end}"
+    elif base + end > size:
+        problem = f"{file.name} is cut short: it has {size} bytes, this tensor ends at {base + end}"
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        data = read_bytes(file, base + begin + start * row, (stop - start) * row)
+        return data.view(dtype).reshape(stop - start, *shape[1:])
+
+    return Stored(name, shape, rows, problem)
+
+
+def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
+    """[count] of uint8 from a file, opened anew so that threads do not share a position.
+
+    Raises:
+      ValueError: when the file has fewer.
+    """
+    data = np.fromfile(file, np.uint8, count, offset=offset)
+    if data.size < count:
+        raise ValueError(f"{file.name} ends at byte {offset + data.size}, within this tensor")
+    return data
+
+
+def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
+    """Writes a file, one tensor in memory at a time; under another name first, so that it is there whole or not at all.
+
+    Args:
+      file: its path.
+      tensors: by name, the dtype, the shape, and a function that makes the array.
+
+    Raises:
+      ValueError: for a dtype that is not one of float64, float32, float16 and bfloat16.
+    """
+    for name, (dtype, _, _) in tensors.items():
+        if np.dtype(dtype) not in _NAMES:
+            raise ValueError(f"{name} is {np.dtype(dtype)}; written are {', '.join(map(str, _NAMES))}")
+    # Wide numbers first, so that everything stays aligned.
+    order = sorted(tensors, key=lambda name: -np.dtype(tensors[name][0]).itemsize)
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        dtype, shape, _ = tensors[name]
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        header[name] = {
+            "dtype": _NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            dtype, shape, make = tensors[name]
+            array = np.asarray(make())
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{name} became {array.dtype}{list(array.shape)}, announced as {dtype}{list(shape)}")
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    os.replace(partial, file)

@@ -143,9 +143,8 @@ _LAYERS = Patch(
                 "z = fused(q, k, v, allowed, c.attn_softcap)",
             ),
             Rewrite(
-                "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
-                "z = tap(at(self, 'attn_z'), z)\n"
-                "return Einsum((N, H, D), name='attn_vec_einsum')('BTNH,NHD->BTD', z), cache",
+                "return product('BTNH,NHD->BTD', z, ...), cache",
+                "z = tap(at(self, 'attn_z'), z)\nreturn product('BTNH,NHD->BTD', z, ...), cache",
             ),
         ],
         "FeedForward.__call__": [

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from gemma.attention import MASKED, softcap
 from gemma.configs import LOCAL, Config
-from gemma.layers import Einsum, Embedder, RMSNorm, rope
+from gemma.layers import Embedder, RMSNorm, Weight, product, products, rope
 
 Sites = dict[str, jax.Array]
 
@@ -28,13 +28,14 @@ class Attention(nn.Module):
         D = x.shape[-1]
         N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
 
-        q = Einsum((N, D, H), name="q_einsum")("BTD,NDH->BTNH", x)
-        k, v = Einsum((2, K, D, H), name="kv_einsum")("BSD,CKDH->CBSKH", x)
+        q = product("BTD,NDH->BTNH", x, Weight((N, D, H), name="q_einsum")(x.dtype))
+        k, v = products("BSD,KDH->BSKH", x, Weight((2, K, D, H), name="kv_einsum")(x.dtype))
         sites[at + "q"] = q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)
         sites[at + "k"] = k = rope(k, positions, c.rope_base)
         sites[at + "v"] = v
         sites.update(attend(c, at, q, k, v, mask))
-        return Einsum((N, H, D), name="attn_vec_einsum")("BTNH,NHD->BTD", sites[at + "attn_z"])
+        w = Weight((N, H, D), name="attn_vec_einsum")(x.dtype)
+        return product("BTNH,NHD->BTD", sites[at + "attn_z"], w)
 
 
 class FeedForward(nn.Module):
@@ -113,13 +114,13 @@ def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array,
         p, at = params[f"layer_{i}"], f"layer_{i}/"
         sites[at + "resid_pre"] = x
         sites[at + "attn_in"] = attn_in = rms_norm(x, p["pre_attention_norm"])
-        q = jnp.einsum("BTD,NDH->BTNH", attn_in, p["attn"]["q_einsum"]["w"])
-        k, v = jnp.einsum("BSD,CKDH->CBSKH", attn_in, p["attn"]["kv_einsum"]["w"])
+        q = product("BTD,NDH->BTNH", attn_in, p["attn"]["q_einsum"]["w"])
+        k, v = products("BSD,KDH->BSKH", attn_in, p["attn"]["kv_einsum"]["w"])
         sites[at + "q"] = q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)
         sites[at + "k"] = k = rope(k, positions, c.rope_base)
         sites[at + "v"] = v
         sites.update(attend(c, at, q, k, v, local_mask if kind == LOCAL else mask))
-        attn_out = jnp.einsum("BTNH,NHD->BTD", sites[at + "attn_z"], p["attn"]["attn_vec_einsum"]["w"])
+        attn_out = product("BTNH,NHD->BTD", sites[at + "attn_z"], p["attn"]["attn_vec_einsum"]["w"])
         sites[at + "attn_out"] = attn_out = rms_norm(attn_out, p["post_attention_norm"])
         sites[at + "resid_mid"] = x = x + attn_out
         sites[at + "mlp_in"] = mlp_in = rms_norm(x, p["pre_ffw_norm"])
@@ -145,8 +146,8 @@ def attend(config: Config, at: str, q: jax.Array, k: jax.Array, v: jax.Array, ma
     """The sites from q [B, T, N, H], k and v [B, S, K, H] to the heads' outputs."""
     B, T, N, H = q.shape
     K = config.num_kv_heads
-    grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
+    grouped = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, K, N // K, H))
+    scores = jnp.einsum("BKGTH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
     capped = softcap(scores.astype(jnp.float32), config.attn_softcap)
     masked = jnp.where(mask[:, None], capped, MASKED)
     pattern = jax.nn.softmax(masked, axis=-1).astype(q.dtype)
@@ -158,8 +159,8 @@ def attend(config: Config, at: str, q: jax.Array, k: jax.Array, v: jax.Array, ma
 def feed_forward(x: jax.Array, gating: jax.Array, linear: jax.Array, sites: Sites, at: str) -> jax.Array:
     """GeGLU on [B, T, D] with its sites."""
     gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
-    sites[at + "mlp_gate"] = gate = jnp.einsum("BTD,DF->BTF", x, gating[0])
-    sites[at + "mlp_up"] = up = jnp.einsum("BTD,DF->BTF", x, gating[1])
+    gate, up = products("BTD,DF->BTF", x, gating)
+    sites[at + "mlp_gate"], sites[at + "mlp_up"] = gate, up
     sites[at + "mlp_hidden"] = hidden = nn.gelu(gate, approximate=True) * up
     return jnp.einsum("BTF,FD->BTD", hidden, linear)
 

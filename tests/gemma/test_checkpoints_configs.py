@@ -75,6 +75,7 @@ def test_the_hubs_files_are_the_presets(name):
 def test_each_dialect_alone_says_all(name):
     """Of what is written, the words of transformers 4 and those of 5 each give the model back."""
     values = dialects.to_huggingface(gemma.config(name), "float32")
+    assert type(values["query_pre_attn_scalar"]) is int  # transformers 5 takes no other
     four = {k: v for k, v in values.items() if k not in ("rope_parameters", "layer_types", "_name_or_path", "dtype")}
     four["sliding_window_pattern"] = 6 if "gemma3" in name else 2
     five_has_not = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype", "_name_or_path")

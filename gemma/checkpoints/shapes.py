@@ -1,7 +1,6 @@
 """Which preset a checkpoint without `config.json` is of, from the shapes of its tensors."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from gemma import configs
 from gemma.configs import Config
@@ -26,14 +25,9 @@ class Shapes:
         return cls(c.vocab_size, c.num_layers, c.d_model, c.d_ff, *widths, c.qk_norm)
 
 
-def presets() -> Sequence[Config]:
-    """All of them."""
-    return tuple(configs._PRESETS.values())
-
-
 def named(made: Config) -> Config:
     """The configuration under a preset's name, if it is that preset's but for V; as it is, otherwise."""
-    for preset in presets():
+    for preset in configs.presets():
         if dataclasses.replace(made, name=preset.name, vocab_size=preset.vocab_size) == preset:
             return dataclasses.replace(made, name=preset.name)
     return made
@@ -49,7 +43,7 @@ def recognise(where: str, shapes: Shapes) -> Config:
       ValueError: if there is none. Query scale, window and pattern of layers are not in the shapes, so no other model
         can be recognised.
     """
-    for preset in presets():
+    for preset in configs.presets():
         if dataclasses.replace(Shapes.of(preset), vocab_size=shapes.vocab_size) == shapes:
             shorter = (preset.vocab_size, shapes.vocab_size) == (262_208, 262_144)
             return dataclasses.replace(preset, vocab_size=262_144) if shorter else preset

@@ -7,6 +7,7 @@ float32 from this GGUF file: token ids, top-10 logits, losses, hidden states, an
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,3 +73,34 @@ def check_logits(logits, expected, i):
     normaliser = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1))
     losses = normaliser[:-1] - logits[np.arange(len(tokens) - 1), tokens[1:]]
     np.testing.assert_allclose(losses, expected[f"nll_{i}"], rtol=0, atol=5e-4)
+
+
+def test_greedy_continuations_with_a_cache(model, expected):
+    """Three prompts of unequal length in one batch."""
+    prompts = [expected[f"greedy_{i}"][:-24].tolist() for i in TEXTS]
+    made = gemma.generate(model, prompts, max_new_tokens=24, stop_tokens=())
+    for i in TEXTS:
+        np.testing.assert_array_equal(made.tokens[i], expected[f"greedy_{i}"][-24:])
+
+
+def test_steering_a_latents_direction_equals_the_uncached_computation(model):
+    """What `experiments.generate --sae` does: a vector added at one layer at every token but BOS."""
+    prompt = model.tokenizer.encode("My favourite place in the world is")
+    direction = jax.random.normal(jax.random.key(0), (model.config.d_model,))
+    direction *= 3000 / jnp.linalg.norm(direction)  # residual streams here have norms of thousands
+
+    def steer(direction, positions):
+        moved = jnp.where(positions[..., None] > 0, direction, 0.0)
+        return {"layer_9/resid_post": lambda value, site: value + moved}
+
+    plain = gemma.generate(model, [prompt], max_new_tokens=12, stop_tokens=())
+    steered = gemma.generate(
+        model, [prompt], max_new_tokens=12, stop_tokens=(), edits=jax.tree_util.Partial(steer, direction)
+    )
+    assert plain.texts != steered.texts
+    # As above, one pass over the steered text says what step by step says.
+    tokens = np.array([[*prompt, *steered.tokens[0]]])
+    edits = steer(direction, np.arange(tokens.shape[1])[None])
+    logits = jax.jit(lambda m, t: mishax_lite.edit(m.apply, edits)(t))(model, tokens)
+    best = np.argmax(logits[0], axis=-1)[len(prompt) - 1 : -1]
+    np.testing.assert_array_equal(best, steered.tokens[0])

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import gemma
 import mishax_lite
+from gemma.sharding import batch_sharding
 from sae.store import manifest as manifests
 from sae.store import writing
 from sae.store.manifest import Manifest
@@ -126,11 +127,7 @@ def harvest(
     rows = int(is_text(sequences.tokens, manifest.dropped_tokens).sum())
     writing.check_space(path, manifest, len(missing), rows)
     order = np.random.default_rng(seed).permutation(len(sequences))
-    place = (
-        jnp.asarray
-        if mesh is None
-        else functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
-    )
+    place = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=batch_sharding(mesh))
     batch = BATCH if mesh is None else _round_up(BATCH, mesh.shape["data"])
     steps = [
         (segment, part, start)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import gemma
 from gemma.checkpoints import tensorfiles
 from tests.gemma import golden as reference
+from tests.gemma.refusing import refused
 
 GATE = "model.layers.1.mlp.gate_proj.weight"
 IMAGES = {
@@ -41,14 +42,6 @@ def put(folder, tensors, config=None, file="model.safetensors"):
 
 def same(model, other):
     jax.tree.map(np.testing.assert_array_equal, model.params, other.params)
-
-
-def refused(source, *messages):
-    with pytest.raises(ValueError) as error:
-        gemma.load(source)
-    for message in messages:
-        assert message in str(error.value), str(error.value)
-    return str(error.value)
 
 
 def test_shards_and_one_file_are_the_same(golden, weights, tmp_path):

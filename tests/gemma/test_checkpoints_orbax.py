@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 import gemma
 from gemma.checkpoints import kaggle
 from gemma.model import param_shapes
+from tests.gemma.refusing import refused
 
 FORMATS = [{"use_ocdbt": True, "use_zarr3": True}, {"use_ocdbt": True, "use_zarr3": False}, {"use_ocdbt": False}]
 
@@ -58,14 +59,6 @@ def folder_for(model, tmp_path, tree, **how):
 
 def same(params, other):
     jax.tree.map(np.testing.assert_array_equal, params, other)
-
-
-def refused(source, *messages):
-    with pytest.raises(ValueError) as error:
-        gemma.load(source)
-    for message in messages:
-        assert message in str(error.value), str(error.value)
-    return str(error.value)
 
 
 LAYOUTS = ["flat", "nested", "transformer", "params", "params/transformer"]

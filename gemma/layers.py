@@ -95,7 +95,10 @@ def rope(x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0) ->
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
     radians = positions[:, :, None, None].astype(jnp.float32) / scale / timescale
-    sin, cos = jnp.sin(radians), jnp.cos(radians)
+    turn = jnp.exp(
+        1j * radians
+    )  # sin and cos apart are computed anew for every layer and head: XLA takes them for cheap
+    sin, cos = turn.imag, turn.real
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

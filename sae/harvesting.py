@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 import gemma
 import mishax_lite
+from gemma.compiling import jit_forward
 from gemma.sharding import batch_sharding
 from sae.store import manifest as manifests
 from sae.store import writing
@@ -31,11 +32,13 @@ def forward(model: gemma.Model) -> Callable[..., jax.Array]:
     return functools.partial(model.apply, attention="fused")
 
 
-@functools.partial(jax.jit, static_argnames="sites")
-def activations_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> dict[str, jax.Array]:
+def captured_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> dict[str, jax.Array]:
     """{site: [B, T, A]} of tokens [B, T]; the axes of a token's activation (heads, say) are joined to A."""
     _, captured = mishax_lite.capture(forward(model), list(sites))(tokens)
     return {site: captured[site].reshape(*tokens.shape, -1) for site in sites}
+
+
+activations_at = jit_forward(captured_at, static_argnames="sites")  # the same, compiled
 
 
 def plan(

@@ -15,8 +15,9 @@ import optax
 
 import gemma
 import mishax_lite
+from gemma.compiling import jit_forward
 from sae.autoencoder import JumpReLU
-from sae.harvesting import activations_at, forward
+from sae.harvesting import activations_at, captured_at, forward
 from sae.text import batch_at, is_text
 
 BATCH = 16  # sequences, unless their logits are too many
@@ -184,7 +185,7 @@ def _loss_sum(logits, tokens, text):
     return (losses * _predicted(text)).sum()
 
 
-@functools.partial(jax.jit, static_argnames="site")
+@functools.partial(jit_forward, static_argnames="site")
 def _baseline_sums(model, tokens, text, site):
     zeroed = mishax_lite.edit(forward(model), {site: _splice(jnp.zeros_like, tokens, text)})(tokens)
     return {
@@ -195,10 +196,10 @@ def _baseline_sums(model, tokens, text, site):
     }
 
 
-@functools.partial(jax.jit, static_argnames="site")
+@functools.partial(jit_forward, static_argnames="site")
 def _spliced_sums(autoencoder, model, tokens, text, centre, site):
     # The layers below the site stand in both forward passes; the compiler computes them once.
-    x = activations_at(model, tokens, (site,))[site]
+    x = captured_at(model, tokens, (site,))[site]
     spliced = mishax_lite.edit(forward(model), {site: _splice(autoencoder, tokens, text)})(tokens)
     f = autoencoder.encode(x)
     shifted = jnp.where(text[..., None], x - centre, 0.0)

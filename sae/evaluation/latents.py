@@ -8,13 +8,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import gemma
+from gemma.compiling import jit_forward
 from sae.autoencoder import JumpReLU
-from sae.harvesting import activations_at
+from sae.harvesting import captured_at
 from sae.text import batch_at, is_text
 
 BATCH = 16
@@ -86,9 +86,9 @@ def latent_statistics(
     return LatentStatistics(total, fired, largest, histogram, reach, sequence, peak, activation)
 
 
-@functools.partial(jax.jit, static_argnames="site")
+@functools.partial(jit_forward, static_argnames="site")
 def _text_latents(autoencoder, model, tokens, text, site):
-    return jnp.where(text[..., None], autoencoder.encode(activations_at(model, tokens, (site,))[site]), 0.0)
+    return jnp.where(text[..., None], autoencoder.encode(captured_at(model, tokens, (site,))[site]), 0.0)
 
 
 def _grow(histogram: np.ndarray, reach: np.ndarray, peaks: np.ndarray) -> None:

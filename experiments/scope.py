@@ -49,7 +49,7 @@ def main():
     # Before anything is computed, so that a flag out of range is found now and not after the harvest.
     runs = train.configs({site: math.prod(gemma.sites.token_shape(model.config, site)) for site in sites})
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
-    print(f"  {store.rows:,} tokens at {', '.join(store.sites)}")
+    print(f"  {harvest.describe(store)}")
     print(f"  {train.describe(runs[0])}")
     folders = stage("train", lambda: train.train(runs, store, out / "saes", out / "checkpoints"))
     found = stage("evaluate", lambda: evaluate.evaluate(model, folders, held_out))

@@ -12,7 +12,7 @@ from absl import flags
 import sae
 from experiments import common
 from experiments.harvest import STORE_DIR
-from sae.store.manifest import replace_file
+from sae.files import replace_file
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope}
 

@@ -6,6 +6,8 @@ from sae.formats.files import load, save
 from sae.harvesting import harvest
 from sae.recipes import TrainConfig, gemma_scope, short_run
 from sae.store.reading import ActivationStore
+from sae.store.sharing import share
+from sae.streaming import stream
 from sae.training import train
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "harvest",
     "load",
     "save",
+    "share",
     "short_run",
+    "stream",
     "train",
 ]

@@ -1,44 +1,29 @@
-"""Running the model over text and storing what is at some of its sites.
+"""`sae.harvest`: running the model over text and storing what is at some of its sites."""
 
-Only what is asked for is computed: the layers are unrolled, and jit drops all that no captured site depends on.
-"""
-
-import functools
+import concurrent.futures
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 import gemma
-import mishax_lite
-from gemma.compiling import jit_forward
-from gemma.sharding import batch_sharding
+from sae import filling
+from sae.store import claims, writing
 from sae.store import manifest as manifests
-from sae.store import writing
+from sae.store.claims import Claim
 from sae.store.manifest import Manifest
+from sae.store.places import Place, place
 from sae.store.reading import ActivationStore
-from sae.text import Sequences, batch_at, is_text
+from sae.text import Sequences
 
-BATCH = 16
-
-
-def forward(model: gemma.Model) -> Callable[..., jax.Array]:
-    """`model.apply` as harvesting and evaluation use it: fused attention is faster, and lacks only sites that belong to
-    pairs of tokens."""
-    return functools.partial(model.apply, attention="fused")
-
-
-def captured_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> dict[str, jax.Array]:
-    """{site: [B, T, A]} of tokens [B, T]; the axes of a token's activation (heads, say) are joined to A."""
-    _, captured = mishax_lite.capture(forward(model), list(sites))(tokens)
-    return {site: captured[site].reshape(*tokens.shape, -1) for site in sites}
-
-
-activations_at = jit_forward(captured_at, static_argnames="sites")  # the same, compiled
+SHUFFLE_ROWS = 1 << 20
+SHUFFLE_BYTES = 4 << 30
+_COUNTED = 4096  # sequences whose text tokens are counted at a time
 
 
 def plan(
@@ -48,9 +33,12 @@ def plan(
     *,
     seed: int = 0,
     dtype: str = "float32",
-    sequences_per_segment: int = 512,
+    shuffle_rows: int = SHUFFLE_ROWS,
+    shuffle_bytes: int = SHUFFLE_BYTES,
+    sink_factor: float | None = None,
+    sink_sites: Sequence[str] | None = None,
 ) -> Manifest:
-    """What a harvest would write; nothing is computed.
+    """What a harvest with these arguments would write; nothing is computed.
 
     Raises:
       ValueError: for a site that the model has not (the nearest are named), or one with no vector for each token.
@@ -59,21 +47,35 @@ def plan(
         raise ValueError("name one site at least, for example layer_0/resid_post")
     if model.tokenizer is None:
         raise ValueError(f"{model.config.name} was loaded without a tokenizer, so its special tokens are unknown")
-    if sequences_per_segment < 1:
-        raise ValueError(f"sequences_per_segment must be at least 1, got {sequences_per_segment}")
+    if shuffle_rows < 1:
+        raise ValueError(f"shuffle_rows must be at least 1, got {shuffle_rows}")
+    shapes = {site: gemma.sites.token_shape(model.config, site) for site in sites}
+    length = sequences.tokens.shape[1]
     return Manifest(
         model=model.config.name,
         model_sha256=parameter_hash(model),
+        config_sha256=hashlib.sha256(json.dumps(dataclasses.asdict(model.config)).encode()).hexdigest(),
         tokenizer_sha256=model.tokenizer.sha256,
-        sites={site: gemma.sites.token_shape(model.config, site) for site in sites},
+        sites=shapes,
         dtype=dtype,
         corpus_sha256=sequences.fingerprint(),
         sequences=len(sequences),
-        length=sequences.tokens.shape[1],
-        sequences_per_segment=sequences_per_segment,
+        length=length,
+        sequences_per_segment=filling.sequences_in(shuffle_bytes, shuffle_rows, length, shapes),
         seed=seed,
         dropped_tokens=model.tokenizer.special_ids,
+        sink_factor=sink_factor,
+        sink_sites=() if sink_factor is None else _sink_sites(sites, sink_sites),
     )
+
+
+def _sink_sites(sites: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, ...]:
+    """Those chosen, or those of the residual stream, where sinks have their large norms; without any, all."""
+    if chosen is None:
+        return tuple(site for site in sites if "resid_" in site) or tuple(sites)
+    if missing := [site for site in chosen if site not in sites]:
+        raise ValueError(f"sink_sites has {missing[0]!r}, which is not harvested: {', '.join(sites)}")
+    return tuple(chosen)
 
 
 def parameter_hash(model: gemma.Model) -> str:
@@ -89,84 +91,109 @@ def harvest(
     model: gemma.Model,
     sequences: Sequences,
     sites: Sequence[str],
-    path: str | Path,
+    path: str | Path | Place,
     *,
     seed: int = 0,
     dtype: str = "float32",
-    sequences_per_segment: int = 512,
+    shuffle_rows: int = SHUFFLE_ROWS,
+    shuffle_bytes: int = SHUFFLE_BYTES,
+    sink_factor: float | None = None,
+    sink_sites: Sequence[str] | None = None,
+    share: tuple[int, int] = (0, 1),
     mesh: Mesh | None = None,
-    progress: Callable[..., Iterable] = lambda batches, **_: batches,
+    progress: Callable[..., Iterable] = lambda steps, **_: steps,
 ) -> ActivationStore:
     """Writes the activations of `sites` over `sequences` to a store, or what is missing of it.
 
     The sequences are put into a random order, a segment takes the next ones, and its rows are shuffled again: any run
-    of rows is a mixture of the whole text. A segment depends on the arguments and its number alone, so a harvest that
-    was stopped goes on to the same store.
+    of rows is a mixture of the whole text. A segment depends on the arguments and its number alone, and is there whole
+    or not at all, so that a harvest that was stopped, however it was, goes on to the same store, byte for byte.
+
+    Several processes, on one machine or many, share a harvest without talking to each other: each takes its share of
+    the segments.
 
     Args:
       model: with its tokenizer.
       sequences: from `sae.text.cut`.
       sites: names such as `layer_3/resid_post`.
-      path: the store's folder.
+      path: a folder, gs://bucket/folder or s3://bucket/folder.
       seed: of both shufflings.
-      dtype: of the stored rows, "float32" or "bfloat16".
-      sequences_per_segment: memory grows with it, as does how well rows are shuffled.
-      mesh: where given, a batch is spread over its `data` axis.
+      dtype: of the stored rows, "float32", "bfloat16" or "int8" (with a scale for each row).
+      shuffle_rows: rows that a segment has and that are shuffled together, as far as memory allows.
+      shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written.
+      sink_factor: leaves out attention sinks: rows whose norm is over this multiple of the segment's median norm.
+      sink_sites: where that is measured; by default at those of `sites` that are of the residual stream.
+      share: (which, of how many) of the segments this process writes.
+      mesh: where given, a batch is spread over its `data` axis. Its devices are this process's own.
       progress: called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Returns:
-      The store, opened.
+      The store, opened; while others' shares are missing, as a growing one.
 
     Raises:
-      ValueError: for unknown sites, a store there with other contents, or a disk too small for what is to come.
-      OSError: when the disk fills up all the same; finished segments are kept.
+      ValueError: for unknown sites, a store there with other contents, a disk too small for what is to come, or
+        activations that are not finite.
+      OSError: when the disk fills up all the same, or another process writes the same segment; finished segments are
+        kept.
     """
-    path = Path(path)
     manifest = plan(
-        model, sequences, sites, seed=seed, dtype=dtype, sequences_per_segment=sequences_per_segment
+        model,
+        sequences,
+        sites,
+        seed=seed,
+        dtype=dtype,
+        shuffle_rows=shuffle_rows,
+        shuffle_bytes=shuffle_bytes,
+        sink_factor=sink_factor,
+        sink_sites=sink_sites,
     )  # before anything is written
-    manifests.write(path, manifest, sequences.documents)
-    missing = writing.missing_segments(path, manifest)
-    rows = int(is_text(sequences.tokens, manifest.dropped_tokens).sum())
-    writing.check_space(path, manifest, len(missing), rows)
-    order = np.random.default_rng(seed).permutation(len(sequences))
-    place = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=batch_sharding(mesh))
-    batch = BATCH if mesh is None else _round_up(BATCH, mesh.shape["data"])
-    steps = [
-        (segment, part, start)
-        for segment in missing
-        for part in [sequences.take(order[segment * sequences_per_segment :][:sequences_per_segment])]
-        for start in range(0, len(part), batch)
-    ]
-    parts: list[dict[str, np.ndarray]] = []
-    for segment, part, start in progress(steps, total=len(steps), desc="harvest"):
-        tokens = batch_at(part.tokens, start, batch, model.tokenizer.pad)
-        captured = activations_at(model, place(tokens), tuple(sites))
-        count = min(batch, len(part) - start)
-        parts.append(_text_rows(part, start, count, captured, manifest.dropped_tokens))
-        if start + batch >= len(part):
-            joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-            rows = {field: joined.pop(field) for field in manifests.ROW_FIELDS}
-            writing.write_segment(path, segment, joined, rows, manifest)
-            parts.clear()
-    return ActivationStore.open(path)
+    if mesh is not None and jax.tree.leaves(model.params)[0].sharding.device_set != set(mesh.devices.flat):
+        raise ValueError(
+            "the model's parameters are not on the mesh's devices: gemma.load(…, mesh=mesh) puts them there"
+        )
+    which, of = share
+    if not 0 <= which < of:
+        raise ValueError(f"share is (which, of how many), which from 0 on; got {share}")
+    store = place(path)
+    manifests.write(store, manifest, sequences.documents)
+    missing = [index for index in writing.missing_segments(store, manifest) if index % of == which]
+    writing.check_space(store, manifest, len(missing), int(text_tokens(sequences, manifest).sum()))
+    _write_segments(model, sequences, manifest, missing, store, mesh, progress)
+    return ActivationStore.open(store, growing=of > 1)
 
 
-def _text_rows(
-    part: Sequences, start: int, count: int, captured: dict, dropped: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """The rows of one batch: activations, token ids, positions in the sequence and documents of its text tokens."""
-    tokens = part.tokens[start : start + count]
-    keep = is_text(tokens, dropped)
-    sequence, position = np.nonzero(keep)
-    rows = {site: np.asarray(values)[:count][keep].astype(np.float32, copy=False) for site, values in captured.items()}
-    return {
-        **rows,
-        "token": tokens[keep],
-        "position": position.astype(np.int32),
-        "document": part.document[start : start + count][sequence],
-    }
+def _write_segments(model, sequences, manifest, missing, store, mesh, progress) -> None:
+    """Fills segments here while a thread writes the one before."""
+    held: dict[int, Claim] = {}
+
+    def start(index: int) -> None:
+        held[index] = claims.claim(store, index)
+
+    def write(filled: filling.Filled) -> None:
+        try:
+            writing.write_segment(store, held[filled.index], filled.activations, filled.rows, manifest)
+        finally:
+            filled.release()
+
+    segments = filling.filled_segments(model, sequences, manifest, missing, mesh=mesh, started=start, progress=progress)
+    with concurrent.futures.ThreadPoolExecutor(1, "segments") as pool, claims.heartbeat(held):
+        written: concurrent.futures.Future | None = None
+        try:
+            for filled in segments:
+                if written is not None:
+                    written.result()
+                written = pool.submit(write, filled)
+            if written is not None:
+                written.result()
+        finally:
+            if written is not None:
+                concurrent.futures.wait([written])
+            for claim in held.values():
+                claim.release()
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def text_tokens(sequences: Sequences, manifest: Manifest) -> np.ndarray:
+    """[S] rows that each sequence gives."""
+    starts = range(0, len(sequences), _COUNTED)
+    parts = (sequences.take(slice(start, start + _COUNTED)).text(manifest.dropped_tokens) for start in starts)
+    return np.concatenate([part.sum(axis=1) for part in parts])

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sae import state as states
 from sae.autoencoder import Info, JumpReLU
+from sae.files import read_json, replace_file
 from sae.recipes import TrainConfig
-from sae.store.manifest import read_json, replace_file
+from sae.store.order import Pass
 from sae.store.reading import ActivationStore
 
 LOG_EVERY = 50
@@ -57,25 +58,30 @@ def train(
     scales = [float(np.sqrt(store.mean_squared_norm(c.site))) for c in configs]
     runs = _Runs(configs, store, mesh)
     history: list[dict] = []
-    start = 0
+    start, passes = 0, ()
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = _Checkpoints(Path(checkpoint_dir), configs, store, save_every)
-        start, runs.states, history = checkpoints.restore(runs.states)
+        start, runs.states, history, passes = checkpoints.restore(runs.states)
     sites = sorted({c.site for c in configs})
     split = NamedSharding(mesh, PartitionSpec("data"))
     try:
-        batches = store.batches(first.batch_size, sites=sites, seed=first.seed, start_step=start)
+        # A stream from the model has one order; a store that grows goes on in the passes that it had begun.
+        order = {"passes": passes} if passes else {}
+        batches = store.batches(
+            first.batch_size, sites=sites, seed=first.seed, start_step=start, sharding=split, **order
+        )
         for step in progress(range(start, first.steps), total=first.steps, initial=start, desc="train"):
-            batch = {site: jax.device_put(values, split) for site, values in next(batches).items()}
-            metrics = runs.update(batch, scales)
+            metrics = runs.update(next(batches), scales)
             if step % LOG_EVERY == 0 or step + 1 == first.steps:
                 history += [
                     {"step": step, "site": c.site, "l0_target": c.l0_target, **{k: float(v) for k, v in m.items()}}
                     for c, m in zip(configs, jax.device_get(metrics), strict=True)
                 ]
             if checkpoints is not None:
-                checkpoints.save(step + 1, runs.states, history, last=step + 1 == first.steps)
+                passes = getattr(batches, "passes", ())
+                checkpoints.save(step + 1, runs.states, history, passes, last=step + 1 == first.steps)
+        batches.close()
     finally:
         if checkpoints is not None:
             checkpoints.close()
@@ -141,20 +147,26 @@ class _Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(facts, json.dumps(self._identity, indent=2) + "\n")
 
-    def restore(self, fresh: list[states.State]) -> tuple[int, list[states.State], list[dict]]:
-        """The last saved (step, states, history), or (0, what was given, [])."""
+    def restore(self, fresh: list[states.State]) -> tuple[int, list[states.State], list[dict], list[Pass]]:
+        """The last saved (step, states, history, passes of the store), or (0, what was given, [], [])."""
         step = self._manager.latest_step()
         if step is None:
-            return 0, fresh, []
+            return 0, fresh, [], []
         args = ocp.args.Composite(states=ocp.args.StandardRestore(fresh), history=ocp.args.JsonRestore())
         try:
             saved = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises errors of many kinds for damaged files
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise ValueError(f"the checkpoint {self.folder / str(step)} is damaged, delete it: {reason}") from error
-        return step, saved["states"], saved["history"]["records"]
+        passes = [
+            Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]))
+            for p in saved["history"]["passes"]
+        ]
+        return step, saved["states"], saved["history"]["records"], passes
 
-    def save(self, step: int, current: list[states.State], history: list[dict], last: bool) -> None:
+    def save(
+        self, step: int, current: list[states.State], history: list[dict], passes: Sequence[Pass], last: bool
+    ) -> None:
         if self._manager.latest_step() == step or not (last or self._manager.should_save(step)):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(current))
@@ -164,9 +176,8 @@ class _Checkpoints:
                 f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
                 f"{free / 1e6:.0f} MB are free; what was saved before is kept. Free some and run again to go on"
             )
-        args = ocp.args.Composite(
-            states=ocp.args.StandardSave(current), history=ocp.args.JsonSave({"records": history})
-        )
+        log = {"records": history, "passes": [dataclasses.asdict(p) for p in passes]}
+        args = ocp.args.Composite(states=ocp.args.StandardSave(current), history=ocp.args.JsonSave(log))
         self._manager.save(step, args=args, force=last)
 
     def close(self) -> None:
@@ -216,7 +227,10 @@ def _info(config: TrainConfig, store: ActivationStore, scale: float) -> Info:
     facts = states.training_facts(
         config,
         scale,
-        left_out={"token_ids": list(manifest.dropped_tokens)},
+        left_out={
+            "token_ids": list(manifest.dropped_tokens),
+            "sink_norms": {site: manifest.sink_factor * store.median_norm(site) for site in manifest.sink_sites},
+        },
         store={"corpus_sha256": manifest.corpus_sha256, "model_sha256": manifest.model_sha256},
     )
     return Info(model=manifest.model, site=config.site, site_out=config.site, units=manifest.units, training=facts)

@@ -1,5 +1,6 @@
 """Eight CPU devices for all tests, set before JAX is imported; and what several tests use."""
 
+import logging
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -43,3 +44,36 @@ def meshes():
         return Mesh(np.asarray(jax.devices()[: data * latent]).reshape(data, latent), ("data", "latent"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """The address of a bucket of an S3 server on loopback, which the environment's variables lead tensorstore to."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+        AWS_EC2_METADATA_DISABLED="true",
+        AWS_REGION="us-east-1",
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+    )
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="activations")
+    yield "s3://activations"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def where(request, tmp_path):
+    """A function of a name to a new place for a store, on disk and in a bucket."""
+    from sae.store.places import place
+
+    if request.param == "folder":
+        return lambda name: place(tmp_path / name)
+    bucket = request.getfixturevalue("bucket")
+    return lambda name: place(f"{bucket}/{tmp_path.name}-{tmp_path.parent.name}/{name}")

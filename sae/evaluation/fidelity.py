@@ -1,7 +1,7 @@
 """`sae.evaluate`: how faithful an autoencoder is, in the units of the raw activations (arXiv 2408.05147, section 4).
 
-What training left out (BOS, EOS, padding) is left out here by the same rule: such positions keep their own activation
-when the reconstruction is spliced in, and count in no figure.
+What training left out (BOS, EOS, padding, and attention sinks where it says so) is left out here by the same rule: such
+positions keep their own activation when the reconstruction is spliced in, and count in no figure.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ import gemma
 import mishax_lite
 from gemma.compiling import jit_forward
 from sae.autoencoder import JumpReLU
-from sae.harvesting import activations_at, captured_at, forward
+from sae.capturing import activations_at, captured_at, forward
+from sae.evaluation.counting import Sinks, counted, sinks_of
 from sae.text import batch_at, is_text
 
 BATCH = 16  # sequences, unless their logits are too many
@@ -65,6 +66,7 @@ class Baseline:
     site: str
     centre: np.ndarray
     sums: dict[str, np.ndarray]
+    sinks: Sinks = ()
 
 
 def evaluate(
@@ -90,13 +92,21 @@ def evaluate(
       ValueError: for an autoencoder of another model or width, a site that is not known, or tokens without text.
     """
     site = _site_of(autoencoder, model, site)
-    known = known or baseline(model, tokens, site, progress=progress)
-    if known.site != site:
-        raise ValueError(f"the baseline is of {known.site}, the autoencoder of {site}")
+    sinks = sinks_of(autoencoder.info)
+    known = known or baseline(model, tokens, site, sinks=sinks, progress=progress)
+    if (known.site, known.sinks) != (site, sinks):
+        raise ValueError(
+            f"the baseline is of {known.site} without sinks {known.sinks}, the autoencoder of {site} without {sinks}"
+        )
     # `info` is static: without it, all autoencoders of a site and width share one compiled program.
     bare = dataclasses.replace(autoencoder, info=None)
     sums = _over_batches(
-        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site), model, tokens, site, progress
+        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site),
+        model,
+        tokens,
+        sinks,
+        site,
+        progress,
     )
     return summarise({**known.sums, **sums}, site)
 
@@ -106,9 +116,10 @@ def baseline(
     tokens: np.ndarray,
     site: str,
     *,
+    sinks: Sinks = (),
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> Baseline:
-    """The clean loss and the loss with zero at a site, over token sequences [S, T].
+    """The clean loss and the loss with zero at a site, over token sequences [S, T]; `sinks` do not count.
 
     Raises:
       ValueError: for a site that the model has not, or tokens without text.
@@ -116,11 +127,16 @@ def baseline(
     gemma.sites.token_shape(model.config, site)
     tokens = _checked(model, tokens)
     sums = _over_batches(
-        lambda batch, text: _baseline_sums(model, batch, text, site), model, tokens, f"{site}, baseline", progress
+        lambda batch, text: _baseline_sums(model, batch, text, site),
+        model,
+        tokens,
+        sinks,
+        f"{site}, baseline",
+        progress,
     )
     if not sums["predictions"]:
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
-    return Baseline(site, _centre(model, tokens[:BATCH], site), sums)
+    return Baseline(site, _centre(model, tokens[:BATCH], site), sums, sinks)
 
 
 def _checked(model: gemma.Model, tokens: np.ndarray) -> np.ndarray:
@@ -130,7 +146,7 @@ def _checked(model: gemma.Model, tokens: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def _over_batches(sums_of, model, tokens, name, progress) -> dict[str, np.ndarray]:
+def _over_batches(sums_of, model, tokens, sinks, name, progress) -> dict[str, np.ndarray]:
     """Adds up, in float64, what a function of (tokens [B, T], text mask) gives for every batch."""
     sums: dict[str, np.ndarray] = {}
     tokens = _checked(model, tokens)
@@ -138,7 +154,7 @@ def _over_batches(sums_of, model, tokens, name, progress) -> dict[str, np.ndarra
     starts = range(0, len(tokens), size)
     for start in progress(starts, total=len(starts), desc=f"evaluate {name}"):
         batch = batch_at(tokens, start, size, model.tokenizer.pad)
-        part = jax.device_get(sums_of(batch, is_text(batch, model.tokenizer.special_ids)))
+        part = jax.device_get(sums_of(batch, counted(model, batch, sinks)))
         for key, value in part.items():
             sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)
     return sums

@@ -14,8 +14,9 @@ import numpy as np
 import gemma
 from gemma.compiling import jit_forward
 from sae.autoencoder import JumpReLU
-from sae.harvesting import captured_at
-from sae.text import batch_at, is_text
+from sae.capturing import captured_at
+from sae.evaluation.counting import counted, sinks_of
+from sae.text import batch_at
 
 BATCH = 16
 BINS = 32
@@ -57,11 +58,11 @@ def latent_statistics(
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> LatentStatistics:
     """One pass over the tokens [S, T], in memory that does not grow with S. A sequence gives one example at most."""
+    sinks = sinks_of(autoencoder.info)
     autoencoder = dataclasses.replace(autoencoder, info=None)  # static: programs are shared without it
     tokens = np.asarray(tokens, np.int32)
     S, T = tokens.shape
     Z, E = autoencoder.width, min(examples, S)
-    special = model.tokenizer.special_ids
     fired, total = np.zeros(Z, np.int64), 0
     histogram = np.zeros((Z, BINS), np.int64)
     # The range of a histogram doubles when a larger activation comes.
@@ -71,7 +72,7 @@ def latent_statistics(
     starts = range(0, S, BATCH)
     for start in progress(starts, total=len(starts), desc=f"latents {site}"):
         batch = batch_at(tokens, start, BATCH, model.tokenizer.pad)
-        text = is_text(batch, special)
+        text = counted(model, batch, sinks)
         f = np.asarray(_text_latents(autoencoder, model, batch, text, site))
         total += int(text.sum())
         b, t, z = np.nonzero(f)

@@ -10,7 +10,7 @@ import numpy as np
 import gemma
 from sae.autoencoder import JumpReLU
 from sae.evaluation.latents import BINS, LatentStatistics, TopTokens
-from sae.store.manifest import replace_file
+from sae.files import replace_file
 from sae.text import Sequences
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
@@ -151,11 +151,12 @@ def _example(statistics: LatentStatistics, z: int, e: int, sequences: Sequences,
             runs[-1]["text"] += pieces[tokens[t]]
         else:
             runs.append({"text": pieces[tokens[t]], "shade": "", "value": "", "peak": False})
+    document, token = sequences.place(row, peak)
     return {
         "pieces": runs,
         "largest": f"{values[peak]:.3g}",
-        "document": sequences.documents[sequences.document[row]][0],
-        "token": int(sequences.offset[row]) + peak - 1,
+        "document": sequences.documents[document][0],
+        "token": token,
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
-from sae.store.manifest import read_json, replace_file
+from sae.files import read_json, replace_file
 
 # Name and number of axes.
 ARRAYS = {"W_enc": 2, "W_dec": 2, "b_enc": 1, "b_dec": 1, "threshold": 1}

@@ -1,26 +1,36 @@
-"""The arrays of a store: zarr v3, sharded, through tensorstore. Any zarr v3 reader opens the float32 ones."""
+"""The arrays of a store: zarr v3, sharded, through tensorstore.
 
-from pathlib import Path
+Any zarr v3 reader opens those of float32 and int8. zarr-python has no bfloat16 yet; the numbers are there all the
+same: `tensorstore.open({"driver": "zarr3", "kvstore": …})` reads them, as `ActivationStore` does.
+"""
 
+import hashlib
+from collections.abc import Iterator
+
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-# A shard is one file. A read fetches whole chunks, each with a checksum of its own (crc32c).
-SHARD_ROWS = 65_536
+from sae.store.places import Place
+
+# A chunk is the least that is read, and has a checksum of its own (crc32c); a shard is one file. Both have a power of
+# two of rows, so that a run of rows that is aligned in one array is aligned in all.
 CHUNK_BYTES = 1 << 20
-
-
-def _codecs() -> list[dict]:
-    return [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-
-
-def _spec(folder: Path) -> dict:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder.absolute())}}
+SHARD_BYTES = 1 << 26
+SHARD_ROWS = 1 << 18
+SCALE = ".scale"  # of int8 rows: an array beside theirs, float32 [rows]
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+STORED = {"float32": np.dtype("<f4"), "bfloat16": _BFLOAT16, "int8": np.dtype("i1")}
 
 
 def chunk_rows(row_bytes: int) -> int:
-    """Rows of a chunk, the least that is read or written."""
-    return max(1, min(SHARD_ROWS, CHUNK_BYTES // row_bytes))
+    """Rows of a chunk."""
+    return min(SHARD_ROWS, _power_of_two(CHUNK_BYTES // row_bytes))
+
+
+def shard_rows(row_bytes: int) -> int:
+    """Rows of a shard, whole chunks."""
+    return max(chunk_rows(row_bytes), min(SHARD_ROWS, _power_of_two(SHARD_BYTES // row_bytes)))
 
 
 def stored_bytes(rows: int, row_bytes: int) -> int:
@@ -29,33 +39,114 @@ def stored_bytes(rows: int, row_bytes: int) -> int:
     return -(-rows // chunk) * chunk * row_bytes
 
 
-def write(folder: Path, values: np.ndarray) -> None:
-    """Writes [rows, …] as a new array, all of it in memory already."""
-    chunk = chunk_rows(max(1, values[:1].nbytes))
-    shard_rows = -(-min(SHARD_ROWS, len(values)) // chunk) * chunk
-    metadata = {
-        "shape": list(values.shape),
-        "data_type": str(values.dtype),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, *values.shape[1:]]}},
-        "codecs": [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "chunk_shape": [chunk, *values.shape[1:]],
-                    "codecs": _codecs(),
-                    "index_codecs": _codecs(),
-                },
-            }
-        ],
-    }
-    array = ts.open({**_spec(folder), "metadata": metadata}, create=True, delete_existing=True).result()
-    array.write(values).result()
+def encode(x: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Activations [rows, A] float32 as they are stored: {"": values}, and with int8 {SCALE: [rows] float32}.
+
+    int8: a row is its largest absolute value over 127 times whole numbers.
+    """
+    if dtype != "int8":
+        return {"": x.astype(STORED[dtype], copy=False)}
+    scale = np.abs(x).max(axis=1) / np.float32(127)
+    whole = np.rint(x / np.where(scale > 0, scale, 1)[:, None])
+    return {"": whole.astype(np.int8), SCALE: scale.astype(np.float32)}
 
 
-def open_array(folder: Path) -> ts.TensorStore:
-    """Opens an array to read.
+def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray) -> None:
+    """What `encode` stored, into `out` [rows, A] float32."""
+    if scale is None:
+        out[...] = values
+    else:
+        np.multiply(values, scale[:, None], out=out)
+
+
+class Writer:
+    """Writes [rows, …] of a known number of rows, in order, piece by piece; at most two shards are in memory."""
+
+    def __init__(self, place: Place, name: str, rows: int, row_shape: tuple[int, ...], dtype: np.dtype):
+        row_bytes = dtype.itemsize * int(np.prod(row_shape))
+        chunk = min(chunk_rows(row_bytes), _power_of_two(2 * rows - 1))
+        self.shard_rows = max(chunk, min(shard_rows(row_bytes), -(-rows // chunk) * chunk))
+        metadata = {
+            "shape": [rows, *row_shape],
+            "data_type": str(dtype),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard_rows, *row_shape]}},
+            "codecs": [_sharding([chunk, *row_shape])],
+        }
+        # Zeros are written too, so that a chunk that is not there is one that was lost.
+        spec = {
+            "driver": "zarr3",
+            "kvstore": place.spec(name),
+            "metadata": metadata,
+            "store_data_equal_to_fill_value": True,
+        }
+        self._array = ts.open(spec, create=True, delete_existing=True).result()
+        self._digest = hashlib.sha256()
+        self._held: list[np.ndarray] = []  # less than a shard: a shard is written once, never merged
+        self._pending: ts.Future | None = None
+        self._next = 0
+
+    def write(self, values: np.ndarray) -> None:
+        """The next rows; best in pieces of `shard_rows`."""
+        self._digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+        self._held.append(values)
+        if sum(map(len, self._held)) >= self.shard_rows:
+            self._flush()
+
+    def close(self) -> str:
+        """sha256 of the array's values in the order of its rows, little-endian."""
+        if self._held:
+            self._flush()
+        self._pending.result()
+        if self._next != self._array.shape[0]:
+            raise ValueError(f"{self._next} rows were written of {self._array.shape[0]}")
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        values = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
+        self._held.clear()
+        if self._pending is not None:
+            self._pending.result()
+        self._pending = self._array[self._next : self._next + len(values)].write(values)
+        self._next += len(values)
+
+
+def open_array(place: Place, name: str) -> ts.TensorStore:
+    """Opens an array to read. A shard that is missing is an error when it is read, not zeros.
 
     Raises:
       ValueError: when it is missing or its metadata is damaged.
     """
-    return ts.open(_spec(folder), open=True, read=True).result()
+    spec = {"driver": "zarr3", "kvstore": place.spec(name), "fill_missing_data_reads": False}
+    return ts.open(spec, open=True, read=True).result()
+
+
+def pieces(rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` rows."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def digest(place: Place, name: str, rows: int) -> str:
+    """sha256 of an array's values as they are stored now.
+
+    Raises:
+      ValueError: for a chunk whose checksum is wrong, a shard that is missing or cut short, or another number of rows.
+    """
+    array = open_array(place, name)
+    if array.shape[0] != rows:
+        raise ValueError(f"it has {array.shape[0]} rows, {rows} were recorded")
+    found = hashlib.sha256()
+    size = shard_rows(array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:])))
+    for piece in pieces(rows, size):
+        found.update(np.ascontiguousarray(array[piece].read().result()).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _sharding(chunk_shape: list[int]) -> dict:
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    configuration = {"chunk_shape": chunk_shape, "codecs": codecs, "index_codecs": codecs}
+    return {"name": "sharding_indexed", "configuration": configuration}
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above `number`, and 1 at least."""
+    return 1 << max(0, number.bit_length() - 1)

@@ -1,25 +1,20 @@
-"""Reading a store: aligned batches in a seeded order, in which a place is a function of (seed, step).
+"""`ActivationStore`: what a store holds, and its rows."""
 
-A pass goes over blocks of consecutive rows (of rows that were shuffled when written), in an order that the seed and
-the number of the pass decide; a batch is the next rows of that stream. So any step can be gone to at once.
-"""
-
-import collections
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+import tensorstore as ts
 
-from sae.store import arrays
+from sae.store import arrays, order
 from sae.store import manifest as manifests
-from sae.store.manifest import ROW_FIELDS, Manifest
-
-BLOCK_ROWS = 4096
-# Batches whose reads are under way while one is being used.
-LOOKAHEAD = 4
+from sae.store.batches import Batches
+from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
+from sae.store.order import Pass
+from sae.store.places import Place, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +22,49 @@ class ActivationStore:
     """Activations of one or more sites over the same rows in the same order. `ActivationStore.open(path)` makes one.
 
     Attributes:
-      path: its folder.
+      place: where it is.
       manifest: model, tokenizer, sites, units, dtype, text, order.
-      segment_rows: rows of each segment that the store has.
+      segments: (number, rows) of each segment that was there when it was opened.
+      growing: opened while its harvest may still be under way.
     """
 
-    path: Path
+    place: Place
     manifest: Manifest
-    segment_rows: tuple[int, ...]
+    segments: tuple[tuple[int, int], ...]
+    growing: bool = False
 
     @classmethod
-    def open(cls, path: str | Path) -> "ActivationStore":
-        """Raises ValueError when there is no store, or one whose harvest has not finished."""
-        path = Path(path)
-        manifest = manifests.read(path)
-        rows = []
-        for index in range(manifest.segments):
-            folder = manifests.segment_folder(path, index)
-            if not folder.is_dir():
-                raise ValueError(
-                    f"{path} is not complete: {folder.name} of {manifest.segments} segments is missing; "
-                    "run the harvest again, it writes what is missing"
-                )
-            rows.append(manifests.segment_facts(path, index, manifest)["rows"])
-        return cls(path, manifest, tuple(rows))
+    def open(cls, path: str | Path | Place, growing: bool = False) -> "ActivationStore":
+        """Opens a store in a folder, `gs://…` or `s3://…`.
+
+        Args:
+          growing: open one whose harvest has not finished, with the segments that it has by now.
+
+        Raises:
+          ValueError: when there is no store, or it is not complete and `growing` is not set, or it has no row yet.
+        """
+        where = place(path)
+        manifest = manifests.read(where)
+        there = manifests.committed(where)
+        missing = sorted(set(range(manifest.segments)) - set(there))
+        if missing and not growing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(
+                f"{where} is not complete: {segment_name(missing[0])}{more} of {manifest.segments} segments is "
+                "missing; run the harvest again, it writes what is missing, or open it with growing=True"
+            )
+        facts = {index: manifests.segment_facts(where, index, manifest) for index in there}
+        if not facts:
+            raise ValueError(f"{where} has no segment yet: wait for the first of {manifest.segments}")
+        store = cls(where, manifest, tuple((index, fact["rows"]) for index, fact in facts.items()), growing)
+        store._facts.update(facts)
+        return store
+
+    @property
+    def path(self) -> Path | str:
+        """Its folder, or its address in a bucket."""
+        return self.place.folder or self.place.url
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -59,7 +73,12 @@ class ActivationStore:
     @property
     def rows(self) -> int:
         """Tokens in the store."""
-        return sum(self.segment_rows)
+        return sum(rows for _, rows in self.segments)
+
+    @property
+    def sinks(self) -> int:
+        """Tokens that were left out as attention sinks."""
+        return sum(self.facts(index)["sinks"] for index, _ in self.segments)
 
     def width(self, site: str) -> int:
         """A, the length of a row of a site."""
@@ -70,43 +89,70 @@ class ActivationStore:
         """Raises ValueError unless the store has them all."""
         for site in sites:
             if site not in self.manifest.sites:
-                raise ValueError(f"{self.path} has no site {site!r}; it has {', '.join(self.sites)}")
+                raise ValueError(f"{self.place} has no site {site!r}; it has {', '.join(self.sites)}")
 
     @functools.cached_property
     def documents(self) -> list[tuple[str, str]]:
         """(id, source) of every document, by the number that rows carry."""
-        return [tuple(pair) for pair in manifests.read_json(self.path / "documents.json")]
+        return [tuple(pair) for pair in self.place.read_json("documents.json")]
+
+    def facts(self, segment: int) -> dict:
+        """What a segment's `segment.json` says: row counts, statistics, checksums."""
+        if segment not in self._facts:
+            self._facts[segment] = manifests.segment_facts(self.place, segment, self.manifest)
+        return self._facts[segment]
 
     def mean_squared_norm(self, site: str) -> float:
         """E||x||^2 over all rows, in raw units, from sums in float64."""
-        self.check_sites([site])
-        return float(self._average(lambda segment: segment["sites"][site]["mean_squared_norm"]))
+        return float(self._average(site, "mean_squared_norm"))
 
     def mean(self, site: str) -> np.ndarray:
         """E[x] over all rows, [A] float64, in raw units."""
+        return self._average(site, "mean")
+
+    def median_norm(self, site: str) -> float:
+        """The segments' medians of ||x||, averaged over their rows, in raw units."""
+        return float(self._average(site, "median_norm"))
+
+    def _average(self, site: str, name: str):
         self.check_sites([site])
-        return self._average(lambda segment: np.asarray(segment["sites"][site]["mean"]))
-
-    def _average(self, value):
-        return sum(segment["rows"] * value(segment) for segment in self._segments) / self.rows
-
-    @functools.cached_property
-    def _segments(self) -> list[dict]:
-        return [manifests.segment_facts(self.path, i, self.manifest) for i in range(len(self.segment_rows))]
+        return sum(rows * np.asarray(self.facts(i)["sites"][site][name]) for i, rows in self.segments) / self.rows
 
     def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
-        """Rows of one segment: a site's activations [rows, A] as stored, or `token`, `position`, `document` [rows]."""
-        return self._array(name, segment)[start:stop].read().result()
+        """Rows of one segment: a site's activations [rows, A] float32, or `token`, `position`, `document` [rows]."""
+        values, scale = self.read(name, segment, start, stop)
+        values = values.result()
+        if name in ROW_FIELDS:
+            return values
+        out = np.empty(values.shape, np.float32)
+        arrays.decode(values, None if scale is None else scale.result(), out)
+        return out
+
+    def read(self, name: str, segment: int, start: int, stop: int) -> tuple[ts.Future, ts.Future | None]:
+        """Begins to read rows as they are stored: values, and for int8 their scales."""
+        values = self._array(name, segment)[start:stop].read()
+        if name in ROW_FIELDS or self.manifest.dtype != "int8":
+            return values, None
+        return values, self._array(name + arrays.SCALE, segment)[start:stop].read()
 
     @functools.cached_property
-    def _opened(self) -> dict:
+    def _facts(self) -> dict[int, dict]:
         return {}
 
-    def _array(self, name: str, segment: int):
+    @functools.cached_property
+    def _opened(self) -> dict[tuple[str, int], ts.TensorStore]:
+        return {}
+
+    def _array(self, name: str, segment: int) -> ts.TensorStore:
         if (name, segment) not in self._opened:
-            folder = manifests.segment_folder(self.path, segment)
-            folder = folder / name if name in ROW_FIELDS else manifests.site_folder(folder, name)
-            self._opened[name, segment] = arrays.open_array(folder)
+            array = arrays.open_array(self.place, array_name(segment, name))
+            expected = arrays.STORED[self.manifest.dtype]
+            if name in self.manifest.sites and array.dtype.numpy_dtype != expected:
+                raise ValueError(
+                    f"{self.place}/{array_name(segment, name)} holds {array.dtype.name}, while manifest.json says "
+                    f"{expected}: something else wrote it. experiments.inspect_store --repair harvests it again"
+                )
+            self._opened[name, segment] = array
         return self._opened[name, segment]
 
     def batches_per_pass(self, batch_size: int) -> int:
@@ -117,72 +163,39 @@ class ActivationStore:
         """
         if not 1 <= batch_size <= self.rows:
             raise ValueError(f"batch_size must be from 1 to the store's {self.rows} rows, got {batch_size}")
-        return self.rows // batch_size
+        return order.steps_per_pass(self.rows, batch_size)
 
     def batches(
-        self, batch_size: int, sites: Sequence[str] | None = None, seed: int = 0, start_step: int = 0
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self,
+        batch_size: int,
+        sites: Sequence[str] | None = None,
+        seed: int = 0,
+        start_step: int = 0,
+        *,
+        sharding: jax.sharding.NamedSharding | None = None,
+        passes: Sequence[Pass] = (),
+    ) -> Batches:
         """Batches {site: [batch_size, A] float32} without end, pass after pass, each in an order of its own.
+
+        The rows of a batch come from up to eight places in the pass. They are read ahead, in large runs. While a store
+        is growing, a pass goes over the segments that were there when it began.
 
         Args:
           batch_size: B, rows of a batch.
           sites: which sites; all by default. `token`, `position` and `document` may be asked for as well.
-          seed: decides the order. The batch of a step depends on (seed, step) and nothing else.
+          seed: decides the order. The batch of a step depends on (seed, step) and, in a growing store, on `passes`.
           start_step: where to begin; no cost to begin late.
+          sharding: where given, batches are placed so, ahead of their use. With several processes each reads the rows
+            of its own devices, and all get parts of the same batches.
+          passes: of a growing store: `Batches.passes` as they were at `start_step`, to go on in the same order.
 
         Raises:
-          ValueError: for a site that is not there, or a batch larger than the store.
+          ValueError: for a site that is not there, or a batch larger than the store. While iterating: for a segment
+            that is damaged, which is named.
         """
-        names = list(self.sites if sites is None else sites)
+        names = tuple(self.sites if sites is None else sites)
         self.check_sites([name for name in names if name not in ROW_FIELDS])
         if start_step < 0:
             raise ValueError(f"start_step counts batches from 0, got {start_step}")
         self.batches_per_pass(batch_size)
-        return self._batches(batch_size, names, seed, start_step)
-
-    def _batches(self, batch_size, names, seed, start_step):
-        pending: collections.deque = collections.deque()
-        for step in itertools.count(start_step):
-            reads = [
-                {name: self._array(name, segment)[start:stop].read() for name in names}
-                for segment, start, stop in self._ranges(batch_size, seed, step)
-            ]
-            pending.append(reads)
-            if len(pending) <= LOOKAHEAD:
-                continue
-            yield _joined(pending.popleft(), names)
-
-    def _ranges(self, batch_size: int, seed: int, step: int) -> list[tuple[int, int, int]]:
-        """The (segment, start, stop) ranges of rows that make the batch of a step."""
-        number, index = divmod(step, self.batches_per_pass(batch_size))
-        blocks, ends = _pass_blocks(self.segment_rows, seed, number)
-        first, last = index * batch_size, (index + 1) * batch_size
-        ranges = []
-        block = int(np.searchsorted(ends, first, side="right"))
-        while first < last:
-            segment, start, stop = blocks[block]
-            offset = first - (int(ends[block]) - (stop - start))
-            size = min(stop - start - offset, last - first)
-            ranges.append((segment, start + offset, start + offset + size))
-            first, block = first + size, block + 1
-        return ranges
-
-
-@functools.lru_cache(maxsize=8)
-def _pass_blocks(segment_rows: tuple[int, ...], seed: int, number: int):
-    """The blocks (segment, start, stop) of a pass in its order, and the rows up to the end of each."""
-    blocks = [
-        (segment, start, min(start + BLOCK_ROWS, rows))
-        for segment, rows in enumerate(segment_rows)
-        for start in range(0, rows, BLOCK_ROWS)
-    ]
-    blocks = [blocks[i] for i in np.random.default_rng([seed, number]).permutation(len(blocks))]
-    return blocks, np.cumsum([stop - start for _, start, stop in blocks])
-
-
-def _joined(reads: list[dict], names: list[str]) -> dict[str, np.ndarray]:
-    batch = {}
-    for name in names:
-        values = np.concatenate([part[name].result() for part in reads])
-        batch[name] = values if name in ROW_FIELDS else values.astype(np.float32, copy=False)
-    return batch
+        return Batches(self, batch_size, names, seed, start_step, sharding, passes)

@@ -1,40 +1,46 @@
-"""Writing a store, segment by segment. A segment is there or it is not: it is written beside and then renamed."""
+"""Writing a store, segment by segment. A segment is there when its `segment.json` is, which is written last."""
 
 import json
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 
-from sae.store import arrays
-from sae.store.manifest import ROW_FIELDS, Manifest, replace_file, segment_facts, segment_folder, site_folder
+from sae.store import arrays, claims
+from sae.store import manifest as manifests
+from sae.store.claims import Claim
+from sae.store.manifest import ROW_FIELDS, Manifest, array_name, commit_name, segment_facts, segment_name
+from sae.store.places import Place
+
+_BLOCK = 8192  # rows whose sums are taken at a time
 
 
-def missing_segments(store: Path, manifest: Manifest) -> list[int]:
+def missing_segments(store: Place, manifest: Manifest) -> list[int]:
     """The segments that are still to be written.
 
     Raises:
       ValueError: when one that is there belongs to another store.
     """
-    there = {i for i in range(manifest.segments) if segment_folder(store, i).is_dir()}
+    there = set(manifests.committed(store))
     for index in there:
         segment_facts(store, index, manifest)
+        claims.clear(store, index)
     return [i for i in range(manifest.segments) if i not in there]
 
 
-def check_space(store: Path, manifest: Manifest, segments: int, rows: int) -> None:
+def row_bytes(manifest: Manifest) -> int:
+    """What a row takes in the store, over all sites and fields."""
+    return sum(_arrays(manifest))
+
+
+def check_space(store: Place, manifest: Manifest, segments: int, rows: int) -> None:
     """Refuses, before any work, what the disk cannot hold: so many segments of a text with so many rows in all.
 
     Raises:
       ValueError: with the bytes needed and the bytes free.
     """
     rows = -(-rows // manifest.segments)
-    value_bytes = 4 if manifest.dtype == "float32" else 2
-    row_bytes = [value_bytes * int(np.prod(shape)) for shape in manifest.sites.values()] + [4] * len(ROW_FIELDS)
-    needed = segments * sum(arrays.stored_bytes(rows, size) for size in row_bytes)
-    free = shutil.disk_usage(store).free
-    if needed > free:
+    needed = segments * sum(arrays.stored_bytes(rows, size) for size in _arrays(manifest))
+    free = store.free_bytes()
+    if free is not None and needed > free:
         raise ValueError(
             f"the store needs up to {needed / 1e9:.2f} GB and {store} has {free / 1e9:.2f} GB free: "
             "free some, name another folder, or take fewer tokens or sites"
@@ -42,58 +48,118 @@ def check_space(store: Path, manifest: Manifest, segments: int, rows: int) -> No
 
 
 def write_segment(
-    store: Path, index: int, activations: dict[str, np.ndarray], rows: dict[str, np.ndarray], manifest: Manifest
+    store: Place,
+    claim: Claim,
+    activations: dict[str, np.ndarray],
+    rows: dict[str, np.ndarray],
+    manifest: Manifest,
 ) -> None:
-    """Shuffles the rows of a segment and commits it.
+    """Leaves out sinks, shuffles the rows of a segment, writes and commits it. Rows are moved a shard at a time.
 
     Args:
-      store: the store's folder.
-      index: the segment's number.
-      activations: site -> [rows, A].
+      store: where.
+      claim: of the segment; it is released at the end, whatever that is.
+      activations: site -> [rows, A] float32.
       rows: `token`, `position` and `document` of every row, [rows].
-      manifest: the store's; its seed and the index decide the order.
+      manifest: the store's; its seed and the segment's number decide the order.
 
     Raises:
-      OSError: when the disk is full. What had been written of the segment is removed; committed ones are untouched.
+      OSError: when the disk is full, or the segment was written by somebody else. What had been written of it is
+        removed; committed ones are untouched.
+      ValueError: for activations that are not finite; nothing is written.
     """
-    final = segment_folder(store, index)
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    order = np.random.default_rng([manifest.seed, index]).permutation(len(rows["token"]))
-    statistics = {}
     try:
-        for site, values in activations.items():
-            statistics[site] = _statistics(values)
-            arrays.write(site_folder(partial, site), values[order].astype(_numpy_dtype(manifest.dtype), copy=False))
-        for field in ROW_FIELDS:
-            arrays.write(partial / field, rows[field][order].astype(np.int32))
-        facts = {"manifest": manifest.fingerprint(), "rows": len(order), "sites": statistics}
-        replace_file(partial / "segment.json", json.dumps(facts))
-    except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"writing {final} failed ({_short(error)}); the segments before it are kept, run again to go on"
-        ) from error
-    os.replace(partial, final)
+        keep, sinks = kept_rows(activations, manifest)
+        order = row_order(manifest, claim.index, keep)
+        facts = {"manifest": manifest.fingerprint(), "rows": len(order), "sinks": sinks, "sites": {}, "sha256": {}}
+        for site, x in activations.items():
+            facts["sites"][site] = statistics(x, keep, f"{site} in {segment_name(claim.index)}")
+        try:
+            _write_all(store, claim, activations, rows, order, facts, manifest.dtype)
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            raise _failure(store, claim.index, error) from error
+    finally:
+        claim.release()
 
 
-def _statistics(values: np.ndarray) -> dict:
-    """Mean [A] and mean squared norm of [rows, A], summed in float64 a block at a time."""
-    total, squares = np.zeros(values.shape[1]), 0.0
-    for start in range(0, len(values), 8192):
-        block = values[start : start + 8192].astype(np.float64)
+def kept_rows(activations: dict[str, np.ndarray], manifest: Manifest) -> tuple[np.ndarray, int]:
+    """The numbers of the rows that are no sinks, and how many are. A row counts as a sink by its norm at any of the
+    manifest's sink_sites, against the median over these rows."""
+    keep = np.ones(len(next(iter(activations.values()))), bool)
+    for site in manifest.sink_sites if len(keep) else ():
+        norms = _norms(activations[site])
+        keep &= norms <= manifest.sink_factor * np.median(norms)
+    return np.flatnonzero(keep), int((~keep).sum())
+
+
+def row_order(manifest: Manifest, index: int, keep: np.ndarray) -> np.ndarray:
+    """The kept rows' numbers in the order in which the segment has them."""
+    return keep[np.random.default_rng([manifest.seed, index]).permutation(len(keep))]
+
+
+def _write_all(store, claim, activations, rows, order, facts, dtype) -> None:
+    name = segment_name(claim.index)
+    store.remove(name)  # what a writer that was killed left of it
+    for site, x in activations.items() if len(order) else ():
+        facts["sha256"] |= _write_array(store, array_name(claim.index, site), x, order, dtype)
+    for field in ROW_FIELDS if len(order) else ():
+        facts["sha256"] |= _write_array(store, array_name(claim.index, field), rows[field], order, None)
+    claim.renew()
+    if not store.create(commit_name(claim.index), json.dumps(facts)):
+        raise OSError("another writer has committed it meanwhile")
+
+
+def _write_array(store: Place, name: str, values: np.ndarray, order: np.ndarray, dtype: str | None) -> dict[str, str]:
+    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {array's name in the segment: sha256}."""
+    encode = (lambda x: arrays.encode(x, dtype)) if dtype else (lambda x: {"": x.astype("<i4", copy=False)})
+    writers = {
+        suffix: arrays.Writer(store, name + suffix, len(order), part.shape[1:], part.dtype)
+        for suffix, part in encode(values[:1]).items()
+    }
+    for piece in arrays.pieces(len(order), writers[""].shard_rows):
+        for suffix, part in encode(values[order[piece]]).items():
+            writers[suffix].write(part)
+    return {f"{name.partition('/')[2]}{suffix}": writer.close() for suffix, writer in writers.items()}
+
+
+def statistics(x: np.ndarray, keep: np.ndarray, where: str) -> dict:
+    """Of the kept rows: mean [A] and mean squared norm, summed in float64 a block at a time; the median norm.
+
+    Raises:
+      ValueError: when one is not finite.
+    """
+    total, squares = np.zeros(x.shape[1]), 0.0
+    if not len(keep):
+        return {"mean": total.tolist(), "mean_squared_norm": 0.0, "median_norm": 0.0}
+    for piece in arrays.pieces(len(keep), _BLOCK):
+        block = x[keep[piece]].astype(np.float64)
         total += block.sum(axis=0)
         squares += float(np.square(block).sum())
-    return {"mean": (total / len(values)).tolist(), "mean_squared_norm": squares / len(values)}
+    if not np.isfinite(squares):
+        raise ValueError(f"{where} has activations that are infinite or not numbers: nothing of it was written")
+    median = float(np.median(_norms(x)[keep]))
+    return {"mean": (total / len(keep)).tolist(), "mean_squared_norm": squares / len(keep), "median_norm": median}
 
 
-def _numpy_dtype(name: str) -> np.dtype:
-    import ml_dtypes  # registers bfloat16 with numpy; it comes with jax
-
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+def _norms(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.linalg.norm(x[piece], axis=1) for piece in arrays.pieces(len(x), _BLOCK)])
 
 
-def _short(error: Exception) -> str:
-    text = str(error)
-    return "the disk is full" if "No space left" in text or "ENOSPC" in text else text.splitlines()[0][:200]
+def _failure(store: Place, index: int, error: Exception) -> OSError:
+    """The error to raise, once what was written of a segment that is not committed is removed."""
+    if index not in manifests.committed(store):
+        store.remove(segment_name(index))
+    full = "No space left" in str(error) or "ENOSPC" in str(error)
+    reason = "the disk is full" if full else str(error).splitlines()[0][:300]
+    return OSError(
+        f"writing {store}/{segment_name(index)} failed ({reason}); the segments before it are kept, run again to go on"
+    )
+
+
+def _arrays(manifest: Manifest) -> list[int]:
+    """Bytes of a row in each array of a segment."""
+    sizes = []
+    for shape in manifest.sites.values():
+        sizes.append(arrays.STORED[manifest.dtype].itemsize * int(np.prod(shape)))
+        sizes += [4] if manifest.dtype == "int8" else []
+    return sizes + [4] * len(ROW_FIELDS)

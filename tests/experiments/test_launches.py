@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
-    *("--max_sequences=96", "--sequences_per_segment=32", "--eval_sequences=16", "--length=64"),
+    *("--max_sequences=96", "--shuffle_rows=2016", "--eval_sequences=16", "--length=64"),
     *("--steps=60", "--save_every=10", "--batch_size=256", "--width=256", "--l0_targets=10,30"),
 )
 

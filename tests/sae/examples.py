@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import sae
+from sae.store import claims, writing
 from sae.store import manifest as manifests
-from sae.store import writing
+from sae.store.places import Place, place
 from sae.text import Document, cut
 
 SITE = "layer_2/resid_post"
 
 
 def make_store(
-    path: Path, sites: dict[str, np.ndarray], *, segment_rows: int = 1000, dtype: str = "float32", **changes
+    path: Path | Place, sites: dict[str, np.ndarray], *, segment_rows: int = 1000, dtype: str = "float32", **changes
 ):
     """A store with rows `sites[name]` [rows, A], shuffled within segments. `token` is the row's number."""
     rows = len(next(iter(sites.values())))
@@ -23,6 +24,7 @@ def make_store(
         **{
             "model": "made-up",
             "model_sha256": "0",
+            "config_sha256": "0",
             "tokenizer_sha256": "0",
             "sites": {site: (values.shape[1],) for site, values in sites.items()},
             "dtype": dtype,
@@ -35,13 +37,15 @@ def make_store(
             **changes,
         }
     )
-    manifests.write(path, manifest, (("doc", "made-up"),))
-    for index in writing.missing_segments(path, manifest):
+    where = place(path)
+    manifests.write(where, manifest, (("doc", "made-up"),))
+    for index in writing.missing_segments(where, manifest):
         part = slice(index * segment_rows, min(rows, (index + 1) * segment_rows))
         number = np.arange(part.start, part.stop)
         facts = {"token": number, "position": np.ones_like(number), "document": np.zeros_like(number)}
-        writing.write_segment(path, index, {site: v[part] for site, v in sites.items()}, facts, manifest)
-    return sae.ActivationStore.open(path)
+        claim = claims.claim(where, index)
+        writing.write_segment(where, claim, {site: v[part] for site, v in sites.items()}, facts, manifest)
+    return sae.ActivationStore.open(where)
 
 
 def autoencoder_for(model, width, site=SITE, seed=0, scale=1.0):

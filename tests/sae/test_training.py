@@ -99,11 +99,14 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(small, tmp_path):
 
 
 def test_meshes_agree(small, meshes):
-    (one,), history = sae.train(config(), small, mesh=meshes(1, 1))
+    # With this seed no pre-activation comes within rounding of its threshold; where one does, a latent is on for one
+    # mesh and off for another, and the losses part by 1e-3 for some steps (seed 0, step 21).
+    run = config(seed=1)
+    (one,), history = sae.train(run, small, mesh=meshes(1, 1))
     for data, latent in ((8, 1), (2, 4), (1, 8)):
-        (other,), other_history = sae.train(config(), small, mesh=meshes(data, latent))
+        (other,), other_history = sae.train(run, small, mesh=meshes(data, latent))
         for a, b in zip(history, other_history, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             assert np.linalg.norm(x - y) < 1e-3 * np.linalg.norm(x)
 
@@ -133,4 +136,4 @@ def test_info_says_where_it_comes_from(small):
     (autoencoder,), _ = sae.train(config(), small)
     assert (autoencoder.info.model, autoencoder.info.site, autoencoder.info.units) == ("made-up", "x", "raw")
     assert '"l0_target": 4.0' in autoencoder.info.training
-    assert '"left_out": {"token_ids": [0, 1, 2]}' in autoencoder.info.training
+    assert '"left_out": {"sink_norms": {}, "token_ids": [0, 1, 2]}' in autoencoder.info.training

@@ -1,0 +1,183 @@
+"""The batches of a store: reads far ahead of their use, in large runs, put together and placed in a thread."""
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from sae.store import arrays, order
+from sae.store.manifest import ROW_FIELDS, segment_name
+from sae.store.order import Pass, Run
+
+if TYPE_CHECKING:
+    from sae.store.reading import ActivationStore
+
+READ_BYTES = 5 << 20  # of a site that one lane reads at a time, about
+READS_AHEAD = 2  # reads of all lanes that are under way or waiting to be used
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Some steps of a pass, whose rows are read together."""
+
+    plan: Pass
+    step: int
+    steps: int
+
+
+class Batches(Iterator[dict[str, np.ndarray | jax.Array]]):
+    """Iterates over {name: [B, A] float32, or [B] int32 of a row field}. `ActivationStore.batches` makes it.
+
+    Attributes:
+      step: the step of the next batch.
+      passes: what the passes have gone over so far; a checkpoint of a reader of a growing store keeps it.
+    """
+
+    def __init__(
+        self,
+        store: "ActivationStore",
+        batch_size: int,
+        names: tuple[str, ...],
+        seed: int,
+        start_step: int,
+        sharding: jax.sharding.NamedSharding | None,
+        passes: Sequence[Pass],
+    ):
+        self.passes = list(passes) or [Pass(0, 0, store.segments)]
+        self.step = start_step
+        loader = _Loader(store, batch_size, names, seed, sharding)
+        self._iterator = _ahead(loader, self.passes, start_step)
+
+    def __next__(self) -> dict[str, np.ndarray | jax.Array]:
+        batch = next(self._iterator)
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._iterator.close()
+
+
+def _ahead(loader: "_Loader", passes: list[Pass], step: int) -> Iterator[dict]:
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
+        try:
+            while True:
+                while len(pending) < READS_AHEAD:
+                    read = loader.next_read(passes, step)
+                    pending.append(pool.submit(loader.finish, read, loader.begin(read)))
+                    step += read.steps
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _Loader:
+    """What every read of one iteration has in common."""
+
+    def __init__(self, store, batch_size, names, seed, sharding):
+        self._store, self._batch_size, self._names, self._seed = store, batch_size, names, seed
+        self._sharding = sharding
+        lanes = order.lanes_for(batch_size)
+        self._share = batch_size // lanes
+        self._lanes = range(lanes) if sharding is None else _own_lanes(sharding, batch_size, self._share)
+        self._whole = len(self._lanes) == lanes
+        widest = max([1, *(store.width(name) for name in names if name not in ROW_FIELDS)])
+        self._steps = max(1, READ_BYTES // (4 * widest * self._share))
+
+    def next_read(self, passes: list[Pass], step: int) -> Read:
+        """The read that has `step`; a growing store's new segments join where a pass begins."""
+        plan = [p for p in passes if p.first_step <= step][-1]
+        per_pass = order.steps_per_pass(plan.rows, self._batch_size)
+        number, index = divmod(step - plan.first_step, per_pass)
+        if self._store.growing and index == 0 and number and plan is passes[-1]:
+            there = type(self._store).open(self._store.place, growing=True).segments
+            if there != plan.segments:
+                plan = Pass(step, plan.number + number, there)
+                passes.append(plan)
+                per_pass = order.steps_per_pass(plan.rows, self._batch_size)
+        # Reads begin at multiples of their size, so that a reader that starts late makes the same ones.
+        return Read(plan, step, min(self._steps - index % self._steps, per_pass - index))
+
+    def begin(self, read: Read) -> dict[int, list[tuple[Run, dict]]]:
+        """{lane: its runs and their futures}."""
+        return {
+            lane: [
+                (run, {name: self._begin(name, run) for name in self._names})
+                for run in order.runs(read.plan, self._batch_size, self._seed, read.step, read.steps, lane)
+            ]
+            for lane in self._lanes
+        }
+
+    def _begin(self, name: str, run: Run):
+        try:
+            return self._store.read(name, run.segment, run.start, run.stop)
+        except ValueError as error:
+            raise self._damaged(run, error) from error
+
+    def finish(self, read: Read, begun: dict[int, list[tuple[Run, dict]]]) -> list[dict]:
+        """The batches of a read."""
+        whole = {}
+        for name in self._names:
+            row = () if name in ROW_FIELDS else (self._store.width(name),)
+            dtype = np.int32 if name in ROW_FIELDS else np.float32
+            whole[name] = np.empty((read.steps, len(self._lanes), self._share, *row), dtype)
+        for place, lane in enumerate(self._lanes):
+            done = 0
+            for run, futures in begun[lane]:
+                for name, (values, scale) in futures.items():
+                    try:
+                        values, scale = values.result(), None if scale is None else scale.result()
+                    except ValueError as error:
+                        raise self._damaged(run, error) from error
+                    _put(whole[name][:, place], done, values, scale)
+                done += run.stop - run.start
+        return [self._placed({name: values[step] for name, values in whole.items()}) for step in range(read.steps)]
+
+    def _placed(self, batch: dict[str, np.ndarray]) -> dict:
+        """[lanes, share, …] of this process's lanes -> [B, …], placed."""
+        joined = {name: values.reshape(-1, *values.shape[2:]) for name, values in batch.items()}
+        if self._sharding is None:
+            return joined
+        if self._whole:
+            return {name: jax.device_put(values, self._sharding) for name, values in joined.items()}
+        first = self._lanes[0] * self._share
+        return {name: self._from_own_rows(values, first) for name, values in joined.items()}
+
+    def _from_own_rows(self, values: np.ndarray, first: int) -> jax.Array:
+        def part(index):
+            start, stop, _ = index[0].indices(self._batch_size)
+            return values[start - first : stop - first]
+
+        return jax.make_array_from_callback((self._batch_size, *values.shape[1:]), self._sharding, part)
+
+    def _damaged(self, run: Run, error: Exception) -> ValueError:
+        return ValueError(
+            f"{self._store.place}/{segment_name(run.segment)} is damaged, in rows {run.start} to {run.stop}: {error}\n"
+            "experiments.inspect_store --verify names all that is damaged, --repair harvests those segments again"
+        )
+
+
+def _put(out: np.ndarray, done: int, values: np.ndarray, scale: np.ndarray | None) -> None:
+    """Rows of a lane into [steps, share, …], from row number `done` of the lane's on."""
+    share = out.shape[1]
+    taken = 0
+    while taken < len(values):
+        step, offset = divmod(done + taken, share)
+        size = min(share - offset, len(values) - taken)
+        rows = slice(taken, taken + size)
+        arrays.decode(values[rows], None if scale is None else scale[rows], out[step, offset : offset + size])
+        taken += size
+
+
+def _own_lanes(sharding: jax.sharding.NamedSharding, batch_size: int, share: int) -> range:
+    """The lanes with rows of this process's devices."""
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = [part[0].indices(batch_size)[:2] for part in parts]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    return range(first // share, -(-last // share))

@@ -1,0 +1,140 @@
+"""Where sequences go while they are cut: memory, or the files of a folder, which another run takes as they are.
+
+text.json        what the folder holds: written last, so a folder without it is half made
+tokens.npy       [S, T] int32
+document.npy     [S] int32
+offset.npy       [S] int32
+left_out.npy     [S, T] bool, where tokens are left out
+documents.jsonl  [id, source] in each line
+lock             held by the process that makes them
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from sae.files import replace_file
+from sae.text.sequences import Sequences
+
+_DTYPES = {"tokens": "<i4", "document": "<i4", "offset": "<i4", "left_out": "|b1"}
+
+
+class Block(NamedTuple):
+    """Some sequences in a row: tokens [R, T], document [R], offset [R], left_out [R, T] or None."""
+
+    tokens: np.ndarray
+    document: np.ndarray
+    offset: np.ndarray
+    left_out: np.ndarray | None
+
+
+def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]]) -> Sequences:
+    """The sequences of all blocks; `names` is complete when the blocks are."""
+    tokens, document, offset, left_out = zip(*blocks, strict=True)
+    return Sequences(
+        np.concatenate(tokens),
+        np.concatenate(document),
+        np.concatenate(offset),
+        tuple(names),
+        None if left_out[0] is None else np.concatenate(left_out),
+    )
+
+
+def in_folder(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]]) -> Sequences:
+    """The same, by way of a folder: what is there is taken, or it is made; see `cut`.
+
+    Args:
+      facts: all that decides what the folder holds, for JSON.
+
+    Raises:
+      ValueError: when the folder holds what has other facts, or is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        if not (folder / "text.json").exists():
+            try:
+                _write(folder, facts, blocks, names)
+            except BaseException:  # a full disk, Ctrl-C: what is half made is of no use
+                for name in (*(f"{name}.npy" for name in _DTYPES), "documents.jsonl"):
+                    (folder / name).unlink(missing_ok=True)
+                raise
+    return _open(folder, facts)
+
+
+def _open(folder: Path, facts: dict) -> Sequences:
+    try:
+        there = json.loads((folder / "text.json").read_bytes())
+        differs = [
+            f"{key}: the folder has {there.get(key)!r}, asked for {value!r}"
+            for key, value in facts.items()
+            if there.get(key) != value
+        ]
+        if not differs:
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in there["arrays"]
+            }
+            lines = (folder / "documents.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+            names = tuple((id_, source) for id_, source in map(json.loads, lines))
+            found = {"sequences": sorted({len(array) for array in arrays.values()}), "documents": len(names)}
+            if found != {"sequences": [there["sequences"]], "documents": there["documents"]}:
+                raise ValueError(f"text.json and the files disagree: {found}")
+            return Sequences(documents=names, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): delete it, or name another folder") from error
+    raise ValueError(
+        f"{folder} holds other sequences: {'; '.join(differs)}. Name another folder, or delete this one; "
+        "nothing was changed"
+    )
+
+
+def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]]) -> None:
+    with contextlib.ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        widths: dict[str, tuple[int, ...]] = {}
+        named = stack.enter_context(open(folder / "documents.jsonl", "wb"))
+        sequences = documents = 0
+        for block in blocks:
+            for name, array in block._asdict().items():
+                if array is None:
+                    continue
+                if name not in files:
+                    files[name] = stack.enter_context(open(folder / f"{name}.npy", "wb"))
+                    _header(files[name], name, 0, array.shape[1:])
+                    widths[name] = array.shape[1:]
+                files[name].write(array.astype(_DTYPES[name], copy=False).tobytes())
+            sequences += len(block.tokens)
+            documents = _write_names(named, names, documents)
+        documents = _write_names(named, names, documents)
+        for name, file in files.items():
+            # The header has room for any number of rows, so it may be written anew where it stands.
+            file.seek(0)
+            _header(file, name, sequences, widths[name])
+        for file in (named, *files.values()):
+            file.flush()
+            os.fsync(file.fileno())
+    held = {**facts, "sequences": sequences, "documents": documents, "arrays": list(files)}
+    replace_file(folder / "text.json", json.dumps(held, indent=2) + "\n")
+
+
+def _write_names(file: BinaryIO, names: list[tuple[str, str]], written: int) -> int:
+    file.writelines(json.dumps(name).encode() + b"\n" for name in names[written:])
+    return len(names)
+
+
+def _header(file: BinaryIO, name: str, rows: int, width: tuple[int, ...]) -> None:
+    facts = {"descr": _DTYPES[name], "fortran_order": False, "shape": (rows, *width)}
+    np.lib.format.write_array_header_1_0(file, facts)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    # The system lets go of it when the process ends, however it ends.
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

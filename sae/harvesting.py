@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sae.text import Sequences
 
 SHUFFLE_ROWS = 1 << 20
 SHUFFLE_BYTES = 4 << 30
+_hashes: dict[tuple[int, ...], tuple[list[weakref.ref], str]] = {}
 _COUNTED = 4096  # sequences whose text tokens are counted at a time
 
 
@@ -79,11 +81,17 @@ def _sink_sites(sites: Sequence[str], chosen: Sequence[str] | None) -> tuple[str
 
 
 def parameter_hash(model: gemma.Model) -> str:
-    """sha256 over the parameters, names and values."""
+    """sha256 over the parameters, names and values. Arrays do not change: those of one model are hashed once."""
+    leaves = jax.tree.leaves(model.params)
+    key = tuple(map(id, leaves))
+    known = _hashes.get(key)
+    if known is not None and all(there() is leaf for there, leaf in zip(known[0], leaves, strict=True)):
+        return known[1]
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
+    _hashes[key] = ([weakref.ref(leaf) for leaf in leaves], digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ import gemma
 from sae import filling, harvesting
 from sae.store import writing
 from sae.store.manifest import ROW_FIELDS, Manifest
+from sae.store.moments import Moments
 from sae.text import Sequences
 
 
@@ -96,8 +97,9 @@ class ActivationStream:
     @functools.cached_property
     def _statistics(self) -> dict[str, dict]:
         filled = next(filling.filled_segments(self._model, self._sequences, self.manifest, [0], mesh=self._mesh))
-        keep, _ = writing.kept_rows(filled.activations, self.manifest)
-        return {site: writing.statistics(x, keep, site) for site, x in filled.activations.items()}
+        moments = {site: Moments.of(x) for site, x in filled.activations.items()}
+        keep = writing.kept_rows(moments, self.manifest)
+        return {site: sums.statistics(filled.activations[site], keep) for site, sums in moments.items()}
 
     @functools.cached_property
     def rows(self) -> int:
@@ -160,7 +162,8 @@ class ActivationStream:
                 while True:
                     manifest, now = coming.result()
                     coming = pool.submit(next, filled)
-                    keep, _ = writing.kept_rows(now.activations, manifest)
+                    moments = {site: Moments.of(now.activations[site]) for site in manifest.sink_sites}
+                    keep = writing.kept_rows(moments, manifest) if moments else np.arange(len(now.rows["token"]))
                     order = np.resize(writing.row_order(manifest, now.index, keep), batches * batch_size)
                     values = now.activations | now.rows
                     for index in range(first, batches):

@@ -8,9 +8,8 @@ from sae.store import arrays, claims
 from sae.store import manifest as manifests
 from sae.store.claims import Claim
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, commit_name, segment_facts, segment_name
+from sae.store.moments import Moments
 from sae.store.places import Place
-
-_BLOCK = 8192  # rows whose sums are taken at a time
 
 
 def missing_segments(store: Place, manifest: Manifest) -> list[int]:
@@ -69,11 +68,22 @@ def write_segment(
       ValueError: for activations that are not finite; nothing is written.
     """
     try:
-        keep, sinks = kept_rows(activations, manifest)
+        moments = {site: Moments.of(x) for site, x in activations.items()}
+        for site, sums in moments.items():
+            if not sums.finite():
+                raise ValueError(
+                    f"{site} in {segment_name(claim.index)} has activations that are infinite or not numbers: nothing "
+                    "of it was written"
+                )
+        keep = kept_rows(moments, manifest)
         order = row_order(manifest, claim.index, keep)
-        facts = {"manifest": manifest.fingerprint(), "rows": len(order), "sinks": sinks, "sites": {}, "sha256": {}}
-        for site, x in activations.items():
-            facts["sites"][site] = statistics(x, keep, f"{site} in {segment_name(claim.index)}")
+        facts = {
+            "manifest": manifest.fingerprint(),
+            "rows": len(order),
+            "sinks": len(rows["token"]) - len(order),
+            "sites": {site: sums.statistics(activations[site], keep) for site, sums in moments.items()},
+            "sha256": {},
+        }
         try:
             _write_all(store, claim, activations, rows, order, facts, manifest.dtype)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
@@ -82,14 +92,14 @@ def write_segment(
         claim.release()
 
 
-def kept_rows(activations: dict[str, np.ndarray], manifest: Manifest) -> tuple[np.ndarray, int]:
-    """The numbers of the rows that are no sinks, and how many are. A row counts as a sink by its norm at any of the
-    manifest's sink_sites, against the median over these rows."""
-    keep = np.ones(len(next(iter(activations.values()))), bool)
-    for site in manifest.sink_sites if len(keep) else ():
-        norms = _norms(activations[site])
-        keep &= norms <= manifest.sink_factor * np.median(norms)
-    return np.flatnonzero(keep), int((~keep).sum())
+def kept_rows(moments: dict[str, Moments], manifest: Manifest) -> np.ndarray:
+    """The numbers of the rows that are no sinks. A row is one by its norm at any of the manifest's sink_sites, against
+    the median over these rows."""
+    keep = np.ones(len(next(iter(moments.values())).squares), bool)
+    for site in manifest.sink_sites:
+        sums = moments[site]
+        keep &= sums.squares <= (manifest.sink_factor * sums.median_norm()) ** 2
+    return np.flatnonzero(keep)
 
 
 def row_order(manifest: Manifest, index: int, keep: np.ndarray) -> np.ndarray:
@@ -116,33 +126,11 @@ def _write_array(store: Place, name: str, values: np.ndarray, order: np.ndarray,
         suffix: arrays.Writer(store, name + suffix, len(order), part.shape[1:], part.dtype)
         for suffix, part in encode(values[:1]).items()
     }
+    # mode="clip" is three times as fast as the default: it moves whole rows.
     for piece in arrays.pieces(len(order), writers[""].shard_rows):
-        for suffix, part in encode(values[order[piece]]).items():
+        for suffix, part in encode(np.take(values, order[piece], axis=0, mode="clip")).items():
             writers[suffix].write(part)
     return {f"{name.partition('/')[2]}{suffix}": writer.close() for suffix, writer in writers.items()}
-
-
-def statistics(x: np.ndarray, keep: np.ndarray, where: str) -> dict:
-    """Of the kept rows: mean [A] and mean squared norm, summed in float64 a block at a time; the median norm.
-
-    Raises:
-      ValueError: when one is not finite.
-    """
-    total, squares = np.zeros(x.shape[1]), 0.0
-    if not len(keep):
-        return {"mean": total.tolist(), "mean_squared_norm": 0.0, "median_norm": 0.0}
-    for piece in arrays.pieces(len(keep), _BLOCK):
-        block = x[keep[piece]].astype(np.float64)
-        total += block.sum(axis=0)
-        squares += float(np.square(block).sum())
-    if not np.isfinite(squares):
-        raise ValueError(f"{where} has activations that are infinite or not numbers: nothing of it was written")
-    median = float(np.median(_norms(x)[keep]))
-    return {"mean": (total / len(keep)).tolist(), "mean_squared_norm": squares / len(keep), "median_norm": median}
-
-
-def _norms(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.linalg.norm(x[piece], axis=1) for piece in arrays.pieces(len(x), _BLOCK)])
 
 
 def _failure(store: Place, index: int, error: Exception) -> OSError:

@@ -39,6 +39,7 @@ setup(
         "sentencepiece>=0.2.0",
         "tensorstore>=0.1.76",
         "tqdm>=4.66",
+        "xxhash>=3.5",
     ],
     extras_require={
         "gguf": ["gguf>=0.17"],

@@ -22,6 +22,8 @@ from sae.text import Sequences, batch_at, segment
 
 BATCH = 16
 BUFFERS = 2
+# Of the memory allowed, what is left for batches on their way and shards being written; half of it, where it is little.
+WORKING_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +44,19 @@ class Filled:
 
 
 def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, tuple[int, ...]]) -> int:
-    """How many sequences make a segment of so many rows at most, so that the buffers take no more than the bytes.
+    """How many sequences make a segment of so many rows at most, so that harvesting takes no more than the bytes.
 
     Raises:
       ValueError: when not even one sequence fits.
     """
     row_bytes = 4 * sum(int(np.prod(shape)) for shape in sites.values())
-    fit = bytes_in_memory // (BUFFERS * row_bytes * (length - 1))
+    working = min(WORKING_BYTES, bytes_in_memory // 2)
+    fit = (bytes_in_memory - working) // (BUFFERS * row_bytes * (length - 1))
     if fit < 1:
-        needed = BUFFERS * row_bytes * (length - 1)
+        needed = 2 * BUFFERS * row_bytes * (length - 1)
         raise ValueError(
             f"shuffling in {bytes_in_memory:,} bytes has no room for one sequence: {length - 1} rows of {row_bytes:,} "
-            f"bytes, {BUFFERS} times. Give {needed:,} bytes at least, or fewer sites"
+            f"bytes, {BUFFERS} times, and as much to work. Give {needed:,} bytes at least, or fewer sites"
         )
     sequences = max(1, min(fit, -(-rows // (length - 1))))
     # Whole batches, as one that is mostly padding costs as much as a full one.
@@ -85,16 +88,15 @@ def filled_segments(
     # On CPU, collectives of steps in flight can starve each other of threads.
     in_order = mesh is not None and jax.default_backend() == "cpu"
     buffers = buffers or Buffers(manifest)
-    batches = -(-manifest.sequences_per_segment // batch)
-    steps = ((index, number) for index in indices for number in range(batches))
+    size = manifest.sequences_per_segment
+    batches = {index: -(-min(size, len(sequences) - index * size) // batch) for index in indices}
+    steps = ((index, number) for index in indices for number in range(batches[index]))
     part = running = None
-    for index, number in progress(steps, total=len(indices) * batches, desc="harvest"):
+    for index, number in progress(steps, total=sum(batches.values()), desc="harvest"):
         if number == 0:
             started(index)
-            part = segment(sequences, manifest.seed, index, manifest.sequences_per_segment)
+            part = segment(sequences, manifest.seed, index, size)
         start = number * batch
-        if start >= len(part):
-            continue
         tokens = batch_at(part.tokens, start, batch, model.tokenizer.pad)
         captured = activations_at(model, place(tokens), sites)
         for values in captured.values():

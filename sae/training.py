@@ -159,7 +159,7 @@ class _Checkpoints:
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise ValueError(f"the checkpoint {self.folder / str(step)} is damaged, delete it: {reason}") from error
         passes = [
-            Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]))
+            Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]), p["block"])
             for p in saved["history"]["passes"]
         ]
         return step, saved["states"], saved["history"]["records"], passes

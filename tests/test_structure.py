@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "torch": "torch",
     "tqdm": "tqdm",
     "transformers": "transformers",
+    "xxhash": "xxhash",
     "zarr": "zarr",
 }
 

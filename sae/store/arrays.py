@@ -4,12 +4,12 @@ Any zarr v3 reader opens those of float32 and int8. zarr-python has no bfloat16 
 same: `tensorstore.open({"driver": "zarr3", "kvstore": …})` reads them, as `ActivationStore` does.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 import tensorstore as ts
+import xxhash
 
 from sae.store.places import Place
 
@@ -80,7 +80,7 @@ class Writer:
             "store_data_equal_to_fill_value": True,
         }
         self._array = ts.open(spec, create=True, delete_existing=True).result()
-        self._digest = hashlib.sha256()
+        self._digest = xxhash.xxh3_128()
         self._held: list[np.ndarray] = []  # less than a shard: a shard is written once, never merged
         self._pending: ts.Future | None = None
         self._next = 0
@@ -93,7 +93,7 @@ class Writer:
             self._flush()
 
     def close(self) -> str:
-        """sha256 of the array's values in the order of its rows, little-endian."""
+        """Checksum (xxh3_128) of the array's values in the order of its rows, little-endian."""
         if self._held:
             self._flush()
         self._pending.result()
@@ -126,7 +126,7 @@ def pieces(rows: int, size: int) -> Iterator[slice]:
 
 
 def digest(place: Place, name: str, rows: int) -> str:
-    """sha256 of an array's values as they are stored now.
+    """Checksum (xxh3_128) of an array's values as they are stored now.
 
     Raises:
       ValueError: for a chunk whose checksum is wrong, a shard that is missing or cut short, or another number of rows.
@@ -134,7 +134,7 @@ def digest(place: Place, name: str, rows: int) -> str:
     array = open_array(place, name)
     if array.shape[0] != rows:
         raise ValueError(f"it has {array.shape[0]} rows, {rows} were recorded")
-    found = hashlib.sha256()
+    found = xxhash.xxh3_128()
     size = shard_rows(array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:])))
     for piece in pieces(rows, size):
         found.update(np.ascontiguousarray(array[piece].read().result()).view(np.uint8).data)

@@ -16,8 +16,8 @@ from sae.store.order import Pass, Run
 if TYPE_CHECKING:
     from sae.store.reading import ActivationStore
 
-READ_BYTES = 5 << 20  # of a site that one lane reads at a time, about
-READS_AHEAD = 2  # reads of all lanes that are under way or waiting to be used
+READ_BYTES = 5 << 20  # of a site that one lane gives to the steps that are put together, about
+READS_AHEAD = 2  # of all lanes, under way or waiting to be used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Batches(Iterator[dict[str, np.ndarray | jax.Array]]):
         sharding: jax.sharding.NamedSharding | None,
         passes: Sequence[Pass],
     ):
-        self.passes = list(passes) or [Pass(0, 0, store.segments)]
+        block = order.block_rows(max(map(store.width, store.sites)))
+        self.passes = list(passes) or [Pass(0, 0, store.segments, block)]
         self.step = start_step
         loader = _Loader(store, batch_size, names, seed, sharding)
         self._iterator = _ahead(loader, self.passes, start_step)
@@ -88,6 +89,7 @@ class _Loader:
         self._lanes = range(lanes) if sharding is None else _own_lanes(sharding, batch_size, self._share)
         self._whole = len(self._lanes) == lanes
         widest = max([1, *(store.width(name) for name in names if name not in ROW_FIELDS)])
+        self._last: dict[int, tuple] = {}
         self._steps = max(1, READ_BYTES // (4 * widest * self._share))
 
     def next_read(self, passes: list[Pass], step: int) -> Read:
@@ -98,29 +100,36 @@ class _Loader:
         if self._store.growing and index == 0 and number and plan is passes[-1]:
             there = type(self._store).open(self._store.place, growing=True).segments
             if there != plan.segments:
-                plan = Pass(step, plan.number + number, there)
+                plan = Pass(step, plan.number + number, there, plan.block)
                 passes.append(plan)
                 per_pass = order.steps_per_pass(plan.rows, self._batch_size)
         # Reads begin at multiples of their size, so that a reader that starts late makes the same ones.
         return Read(plan, step, min(self._steps - index % self._steps, per_pass - index))
 
-    def begin(self, read: Read) -> dict[int, list[tuple[Run, dict]]]:
-        """{lane: its runs and their futures}."""
+    def begin(self, read: Read) -> dict[int, list[tuple[Run, int, dict]]]:
+        """{lane: its runs, the first row of the block that each is in, and the futures of that block}."""
+        rows = dict(read.plan.segments)
         return {
             lane: [
-                (run, {name: self._begin(name, run) for name in self._names})
+                self._begin(lane, run, read.plan.block, rows[run.segment])
                 for run in order.runs(read.plan, self._batch_size, self._seed, read.step, read.steps, lane)
             ]
             for lane in self._lanes
         }
 
-    def _begin(self, name: str, run: Run):
-        try:
-            return self._store.read(name, run.segment, run.start, run.stop)
-        except ValueError as error:
-            raise self._damaged(run, error) from error
+    def _begin(self, lane: int, run: Run, block: int, rows: int) -> tuple[Run, int, dict]:
+        """Blocks are read whole, and each once: its lane keeps the last one, until its runs have used it up."""
+        first = run.start // block * block
+        if self._last.get(lane, (None,))[0] != (run.segment, first):
+            span = Run(run.segment, first, min(first + block, rows))
+            try:
+                futures = {name: self._store.read(name, span.segment, span.start, span.stop) for name in self._names}
+            except ValueError as error:
+                raise self._damaged(span, error) from error
+            self._last[lane] = ((run.segment, first), futures)
+        return run, first, self._last[lane][1]
 
-    def finish(self, read: Read, begun: dict[int, list[tuple[Run, dict]]]) -> list[dict]:
+    def finish(self, read: Read, begun: dict[int, list[tuple[Run, int, dict]]]) -> list[dict]:
         """The batches of a read."""
         whole = {}
         for name in self._names:
@@ -129,10 +138,11 @@ class _Loader:
             whole[name] = np.empty((read.steps, len(self._lanes), self._share, *row), dtype)
         for place, lane in enumerate(self._lanes):
             done = 0
-            for run, futures in begun[lane]:
+            for run, first, futures in begun[lane]:
+                rows = slice(run.start - first, run.stop - first)
                 for name, (values, scale) in futures.items():
                     try:
-                        values, scale = values.result(), None if scale is None else scale.result()
+                        values, scale = values.result()[rows], None if scale is None else scale.result()[rows]
                     except ValueError as error:
                         raise self._damaged(run, error) from error
                     _put(whole[name][:, place], done, values, scale)

@@ -6,7 +6,7 @@ store/segment_00000/         rows in shuffled order
     layer_3.resid_post/      zarr v3 array [rows, A]; for int8 its rows' scales are in layer_3.resid_post.scale/
     token/ position/ document/   zarr v3 arrays [rows], int32
     segment.json             written last: the segment is there when this is. Its manifest's fingerprint, row counts,
-                             statistics of every site in float64, sha256 of every array
+                             statistics of every site in float64, checksum (xxh3_128) of every array
 """
 
 import dataclasses

@@ -10,7 +10,8 @@ import functools
 
 import numpy as np
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 4096  # at most
+BLOCK_BYTES = 8 << 20  # of the widest site as float32, at most: the order does not depend on the stored dtype
 LANES = 8  # at most; a power of two
 
 
@@ -22,11 +23,13 @@ class Pass:
       first_step: of all steps, the one that begins it.
       number: how many passes there were before.
       segments: (number, rows) of each segment.
+      block: rows of a block.
     """
 
     first_step: int
     number: int
     segments: tuple[tuple[int, int], ...]
+    block: int = BLOCK_ROWS
 
     @property
     def rows(self) -> int:
@@ -40,6 +43,12 @@ class Run:
     segment: int
     start: int
     stop: int
+
+
+def block_rows(width: int) -> int:
+    """Rows of a block in a store whose widest site has this width: a power of two, as a chunk's are, so that blocks are
+    whole chunks."""
+    return min(BLOCK_ROWS, 1 << (max(1, BLOCK_BYTES // (4 * width)).bit_length() - 1))
 
 
 def lanes_for(batch_size: int) -> int:
@@ -58,7 +67,7 @@ def runs(plan: Pass, batch_size: int, seed: int, step: int, steps: int, lane: in
     lanes = lanes_for(batch_size)
     share = batch_size // lanes
     number, index = divmod(step - plan.first_step, steps_per_pass(plan.rows, batch_size))
-    blocks, ends = _line(plan.segments, seed, plan.number + number)
+    blocks, ends = _line(plan.segments, plan.block, seed, plan.number + number)
     first = lane * (plan.rows // lanes) + index * share
     last = first + steps * share
     found = []
@@ -73,12 +82,10 @@ def runs(plan: Pass, batch_size: int, seed: int, step: int, steps: int, lane: in
 
 
 @functools.lru_cache(maxsize=8)
-def _line(segments: tuple[tuple[int, int], ...], seed: int, number: int) -> tuple[list[Run], np.ndarray]:
+def _line(segments: tuple[tuple[int, int], ...], block: int, seed: int, number: int) -> tuple[list[Run], np.ndarray]:
     """The blocks of a pass in its order, and the rows up to the end of each."""
     blocks = [
-        Run(segment, start, min(start + BLOCK_ROWS, rows))
-        for segment, rows in segments
-        for start in range(0, rows, BLOCK_ROWS)
+        Run(segment, start, min(start + block, rows)) for segment, rows in segments for start in range(0, rows, block)
     ]
     blocks = [blocks[i] for i in np.random.default_rng([seed, number]).permutation(len(blocks))]
     return blocks, np.cumsum([run.stop - run.start for run in blocks])

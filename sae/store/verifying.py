@@ -19,7 +19,7 @@ def damaged(
     found: dict[int, list[str]] = {}
     with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
         for index, rows in progress(store.segments, total=len(store.segments), desc="verify"):
-            recorded = store.facts(index)["sha256"]
+            recorded = store.facts(index)["checksums"]
             checks = [
                 pool.submit(_check, store, array_name(index, name), rows, digest) for name, digest in recorded.items()
             ]
@@ -33,7 +33,7 @@ def _check(store: ActivationStore, name: str, rows: int, recorded: str) -> str |
         now = arrays.digest(store.place, name, rows)
     except ValueError as error:
         return f"{name}: {str(error).splitlines()[0][:300]}"
-    return None if now == recorded else f"{name}: its sha256 is {now[:12]}…, {recorded[:12]}… was recorded"
+    return None if now == recorded else f"{name}: its checksum is {now[:12]}…, {recorded[:12]}… was recorded"
 
 
 def discard(store: ActivationStore, segments: Mapping[int, object] | Iterable[int]) -> None:

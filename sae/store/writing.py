@@ -82,7 +82,7 @@ def write_segment(
             "rows": len(order),
             "sinks": len(rows["token"]) - len(order),
             "sites": {site: sums.statistics(activations[site], keep) for site, sums in moments.items()},
-            "sha256": {},
+            "checksums": {},
         }
         try:
             _write_all(store, claim, activations, rows, order, facts, manifest.dtype)
@@ -111,16 +111,16 @@ def _write_all(store, claim, activations, rows, order, facts, dtype) -> None:
     name = segment_name(claim.index)
     store.remove(name)  # what a writer that was killed left of it
     for site, x in activations.items() if len(order) else ():
-        facts["sha256"] |= _write_array(store, array_name(claim.index, site), x, order, dtype)
+        facts["checksums"] |= _write_array(store, array_name(claim.index, site), x, order, dtype)
     for field in ROW_FIELDS if len(order) else ():
-        facts["sha256"] |= _write_array(store, array_name(claim.index, field), rows[field], order, None)
+        facts["checksums"] |= _write_array(store, array_name(claim.index, field), rows[field], order, None)
     claim.renew()
     if not store.create(commit_name(claim.index), json.dumps(facts)):
         raise OSError("another writer has committed it meanwhile")
 
 
 def _write_array(store: Place, name: str, values: np.ndarray, order: np.ndarray, dtype: str | None) -> dict[str, str]:
-    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {array's name in the segment: sha256}."""
+    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {array's name: checksum}."""
     encode = (lambda x: arrays.encode(x, dtype)) if dtype else (lambda x: {"": x.astype("<i4", copy=False)})
     writers = {
         suffix: arrays.Writer(store, name + suffix, len(order), part.shape[1:], part.dtype)

@@ -214,3 +214,30 @@ def test_zarr_metadata(store):
     assert [codec["name"] for codec in metadata["codecs"]] == ["sharding_indexed"]
     assert store.rows_between("b", 1, 5, 9).shape == (4, 3)
     assert places.place(store.place) is store.place
+
+
+def test_every_block_is_read_once(tmp_path, monkeypatch):
+    rows = 10 * order.BLOCK_ROWS + 123
+    store = examples.make_store(tmp_path / "s", {"x": np.zeros((rows, 2), np.float32)}, segment_rows=rows)
+    monkeypatch.setattr(batches_module, "READ_BYTES", 1)  # so that it stays within the first pass
+    read = []
+    whole = type(store).read
+
+    def counting(self, name, segment, start, stop):
+        read.append((start, stop))
+        return whole(self, name, segment, start, stop)
+
+    monkeypatch.setattr(type(store), "read", counting)
+    batches = store.batches(256, ["x"])
+    for _ in range(store.batches_per_pass(256) // 2):
+        next(batches)
+    assert len(read) > 4 and all(start % order.BLOCK_ROWS == 0 for start, _ in read)
+    # Two lanes may meet within a block; within a lane it is read once.
+    assert max(read.count(span) for span in read) <= 2
+
+
+def test_blocks_are_whole_chunks_of_every_array():
+    for width in (1, 5, 640, 4608, 36864):
+        for size in (1, 2, 4):
+            block = order.block_rows(width)
+            assert block % min(block, arrays.chunk_rows(size * width)) == 0 and block <= order.BLOCK_ROWS

@@ -79,7 +79,7 @@ def test_numbers_changed_with_their_checksums_are_found_by_verify(values, where)
     writer.write(np.ones((1000, 3), np.float32))
     writer.close()
     found = verifying.damaged(store)
-    assert list(found) == [3] and "sha256" in found[3][0]
+    assert list(found) == [3] and "checksum" in found[3][0]
 
 
 def test_damaged_records_are_named(values, where):

@@ -1,0 +1,70 @@
+"""What narrower stores cost an autoencoder: the same run trained from float32, bfloat16 and int8 rows of one harvest.
+
+    python -m experiments.benchmarks.store_dtypes --model=gemma3-270m --out_dir=runs/store_dtypes
+
+The three stores have the same rows in the same order; the runs have the same seed, and so the same batches.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+import gemma
+import sae
+from experiments import common, harvest, train
+from experiments.scope import OUT_DIR
+from sae.evaluation.counting import sinks_of
+from sae.evaluation.fidelity import baseline
+from sae.store.manifest import DTYPES
+
+# What --help lists.
+flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(harvest)
+flags.adopt_module_key_flags(train)
+
+
+def stored_bytes(store: sae.ActivationStore, site: str) -> int:
+    """On disk, of one site, with int8's scales."""
+    name = site.replace("/", ".")
+    folders = [path for path in store.path.glob(f"segment_*/{name}*")]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def main():
+    out = Path(OUT_DIR.value)
+    model = gemma.load(common.MODEL.value)
+    text, held_out = common.texts(model)
+    (site,) = harvest.sites(model.config)[-1:]
+    print(f"{model.config.name}, {site}\n")
+    rows = []
+    known = None
+    for dtype in DTYPES:
+        store = sae.harvest(
+            model,
+            text,
+            [site],
+            out / dtype,
+            dtype=dtype,
+            seed=common.SEED.value,
+            sink_factor=harvest.SINK_FACTOR.value,
+            progress=common.progress,
+        )
+        runs = train.configs({site: store.width(site)})
+        autoencoders, _ = sae.train(runs, store, progress=common.progress)
+        for config, autoencoder in zip(runs, autoencoders, strict=True):
+            sinks = sinks_of(autoencoder.info)
+            if known is None or known.sinks != sinks:
+                known = baseline(model, held_out.tokens, site, sinks=sinks, progress=common.progress)
+            found = sae.evaluate(autoencoder, model, held_out.tokens, known=known, progress=common.progress)
+            rows.append(
+                f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {found.l0:.1f} | "
+                f"{found.fvu:.4f} | {found.loss_recovered:.4f} | {found.loss_spliced - found.loss:.4f} |"
+            )
+    print("| store | bytes a row | target L0 | L0 | FVU | loss recovered | delta loss |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(rows))
+    print(f"\n{store.rows:,} tokens, {runs[0].steps} steps of {runs[0].batch_size}, width {runs[0].width}")
+
+
+if __name__ == "__main__":
+    common.run(main)

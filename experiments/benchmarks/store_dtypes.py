@@ -1,6 +1,7 @@
-"""What narrower stores cost an autoencoder: the same run trained from float32, bfloat16 and int8 rows of one harvest.
+r"""What narrower stores cost an autoencoder: the same run trained from float32, bfloat16 and int8 rows of one harvest.
 
-    python -m experiments.benchmarks.store_dtypes --model=gemma3-270m --out_dir=runs/store_dtypes
+    python -m experiments.benchmarks.store_dtypes --model=gemma3-270m --out_dir=runs/store_dtypes \
+        --sites=layer_9/resid_post --max_sequences=700 --eval_sequences=16 --width=2048 --l0_targets=40 --sink_factor=4
 
 The three stores have the same rows in the same order; the runs have the same seed, and so the same batches.
 """

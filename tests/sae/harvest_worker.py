@@ -32,7 +32,7 @@ def main():
     mesh = Mesh(np.asarray(jax.devices()).reshape(-1, 1), ("data", "latent")) if int(devices) > 1 else None
     model = gemma.load("gemma2-tiny", mesh=mesh)
     sequences = text(model)
-    with tempfile.TemporaryDirectory() as folder:  # what follows is compiled
+    with tempfile.TemporaryDirectory() as folder:
         sae.harvest(model, sequences.take(slice(0, 4)), SITES, folder, mesh=mesh)
     print("ready", flush=True)
     sae.harvest(model, sequences, SITES, where, shuffle_rows=60, sink_factor=3.0, share=(which, of), mesh=mesh)

@@ -56,9 +56,7 @@ def main():
     first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))
 
     print("\n" + evaluate.table(list(zip(folders, found, strict=True))))
-    print(
-        f"\non {found[0].tokens:,} tokens of held-out text, without BOS, EOS and padding (and sinks, if training had none)"
-    )
+    print(f"\non {found[0].tokens:,} tokens of held-out text, without BOS, EOS, padding and what training left out")
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     print(f"picture: {first.parent / 'tradeoff.png'}")
     print(f"open:    {first}")

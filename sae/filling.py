@@ -22,8 +22,9 @@ from sae.text import Sequences, batch_at, segment
 
 BATCH = 16
 BUFFERS = 2
-# Of the memory allowed, what is left for batches on their way and shards being written; half of it, where it is little.
-WORKING_BYTES = 256 << 20
+# Of the memory allowed, what is left for batches on their way, shards being written and what malloc keeps of both, as
+# measured (experiments/benchmarks/store_cost.py); three quarters of it, where it is little.
+WORKING_BYTES = 384 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,13 @@ def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, 
       ValueError: when not even one sequence fits.
     """
     row_bytes = 4 * sum(int(np.prod(shape)) for shape in sites.values())
-    working = min(WORKING_BYTES, bytes_in_memory // 2)
+    working = min(WORKING_BYTES, bytes_in_memory // 4 * 3)
     fit = (bytes_in_memory - working) // (BUFFERS * row_bytes * (length - 1))
     if fit < 1:
-        needed = 2 * BUFFERS * row_bytes * (length - 1)
+        needed = 4 * BUFFERS * row_bytes * (length - 1)
         raise ValueError(
             f"shuffling in {bytes_in_memory:,} bytes has no room for one sequence: {length - 1} rows of {row_bytes:,} "
-            f"bytes, {BUFFERS} times, and as much to work. Give {needed:,} bytes at least, or fewer sites"
+            f"bytes, {BUFFERS} times, and thrice as much to work. Give {needed:,} bytes at least, or fewer sites"
         )
     sequences = max(1, min(fit, -(-rows // (length - 1))))
     # Whole batches, as one that is mostly padding costs as much as a full one.

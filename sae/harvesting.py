@@ -129,7 +129,7 @@ def harvest(
       dtype: of the stored rows, "float32", "bfloat16" or "int8" (with a scale for each row).
       shuffle_rows: rows that a segment has and that are shuffled together, as far as memory allows.
       shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written, and for
-        the work on them (a quarter of a GiB, or half of it all if that is less).
+        the work on them (384 MiB, or three quarters of it all if that is less).
       sink_factor: leaves out attention sinks: rows whose norm is over this multiple of the segment's median norm.
       sink_sites: where that is measured; by default at those of `sites` that are of the residual stream.
       share: (which, of how many) of the segments this process writes.

@@ -143,11 +143,11 @@ def test_rows_are_as_well_shuffled_as_a_true_shuffles(tiny, tmp_path):
 
 def test_memory_decides_how_much_is_shuffled(tiny):
     shapes = {"a": (64,), "b": (4, 16)}
-    assert filling.sequences_in(2 * 2 * 4 * 128 * 31 * 10, 10**9, 32, shapes) == 10
-    assert filling.sequences_in(2**30, 10**9, 32, shapes) == 3 * 2**28 // (2 * 4 * 128 * 31) // 16 * 16
+    assert filling.sequences_in(4 * 2 * 4 * 128 * 31 * 10, 10**9, 32, shapes) == 10
+    assert filling.sequences_in(2**30, 10**9, 32, shapes) == 5 * 2**27 // (2 * 4 * 128 * 31) // 16 * 16
     assert filling.sequences_in(10**9, 100, 32, shapes) == 4
     with pytest.raises(
-        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give 63,488 bytes"
+        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give 126,976 bytes"
     ):
         filling.sequences_in(1000, 100, 32, shapes)
 

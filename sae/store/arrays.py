@@ -23,9 +23,9 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STORED = {"float32": np.dtype("<f4"), "bfloat16": _BFLOAT16, "int8": np.dtype("i1")}
 
 
-def chunk_rows(row_bytes: int) -> int:
-    """Rows of a chunk."""
-    return min(SHARD_ROWS, _power_of_two(CHUNK_BYTES // row_bytes))
+def chunk_rows(row_bytes: int, rows: int = SHARD_ROWS) -> int:
+    """Rows of a chunk in an array of so many rows; of one with few, it is not much longer than the array."""
+    return min(SHARD_ROWS, _power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(2 * rows - 1))
 
 
 def shard_rows(row_bytes: int) -> int:
@@ -35,7 +35,7 @@ def shard_rows(row_bytes: int) -> int:
 
 def stored_bytes(rows: int, row_bytes: int) -> int:
     """What an array takes on disk, its last chunk filled up."""
-    chunk = chunk_rows(row_bytes)
+    chunk = chunk_rows(row_bytes, rows)
     return -(-rows // chunk) * chunk * row_bytes
 
 
@@ -64,7 +64,7 @@ class Writer:
 
     def __init__(self, place: Place, name: str, rows: int, row_shape: tuple[int, ...], dtype: np.dtype):
         row_bytes = dtype.itemsize * int(np.prod(row_shape))
-        chunk = min(chunk_rows(row_bytes), _power_of_two(2 * rows - 1))
+        chunk = chunk_rows(row_bytes, rows)
         self.shard_rows = max(chunk, min(shard_rows(row_bytes), -(-rows // chunk) * chunk))
         metadata = {
             "shape": [rows, *row_shape],

@@ -92,6 +92,12 @@ def describe(store: sae.ActivationStore) -> str:
     if store.manifest.sink_factor is not None:
         seen = store.rows + store.sinks
         text += f"; {store.sinks:,} of {seen:,} ({store.sinks / seen:.2%}) left out as attention sinks"
+    for site in store.sites:
+        if (lost := store.rounding(site)) > 0.01:
+            text += (
+                f"; WARNING: {store.manifest.dtype} has lost {lost:.1%} of the variance of {site}, where some "
+                "dimension is far larger than the others: bfloat16 loses nothing to speak of"
+            )
     if len(store.segments) < store.manifest.segments:
         text += f"; {len(store.segments)} of {store.manifest.segments} segments, the others' shares are missing"
     return text

@@ -35,7 +35,8 @@ def contents(store: sae.ActivationStore) -> str:
         f"seed {m.seed}; left out: token ids {', '.join(map(str, m.dropped_tokens))}"
         + (f"; {store.sinks:,} attention sinks over {m.sink_factor:g} medians" if m.sink_factor else ""),
         "",
-        f"{'site':24}{'width':>7}{'rms norm':>11}{'median':>11}{'|mean|':>11}{'largest in |mean|^2':>22}{'bytes':>16}",
+        f"{'site':24}{'width':>7}{'rms norm':>11}{'median':>11}{'|mean|':>11}{'largest in |mean|^2':>22}"
+        f"{'rounding':>10}{'bytes':>16}",
     ]
     for site in store.sites:
         mean = store.mean(site)
@@ -45,7 +46,7 @@ def contents(store: sae.ActivationStore) -> str:
         row = arrays.STORED[m.dtype].itemsize * store.width(site) + (4 if m.dtype == "int8" else 0)
         lines.append(
             f"{site:24}{store.width(site):7}{rms:11.4g}{store.median_norm(site):11.4g}{np.linalg.norm(mean):11.4g}"
-            f"{f'{share:.0%} (number {at})':>22}{store.rows * row:16,}"
+            f"{f'{share:.0%} (number {at})':>22}{store.rounding(site):10.1e}{store.rows * row:16,}"
         )
     return "\n".join(lines)
 

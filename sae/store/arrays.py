@@ -59,6 +59,18 @@ def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray) -> Non
         np.multiply(values, scale[:, None], out=out)
 
 
+def lost(x: np.ndarray, stored: dict[str, np.ndarray]) -> float:
+    """Sum of the squares of x minus what `encode` made of it, in float64."""
+    if stored[""].dtype == x.dtype:
+        return 0.0
+    total = 0.0
+    for piece in pieces(len(x), 1024):
+        back = np.empty_like(x[piece])
+        decode(stored[""][piece], stored[SCALE][piece] if SCALE in stored else None, back)
+        total += float(np.square(x[piece].astype(np.float64) - back).sum())
+    return total
+
+
 class Writer:
     """Writes [rows, …] of a known number of rows, in order, piece by piece; at most two shards are in memory."""
 

@@ -75,6 +75,7 @@ def test_statistics_are_those_of_all_rows(store, values):
     x = values["b"].astype(np.float64)
     np.testing.assert_allclose(store.mean("b"), x.mean(axis=0), rtol=1e-10)
     assert store.mean_squared_norm("b") == pytest.approx((x**2).sum(axis=1).mean(), rel=1e-12)
+    assert store.rounding("b") == 0.0
     assert store.median_norm("b") == pytest.approx(np.median(np.linalg.norm(x, axis=1)), rel=0.02)
 
 
@@ -101,6 +102,7 @@ def test_narrow_types_round_each_row(values, tmp_path, dtype, off):
     assert batch["layer_0/mlp_out"].dtype == np.float32
     unit = np.abs(x) if dtype == "bfloat16" else np.abs(x).max(axis=1, keepdims=True)
     error = np.abs(batch["layer_0/mlp_out"] - x)
+    assert store.rounding("layer_0/mlp_out") == pytest.approx((error**2).sum() / x.var(axis=0).sum() / 500, rel=0.2)
     assert (error <= unit * off * 1.001).all() and error.max() > 0
 
 

@@ -1,6 +1,7 @@
 # make env    the environment alone: .venv from requirements.lock, this project installed editable
 # make scope  text to features: harvest, store, SAEs, evaluation, pages; with the shipped model, or MODEL=gemma3-270m
 # make test   the tests
+# make test-killed  harvests in processes that are killed again and again, on disk and on an S3 server; minutes
 # make lint   ruff's lint and format checks
 # make lock   rewrite requirements.lock from setup.py's ranges
 #
@@ -17,7 +18,7 @@ MODEL ?= gemma2-tiny
 # The shipped model has runs/scope, another one a folder of its own.
 SCOPE_DIR ?= runs/scope$(if $(filter-out gemma2-tiny,$(MODEL)),-$(notdir $(MODEL)))
 
-.PHONY: env scope test lint format lock
+.PHONY: env scope test test-killed lint format lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -37,6 +38,9 @@ scope: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-killed: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/sae/test_harvest_killed.py -m killed $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 import gemma
 from sae import filling, harvesting
 from sae.store import writing
-from sae.store.manifest import ROW_FIELDS, Manifest
+from sae.store.manifest import Manifest
 from sae.store.moments import Moments
+from sae.store.source import Source
 from sae.text import Sequences
 
 
@@ -51,7 +52,7 @@ def stream(
     return ActivationStream(model, sequences, manifest, mesh)
 
 
-class ActivationStream:
+class ActivationStream(Source):
     """Activations of one or more sites over the same rows, computed when they are asked for. `sae.stream` makes one.
 
     The statistics are those of one segment, which is computed for them.
@@ -65,19 +66,8 @@ class ActivationStream:
         self._model, self._sequences, self._mesh = model, sequences, mesh
 
     @property
-    def sites(self) -> tuple[str, ...]:
-        return tuple(self.manifest.sites)
-
-    def width(self, site: str) -> int:
-        """A, the length of a row of a site."""
-        self.check_sites([site])
-        return int(np.prod(self.manifest.sites[site]))
-
-    def check_sites(self, sites: Sequence[str]) -> None:
-        """Raises ValueError unless the stream has them all."""
-        for site in sites:
-            if site not in self.manifest.sites:
-                raise ValueError(f"the stream has no site {site!r}; it has {', '.join(self.sites)}")
+    def name(self) -> str:
+        return "the stream"
 
     def mean_squared_norm(self, site: str) -> float:
         """E||x||^2, in raw units."""
@@ -144,11 +134,7 @@ class ActivationStream:
         Raises:
           ValueError: for a site that is not there, or a batch larger than a segment.
         """
-        names = tuple(self.sites if sites is None else sites)
-        self.check_sites([name for name in names if name not in ROW_FIELDS])
-        if start_step < 0:
-            raise ValueError(f"start_step counts batches from 0, got {start_step}")
-        self.batches_per_pass(batch_size)
+        names = self.asked(batch_size, sites, start_step)
         return self._batches(batch_size, names, seed, start_step, sharding)
 
     def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:

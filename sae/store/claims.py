@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sae.store.manifest import segment_name
@@ -91,11 +91,12 @@ def claim(store: Place, index: int) -> Claim:
     return claim(store, index)  # released in between
 
 
-def clear(store: Place, index: int) -> None:
-    """Removes what a writer left that was killed just after it had committed the segment."""
-    there = store.read(_name(index))
-    if there is not None and not _alive(json.loads(there)):
-        store.replace(_name(index), there, None)
+def clear(store: Place, committed: Collection[int]) -> None:
+    """Removes what writers left that were killed just after they had committed a segment."""
+    for name in store.names("writers/"):  # few: most segments have none
+        there = store.read(name)
+        if name in map(_name, committed) and there is not None and not _alive(json.loads(there)):
+            store.replace(name, there, None)
 
 
 def _name(index: int) -> str:

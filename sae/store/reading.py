@@ -15,10 +15,11 @@ from sae.store.batches import Batches
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
 from sae.store.order import Pass
 from sae.store.places import Place, place
+from sae.store.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class ActivationStore:
+class ActivationStore(Source):
     """Activations of one or more sites over the same rows in the same order. `ActivationStore.open(path)` makes one.
 
     Attributes:
@@ -67,8 +68,8 @@ class ActivationStore:
         return self.place.folder or self.place.url
 
     @property
-    def sites(self) -> tuple[str, ...]:
-        return tuple(self.manifest.sites)
+    def name(self) -> str:
+        return str(self.place)
 
     @property
     def rows(self) -> int:
@@ -79,17 +80,6 @@ class ActivationStore:
     def sinks(self) -> int:
         """Tokens that were left out as attention sinks."""
         return sum(self.facts(index)["sinks"] for index, _ in self.segments)
-
-    def width(self, site: str) -> int:
-        """A, the length of a row of a site."""
-        self.check_sites([site])
-        return int(np.prod(self.manifest.sites[site]))
-
-    def check_sites(self, sites: Sequence[str]) -> None:
-        """Raises ValueError unless the store has them all."""
-        for site in sites:
-            if site not in self.manifest.sites:
-                raise ValueError(f"{self.place} has no site {site!r}; it has {', '.join(self.sites)}")
 
     @functools.cached_property
     def documents(self) -> list[tuple[str, str]]:
@@ -201,9 +191,5 @@ class ActivationStore:
           ValueError: for a site that is not there, or a batch larger than the store. While iterating: for a segment
             that is damaged, which is named.
         """
-        names = tuple(self.sites if sites is None else sites)
-        self.check_sites([name for name in names if name not in ROW_FIELDS])
-        if start_step < 0:
-            raise ValueError(f"start_step counts batches from 0, got {start_step}")
-        self.batches_per_pass(batch_size)
+        names = self.asked(batch_size, sites, start_step)
         return Batches(self, batch_size, names, seed, start_step, sharding, passes)

@@ -21,13 +21,8 @@ def missing_segments(store: Place, manifest: Manifest) -> list[int]:
     there = set(manifests.committed(store))
     for index in there:
         segment_facts(store, index, manifest)
-        claims.clear(store, index)
+    claims.clear(store, there)
     return [i for i in range(manifest.segments) if i not in there]
-
-
-def row_bytes(manifest: Manifest) -> int:
-    """What a row takes in the store, over all sites and fields."""
-    return sum(_arrays(manifest))
 
 
 def check_space(store: Place, manifest: Manifest, segments: int, rows: int) -> None:

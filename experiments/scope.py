@@ -29,6 +29,8 @@ def main():
     for name in ("store_dir", "saes_dir", "checkpoint_dir", "pages_dir"):
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
+    if train.CROSSCODER.value or train.PLAN_ONLY.value:
+        raise ValueError("--crosscoder and --plan_only are for experiments.train: they end without figures and pages")
     out = Path(OUT_DIR.value)
     seconds: dict[str, float] = {}
 

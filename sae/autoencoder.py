@@ -16,17 +16,22 @@ class Info:
 
     Attributes:
       model: the model's name.
-      site: what goes in, for example `layer_3/resid_post`.
-      site_out: what comes out; the same site for an autoencoder, another for a transcoder.
+      site: what goes in, for example `layer_3/resid_post`; several sites, in their order, for a crosscoder.
+      site_out: what comes out; the same for an autoencoder and a crosscoder, another site for a transcoder.
       units: "raw" when activations go in and come out as the model computes them.
       training: how it was trained, as JSON (the recipe, the store's fingerprint, what training left out).
     """
 
     model: str
-    site: str
-    site_out: str
+    site: str | tuple[str, ...]
+    site_out: str | tuple[str, ...]
     units: str = "raw"
     training: str = "{}"
+
+    def __post_init__(self):
+        for field in ("site", "site_out"):  # JSON knows lists
+            if isinstance(getattr(self, field), list):
+                object.__setattr__(self, field, tuple(getattr(self, field)))
 
 
 @jax.tree_util.register_dataclass

@@ -1,236 +1,200 @@
 """`sae.train`: autoencoders from a store, several in one pass over it, stopped and resumed at will."""
 
+import contextlib
 import dataclasses
-import json
-import shutil
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sae import state as states
-from sae.autoencoder import Info, JumpReLU
-from sae.files import read_json, replace_file
+from sae.autoencoder import JumpReLU
+from sae.crosscoder import Crosscoder
 from sae.recipes import TrainConfig
-from sae.store.order import Pass
-from sae.store.reading import ActivationStore
+from sae.store.source import Source
+from sae.trainer import diagnostics, planning
+from sae.trainer.checkpoints import NOT_FINITE, Checkpoints, Saved
+from sae.trainer.information import info_of, sink_norms
+from sae.trainer.preemption import Preempted, watched
+from sae.trainer.reporting import Report, Speedometer
+from sae.trainer.sweeps import Sweep
+from sae.trainer.units import units_of
 
-LOG_EVERY = 50
+
+class TrainingWarning(UserWarning):
+    """Something about a run is off; the message says what, and what to do."""
 
 
 def train(
     config: TrainConfig | Sequence[TrainConfig],
-    store: ActivationStore,
+    store: Source,
     mesh: Mesh | None = None,
     *,
+    together: str = "side_by_side",
     checkpoint_dir: str | Path | None = None,
     save_every: int = 200,
+    log_every: int = 50,
+    reports: Sequence[Report] = (),
     progress: Callable[..., Iterable] = lambda steps, **_: steps,
-) -> tuple[list[JumpReLU], list[dict]]:
-    """Trains one autoencoder or several side by side, on the same batches of one pass over the store.
+) -> tuple[list[JumpReLU | Crosscoder], list[dict]]:
+    """Trains one autoencoder or several, on the same batches of one pass over the store.
 
     Args:
-      config: one config, or several that agree in steps, batch_size and seed.
-      store: has the configs' sites.
+      config: one config, or several that agree in steps, batch_size and data_seed. Sites, widths, targets, learning
+        rates, seeds and the rest may differ.
+      store: has the configs' sites; or what `sae.stream` returns.
       mesh: with axes `data` and `latent`; all devices along `data` by default.
+      together: how runs of one shape share a step: "side_by_side", one after another; "vmapped" or "scanned", stacked
+        in one program. The first is fastest on CPU (`experiments/benchmarks/sweep_cost.py`); stacking saves launches
+        where autoencoders are small.
       checkpoint_dir: where given, the run is saved there and goes on from what is there, to the same result as if it
-        had not been stopped.
-      save_every: steps between checkpoints.
+        had not been stopped; on another mesh, to the same up to rounding. SIGTERM saves and raises `Preempted`; without
+        it, SIGTERM does what it always does.
+      save_every: steps between checkpoints; the last and the best (`trainer.checkpoints.Checkpoints`) are kept.
+      log_every: steps between records of the history.
+      reports: told of every record, for example `sae.TensorBoard(folder)`.
       progress: called with the steps to come, and `total`, `initial` and `desc`, as tqdm is.
 
     Returns:
-      The autoencoders, folded to raw activations, in the order of the configs; and the history: a dict for each config
-      at every 50th step, with `step`, `site`, `l0_target`, `loss`, `reconstruction`, `penalty`, `l0`,
-      `threshold_mean`, as of that batch, in scaled units.
+      The autoencoders, folded to raw activations, in the order of the configs; where latents are split over the mesh,
+      they stay split. And the history, a list of dicts: for each config one at the first step, at every `log_every`th
+      and at the last, with means over the batches since the one before:
+
+      - `run` (the number of the config), `site`, `l0_target`, `step`, `tokens`;
+      - `loss`, its parts `reconstruction` and `penalty`, in scaled units, and `coefficient`, lambda; `fvu`;
+      - of the latents, `l0`, `l0_quantiles` over tokens (5%, 25%, 50%, 75%, 95%), `dead`, and `density`: how many fire
+        with frequencies between `diagnostics.DENSITY_EDGES`;
+      - of the thresholds, `threshold_mean`, `threshold_moved` (mean |log(theta / theta_0)|), and `window`, the share of
+        pre-activations with a straight-through gradient;
+      - `gradients`: their norms.
 
     Raises:
       ValueError: for a site the store has not, configs that cannot share batches, a mesh that the width or the batch
-        cannot be split over, or a checkpoint of another run.
+        cannot be split over, more memory than there is, a checkpoint of another run, or a loss that is not finite.
+      Preempted: when SIGTERM came; what was trained is saved.
+
+    Warns:
+      TrainingWarning: in words, when thresholds do not move, L0 stays off its target, latents die, or steps wait for
+        data.
     """
     configs = [config] if isinstance(config, TrainConfig) else list(config)
     mesh = mesh or Mesh(np.asarray(jax.devices()).reshape(-1, 1), ("data", "latent"))
     _check(configs, store, mesh)
-    first = configs[0]
-    scales = [float(np.sqrt(store.mean_squared_norm(c.site))) for c in configs]
-    runs = _Runs(configs, store, mesh)
-    history: list[dict] = []
-    start, passes = 0, ()
-    checkpoints = None
-    if checkpoint_dir is not None:
-        checkpoints = _Checkpoints(Path(checkpoint_dir), configs, store, save_every)
-        start, runs.states, history, passes = checkpoints.restore(runs.states)
-    sites = sorted({c.site for c in configs})
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    try:
-        # A stream from the model has one order; a store that grows goes on in the passes that it had begun.
-        order = {"passes": passes} if passes else {}
-        batches = store.batches(
-            first.batch_size, sites=sites, seed=first.seed, start_step=start, sharding=split, **order
-        )
-        for step in progress(range(start, first.steps), total=first.steps, initial=start, desc="train"):
-            metrics = runs.update(next(batches), scales)
-            if step % LOG_EVERY == 0 or step + 1 == first.steps:
-                history += [
-                    {"step": step, "site": c.site, "l0_target": c.l0_target, **{k: float(v) for k, v in m.items()}}
-                    for c, m in zip(configs, jax.device_get(metrics), strict=True)
-                ]
-            if checkpoints is not None:
-                passes = getattr(batches, "passes", ())
-                checkpoints.save(step + 1, runs.states, history, passes, last=step + 1 == first.steps)
-        batches.close()
-    finally:
+    sites = sorted({site for c in configs for site in c.sites + c.sites_out})
+    widths = {site: store.width(site) for site in sites}
+    planning.plan(configs, widths, mesh, rows=store.rows, together=together).check()
+    if min(save_every, log_every) < 1:
+        raise ValueError(f"save_every and log_every count steps from 1, got {save_every} and {log_every}")
+    started = Saved(
+        history=[],
+        passes=(),
+        units=[
+            {site: units_of(store, site, c.centre, len(c.sites)) for site in c.sites + c.sites_out} for c in configs
+        ],
+        sink_norms=sink_norms(store),
+    )
+    with contextlib.ExitStack() as closing:
+        reports = list(reports) if jax.process_index() == 0 else []
+        for report in reports:
+            closing.callback(report.close)
+        checkpoints = found = preemption = None
+        if checkpoint_dir is not None:
+            checkpoints = Checkpoints(Path(checkpoint_dir), configs, store, save_every)
+            closing.callback(checkpoints.close)
+            preemption = closing.enter_context(watched())
+        make = functools.partial(Sweep, configs, widths=widths, mesh=mesh, together=together)
         if checkpoints is not None:
-            checkpoints.close()
-    autoencoders = [
-        states.fold(state.params, c, scale, _info(c, store, scale))
-        for c, scale, state in zip(configs, scales, jax.device_get(runs.states), strict=True)
-    ]
-    return jax.tree.map(jnp.asarray, autoencoders), history
-
-
-class _Runs:
-    """The states of all runs, and one update of each. Runs of equal shape share a compiled step."""
-
-    def __init__(self, configs: list[TrainConfig], store: ActivationStore, mesh: Mesh):
-        self.configs = configs
-        self.goals = [states.targets(c) for c in configs]
-        # The compiled step depends on none of these, so they do not tell configs apart.
-        common = [
-            dataclasses.replace(c, site="", coefficient=0.0, l0_target=None if c.l0_target is None else 1.0, seed=0)
-            for c in configs
-        ]
-        widths = [store.width(c.site) for c in configs]
-        self.steps = [states.compiled_step(c, A, mesh) for c, A in zip(common, widths, strict=True)]
-        # Initialised where they will lie, never whole on one device.
-        self.states = []
-        for c, A in zip(configs, widths, strict=True):
-            make = lambda c=c, A=A: states.initial(c, A)  # noqa: E731
-            placed = states.shardings(jax.eval_shape(make), mesh)
-            self.states.append(jax.jit(make, out_shardings=placed)())
-
-    def update(self, batch: dict[str, jax.Array], scales: list[float]) -> list[dict[str, jax.Array]]:
-        metrics = []
-        for i, (config, step) in enumerate(zip(self.configs, self.steps, strict=True)):
-            self.states[i], parts = step(self.states[i], batch[config.site], jnp.float32(scales[i]), self.goals[i])
-            metrics.append(parts)
-        # Wait: on a CPU, the collectives of steps in flight can starve each other of threads.
-        return jax.block_until_ready(metrics)
-
-
-class _Checkpoints:
-    """A run on disk: its states and history by step, and `run.json`, which says what run it is."""
-
-    def __init__(self, folder: Path, configs: list[TrainConfig], store: ActivationStore, save_every: int):
-        self.folder = folder.absolute()
-        self._identity = {
-            "configs": [dataclasses.asdict(c) for c in configs],
-            "store": dataclasses.asdict(store.manifest),
-        }
-        self._check_identity()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def _check_identity(self) -> None:
-        facts = self.folder / "run.json"
-        if facts.exists():
-            there, asked = read_json(facts), json.loads(json.dumps(self._identity))
-            if there != asked:
-                raise ValueError(
-                    f"{self.folder} holds the checkpoint of another run: {_difference(there, asked)}. "
-                    "Name another folder, or delete this one. Nothing was changed."
-                )
+            found = checkpoints.restore(make(units=started.units).structure())
+        start, states, saved = found or (0, None, started)
+        sweep = make(units=saved.units)
+        if states is None:
+            sweep.begin()
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(facts, json.dumps(self._identity, indent=2) + "\n")
+            sweep.load(states)
+        del states, found
+        history = list(saved.history)
+        speed = Speedometer(configs, widths, mesh, together)
+        first = configs[0]
+        # A stream from the model has one order; a store that grows goes on in the passes that it had begun.
+        order = {"passes": saved.passes} if saved.passes else {}
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        batches = store.batches(
+            first.batch_size, sites=sites, seed=first.data_seed, start_step=start, sharding=split, **order
+        )
+        closing.callback(batches.close)
+        for step in progress(range(start, first.steps), total=first.steps, initial=start, desc="train"):
+            with speed.waiting():
+                batch = next(batches)
+            speed.made(sweep.update(batch))
+            done = step + 1
+            if step % log_every == 0 or done == first.steps:
+                history += _record(step, configs, sweep, history, reports, speed)
+            if checkpoints is None:
+                continue
+            stop = preemption.at(done)
+            if stop or done == first.steps or checkpoints.due(done):
+                now = dataclasses.replace(saved, history=history, passes=tuple(getattr(batches, "passes", ())))
+                checkpoints.save(done, sweep.states(), now)
+            if stop:
+                checkpoints.wait()
+                raise Preempted(
+                    f"asked to stop by SIGTERM after step {done} of {first.steps}; saved in {checkpoint_dir}"
+                )
+    released = [
+        dataclasses.replace(autoencoder, info=info_of(c, store, own, saved.sink_norms))
+        for autoencoder, c, own in zip(sweep.released(), configs, saved.units, strict=True)
+    ]
+    if mesh.shape["latent"] == 1 and jax.process_count() == 1:
+        released = jax.tree.map(jnp.asarray, jax.device_get(released))
+    return released, history
 
-    def restore(self, fresh: list[states.State]) -> tuple[int, list[states.State], list[dict], list[Pass]]:
-        """The last saved (step, states, history, passes of the store), or (0, what was given, [], [])."""
-        step = self._manager.latest_step()
-        if step is None:
-            return 0, fresh, [], []
-        args = ocp.args.Composite(states=ocp.args.StandardRestore(fresh), history=ocp.args.JsonRestore())
-        try:
-            saved = self._manager.restore(step, args=args)
-        except Exception as error:  # Orbax raises errors of many kinds for damaged files
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise ValueError(f"the checkpoint {self.folder / str(step)} is damaged, delete it: {reason}") from error
-        passes = [
-            Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]), p["block"])
-            for p in saved["history"]["passes"]
-        ]
-        return step, saved["states"], saved["history"]["records"], passes
 
-    def save(
-        self, step: int, current: list[states.State], history: list[dict], passes: Sequence[Pass], last: bool
-    ) -> None:
-        if self._manager.latest_step() == step or not (last or self._manager.should_save(step)):
-            return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(current))
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:  # before Orbax finds out in one of its threads
-            raise OSError(
-                f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
-                f"{free / 1e6:.0f} MB are free; what was saved before is kept. Free some and run again to go on"
+def _record(step, configs, sweep: Sweep, history: list[dict], reports, speed: "Speedometer") -> list[dict]:
+    """The records of a step; reports are told, and warnings given."""
+    found = []
+    for number, (config, values) in enumerate(zip(configs, sweep.records(), strict=True)):
+        about = {"step": step, "tokens": (step + 1) * config.batch_size, "run": number}
+        about |= {"site": "+".join(config.sites), "l0_target": config.l0_target}
+        found.append(about | jax.tree.map(lambda v: v.tolist(), values))
+        if not np.isfinite(found[-1]["loss"]):
+            raise ValueError(f"the loss of {config.site} is {found[-1]['loss']} at step {step}: {NOT_FINITE}")
+    rates = speed.since_last()
+    for report in reports:
+        report.record(found, rates)
+    if step + 1 == configs[0].steps or len(history) % (10 * len(configs)) == 0:
+        for number, config in enumerate(configs):
+            own = [r for r in history + found if r["run"] == number]
+            for complaint in diagnostics.complaints(config, own):
+                warnings.warn(f"{_name(config)}: {complaint}", TrainingWarning, stacklevel=3)
+        if rates.input_wait > 0.25 and step:
+            warnings.warn(
+                f"{rates.input_wait:.0%} of the time goes into waiting for data: train more autoencoders in one pass, "
+                "or read from a faster disk",
+                TrainingWarning,
+                stacklevel=3,
             )
-        log = {"records": history, "passes": [dataclasses.asdict(p) for p in passes]}
-        args = ocp.args.Composite(states=ocp.args.StandardSave(current), history=ocp.args.JsonSave(log))
-        self._manager.save(step, args=args, force=last)
-
-    def close(self) -> None:
-        self._manager.close()
+    return found
 
 
-def _difference(there: dict, asked: dict) -> str:
-    """The first fields in which two nested JSON values differ, in words."""
-    found: list[str] = []
-
-    def walk(path, a, b):
-        if type(a) is type(b) and isinstance(a, dict):
-            for key in sorted(set(a) | set(b)):
-                walk(f"{path}.{key}" if path else key, a.get(key), b.get(key))
-        elif type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
-            for i, (x, y) in enumerate(zip(a, b, strict=True)):
-                walk(f"{path}[{i}]", x, y)
-        elif a != b:
-            found.append(f"{path} is {json.dumps(a)[:60]} there, {json.dumps(b)[:60]} asked for")
-
-    walk("", there, asked)
-    return "; ".join(found[:3])
+def _name(config: TrainConfig) -> str:
+    aim = f"lambda {config.coefficient:g}" if config.l0_target is None else f"target L0 {config.l0_target:g}"
+    return f"{'+'.join(config.sites)}, {config.width} latents, {aim}"
 
 
-def _check(configs: list[TrainConfig], store: ActivationStore, mesh: Mesh) -> None:
+def _check(configs: list[TrainConfig], store: Source, mesh: Mesh) -> None:
     if not configs:
         raise ValueError("train needs one config at least, got none")
-    store.check_sites([c.site for c in configs])
-    for field in ("steps", "batch_size", "seed"):
+    store.check_sites([site for c in configs for site in c.sites + c.sites_out])
+    for field in ("steps", "batch_size", "data_seed"):
         values = sorted({getattr(c, field) for c in configs})
         if len(values) > 1:
             raise ValueError(f"runs that share batches must agree in {field}, got {values}: train them separately")
-    if set(mesh.axis_names) != {"data", "latent"}:
-        raise ValueError(f"the mesh needs the axes 'data' and 'latent', got {mesh.axis_names}")
-    store.batches_per_pass(configs[0].batch_size)
-    if configs[0].batch_size % mesh.shape["data"]:
-        raise ValueError(
-            f"a batch of {configs[0].batch_size} cannot be split over {mesh.shape['data']} devices along 'data'"
-        )
     for c in configs:
-        if c.width % mesh.shape["latent"]:
-            raise ValueError(f"{c.width} latents cannot be split over {mesh.shape['latent']} devices along 'latent'")
-
-
-def _info(config: TrainConfig, store: ActivationStore, scale: float) -> Info:
-    manifest = store.manifest
-    facts = states.training_facts(
-        config,
-        scale,
-        left_out={
-            "token_ids": list(manifest.dropped_tokens),
-            "sink_norms": {site: manifest.sink_factor * store.median_norm(site) for site in manifest.sink_sites},
-        },
-        store={"corpus_sha256": manifest.corpus_sha256, "model_sha256": manifest.model_sha256},
-    )
-    return Info(model=manifest.model, site=config.site, site_out=config.site, units=manifest.units, training=facts)
+        if len(found := sorted({store.width(site) for site in c.sites})) > 1:
+            raise ValueError(f"a crosscoder's sites must be of one width, got widths {found} of {', '.join(c.sites)}")
+    planning.check_mesh(configs, mesh)
+    store.batches_per_pass(configs[0].batch_size)

@@ -77,3 +77,18 @@ def where(request, tmp_path):
         return lambda name: place(tmp_path / name)
     bucket = request.getfixturevalue("bucket")
     return lambda name: place(f"{bucket}/{tmp_path.name}-{tmp_path.parent.name}/{name}")
+
+
+@pytest.fixture(scope="session")
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    return Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "latent"))
+
+
+@pytest.fixture(scope="module")
+def quick_starts(tmp_path_factory):
+    """Processes that tests start need not compile again what one before them has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import common
+from experiments import common, topologies
 from experiments.benchmarks import tpu_programs
 from experiments.benchmarks.tpu_hlo import Moved
-from experiments.benchmarks.tpu_programs import HBM, Case, Report
+from experiments.benchmarks.tpu_programs import Case, Report
 
 GIB = 2**30
 
@@ -71,7 +71,7 @@ def described(moved: Moved, count: int) -> str:
 def line(case: Case, report: Report) -> list[str]:
     """A case's cells."""
     data, model = report.mesh
-    hbm = HBM[case.topology.split(":")[0]]
+    hbm = topologies.HBM[case.topology.split(":")[0]]
     sizes = (report.arguments, report.temporaries, report.outputs, report.peak)
     computed = {
         "sites": f"3 sites of layer {case.layer}",
@@ -94,7 +94,7 @@ def row(cells: list[str]) -> str:
 
 def main():
     for topology in TOPOLOGIES.value:
-        tpu_programs.chips(topology)  # what is wrong with one is said before minutes are spent on the others
+        topologies.chips(topology)  # what is wrong with one is said before minutes are spent on the others
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(OUT.value).open("w", encoding="utf-8")) if OUT.value else None
 

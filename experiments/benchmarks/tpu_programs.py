@@ -4,24 +4,21 @@ libtpu compiles for any topology on any x86-64 machine (the extra `tpu`; `make .
 """
 
 import dataclasses
-import importlib.util
 import math
-import os
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
 import gemma
 import mishax_lite
+from experiments import topologies
 from experiments.benchmarks import tpu_hlo
 from gemma import sharding
 from gemma.model import param_shapes
 
-HBM = {"v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip, from Google Cloud's "TPU versions"
 PROGRAMS = ("sites", "logits", "loss")
 _SCOPE = ("attn_z", "mlp_out", "resid_post")  # what Gemma Scope has autoencoders for
 
@@ -93,42 +90,11 @@ class Report:
     unexpected: list
 
 
-def missing() -> str | None:
-    """Why nothing can be compiled for TPUs here, or None."""
-    if importlib.util.find_spec("libtpu") is None:
-        return "libtpu is not installed (it is in the extra `tpu`; `make test-tpu` makes an environment with it)"
-    return None
-
-
-def chips(topology: str) -> list[jax.Device]:
-    """The devices of a topology. Has to be called before JAX has made use of a device, or where that was the CPU.
-
-    Raises:
-      ValueError: for a topology that libtpu does not know, a chip of unknown memory, and without libtpu.
-    """
-    if missing():
-        raise ValueError(missing())
-    if topology.split(":")[0] not in HBM:
-        raise ValueError(f"no topology {topology!r}: it is one of {', '.join(HBM)}, a colon and chips, as v5e:4x4")
-    # libtpu looks for the TPU that it runs on, asks a metadata server, and takes a lock; none of that is wanted. The
-    # type only keeps it from warning that it found none.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}") from None
-
-
 def mesh_for(case: Case) -> Mesh:
     """`data` x `model` over all chips of the topology."""
-    devices = chips(case.topology)
+    devices = topologies.chips(case.topology)
     over = case.model_axis or math.gcd(len(devices), case.config.num_kv_heads)
-    if len(devices) % over:
-        raise ValueError(f"{case.topology} has {len(devices)} chips: {over} of them cannot share the parameters evenly")
-    shape = (len(devices) // over, over)
-    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), ("data", "model"))
+    return topologies.mesh(devices, over, "model", case.topology)
 
 
 def program(case: Case, model: gemma.Model, tokens: jax.Array):

@@ -30,7 +30,7 @@ class Metrics:
     """What `evaluate` found.
 
     Attributes:
-      site: where the autoencoder was spliced in.
+      site: where the autoencoder was spliced in; for a transcoder, where its output was.
       tokens: text tokens seen; predictions: next-token predictions that the losses are means of (from text, to text).
       l0: mean number of active latents per token.
       fvu: sum ||x - x^||^2 / sum ||x - mean(x)||^2, the mean per dimension over all tokens seen.
@@ -81,17 +81,17 @@ def evaluate(
     """Measures an autoencoder on token sequences.
 
     Args:
-      autoencoder: on raw activations.
+      autoencoder: on raw activations. A transcoder's output takes the place of its output site, and the FVU is of that.
       model: with its tokenizer, which says which tokens are special.
       tokens: [S, T] int32, each sequence begun by BOS, padded at the end.
-      site: where it belongs; by default what its `info` says.
+      site: where it belongs; by default what its `info` says, which is the only place for a transcoder.
       known: what `baseline` found for the same model, tokens and site, where several autoencoders share it.
       progress: called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Raises:
       ValueError: for an autoencoder of another model or width, a site that is not known, or tokens without text.
     """
-    site = _site_of(autoencoder, model, site)
+    site_in, site = _sites_of(autoencoder, model, site)
     sinks = sinks_of(autoencoder.info)
     known = known or baseline(model, tokens, site, sinks=sinks, progress=progress)
     if (known.site, known.sinks) != (site, sinks):
@@ -101,7 +101,7 @@ def evaluate(
     # `info` is static: without it, all autoencoders of a site and width share one compiled program.
     bare = dataclasses.replace(autoencoder, info=None)
     sums = _over_batches(
-        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site),
+        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site_in, site),
         model,
         tokens,
         sinks,
@@ -181,12 +181,12 @@ def summarise(sums: dict[str, np.ndarray], site: str) -> Metrics:
     )
 
 
-def _splice(replace, tokens, text):
-    """An edit that puts `replace(x)` in the place of the activations x [B, T, A] of text tokens."""
+def _splice(made, tokens, text):
+    """An edit that puts `made` (a number, or [B, T, A]) in the place of the activations of text tokens."""
 
     def edit(value, _):
         x = value.reshape(*tokens.shape, -1)
-        return jnp.where(text[..., None], replace(x), x).astype(value.dtype).reshape(value.shape)
+        return jnp.where(text[..., None], made, x).astype(value.dtype).reshape(value.shape)
 
     return edit
 
@@ -203,7 +203,7 @@ def _loss_sum(logits, tokens, text):
 
 @functools.partial(jit_forward, static_argnames="site")
 def _baseline_sums(model, tokens, text, site):
-    zeroed = mishax_lite.edit(forward(model), {site: _splice(jnp.zeros_like, tokens, text)})(tokens)
+    zeroed = mishax_lite.edit(forward(model), {site: _splice(0.0, tokens, text)})(tokens)
     return {
         "tokens": text.sum(),
         "predictions": _predicted(text).sum(),
@@ -212,16 +212,17 @@ def _baseline_sums(model, tokens, text, site):
     }
 
 
-@functools.partial(jit_forward, static_argnames="site")
-def _spliced_sums(autoencoder, model, tokens, text, centre, site):
+@functools.partial(jit_forward, static_argnames=("site_in", "site"))
+def _spliced_sums(autoencoder, model, tokens, text, centre, site_in, site):
     # The layers below the site stand in both forward passes; the compiler computes them once.
-    x = captured_at(model, tokens, (site,))[site]
-    spliced = mishax_lite.edit(forward(model), {site: _splice(autoencoder, tokens, text)})(tokens)
-    f = autoencoder.encode(x)
-    shifted = jnp.where(text[..., None], x - centre, 0.0)
+    captured = captured_at(model, tokens, tuple({site_in, site}))
+    x, y = captured[site_in], captured[site]
+    made, f = autoencoder(x), autoencoder.encode(x)
+    spliced = mishax_lite.edit(forward(model), {site: _splice(made, tokens, text)})(tokens)
+    shifted = jnp.where(text[..., None], y - centre, 0.0)
     return {
         "active": ((f > 0) & text[..., None]).sum(axis=(0, 1)),
-        "errors": jnp.where(text[..., None], jnp.square(autoencoder(x) - x), 0.0).sum(),
+        "errors": jnp.where(text[..., None], jnp.square(made - y), 0.0).sum(),
         "shifted": shifted.sum(axis=(0, 1)),
         "squares": jnp.square(shifted).sum(),
         "loss_spliced": _loss_sum(spliced, tokens, text),
@@ -234,24 +235,25 @@ def _centre(model, tokens, site) -> np.ndarray:
     return x[text].mean(axis=0) if text.any() else np.zeros(x.shape[-1], np.float32)
 
 
-def _site_of(autoencoder: JumpReLU, model: gemma.Model, site: str | None) -> str:
+def _sites_of(autoencoder: JumpReLU, model: gemma.Model, site: str | None) -> tuple[str, str]:
+    """What goes in, and what is replaced by what comes out."""
     info = autoencoder.info
     if model.tokenizer is None:
         raise ValueError(f"{model.config.name} was loaded without a tokenizer, so its special tokens are unknown")
+    if not isinstance(autoencoder, JumpReLU):
+        raise ValueError(f"a {type(autoencoder).__name__} cannot be evaluated by splicing it in at one site")
     if site is None and info is None:
         raise ValueError("this autoencoder does not say where it belongs: name the site")
     if info is not None and info.model != model.config.name:
         raise ValueError(f"this autoencoder was trained on {info.model}, the model given is {model.config.name}")
-    if info is not None and info.site_out != info.site:
-        raise ValueError(
-            f"this one maps {info.site} to {info.site_out}: only autoencoders, which reconstruct their own input, "
-            "can be evaluated"
-        )
-    site = site or info.site
-    width = int(np.prod(gemma.sites.token_shape(model.config, site)))
-    if autoencoder.W_enc.shape[0] != width or autoencoder.b_dec.shape[0] != width:
-        raise ValueError(
-            f"{site} of {model.config.name} is {width} wide, the autoencoder takes {autoencoder.W_enc.shape[0]} "
-            f"and gives {autoencoder.b_dec.shape[0]}"
-        )
-    return site
+    site_in, site_out = (site, site) if site is not None else (info.site, info.site_out)
+    if info is not None and info.site != info.site_out and site is not None:
+        raise ValueError(f"a transcoder belongs where it was trained, from {info.site} to {info.site_out}; got {site}")
+    for name, got in ((site_in, autoencoder.W_enc.shape[0]), (site_out, autoencoder.b_dec.shape[0])):
+        width = int(np.prod(gemma.sites.token_shape(model.config, name)))
+        if got != width:
+            raise ValueError(
+                f"{name} of {model.config.name} is {width} wide, the autoencoder takes {autoencoder.W_enc.shape[0]} "
+                f"and gives {autoencoder.b_dec.shape[0]}"
+            )
+    return site_in, site_out

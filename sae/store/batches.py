@@ -97,8 +97,10 @@ class _Loader:
         plan = [p for p in passes if p.first_step <= step][-1]
         per_pass = order.steps_per_pass(plan.rows, self._batch_size)
         number, index = divmod(step - plan.first_step, per_pass)
-        if self._store.growing and index == 0 and number and plan is passes[-1]:
-            there = type(self._store).open(self._store.place, growing=True).segments
+        if index == 0 and number and plan is passes[-1]:
+            # A store that has grown to its end since the passes began is opened as one that does not grow.
+            growing = self._store.growing
+            there = (type(self._store).open(self._store.place, growing=True) if growing else self._store).segments
             if there != plan.segments:
                 plan = Pass(step, plan.number + number, there, plan.block)
                 passes.append(plan)

@@ -20,6 +20,27 @@ class Source:
     def sites(self) -> tuple[str, ...]:
         return tuple(self.manifest.sites)
 
+    @property
+    def rows(self) -> int:
+        """Tokens of one pass, about."""
+        raise NotImplementedError
+
+    def mean_squared_norm(self, site: str) -> float:
+        """E||x||^2, in raw units."""
+        raise NotImplementedError
+
+    def mean(self, site: str) -> np.ndarray:
+        """E[x], [A] float64, in raw units."""
+        raise NotImplementedError
+
+    def median_norm(self, site: str) -> float:
+        """The median of ||x||, in raw units."""
+        raise NotImplementedError
+
+    def batches(self, batch_size: int, sites: Sequence[str] | None = None, seed: int = 0, start_step: int = 0, **how):
+        """Batches {site: [B, A]} without end."""
+        raise NotImplementedError
+
     def width(self, site: str) -> int:
         """A, the length of a row of a site."""
         self.check_sites([site])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("--max_sequences=96", "--shuffle_rows=2016", "--eval_sequences=16", "--length=64"),
@@ -170,6 +171,66 @@ def test_the_steps_work_one_by_one(whole, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64" / "lambda_0.001" / "params.npz").exists()
+
+
+def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
+    out, _ = whole
+    small = ("--steps=5", "--batch_size=128", "--l0_targets=8", f"--store_dir={out / 'store'}")
+
+    def train(*flags, name="saes"):
+        where = (f"--saes_dir={tmp_path / name}", f"--checkpoint_dir={tmp_path / name / 'c'}")
+        return launch(*small, *where, *flags, module="experiments.train")
+
+    done = train("--train_sites=layer_3/attn_z", "--width=64,96", "--train_seeds=0,1", "--penalty=quadratic")
+    assert done.returncode == 0, done.stderr
+    names = [line.rsplit("attn_z/", 1)[1] for line in done.stdout.splitlines() if "attn_z/" in line]
+    assert names == [f"width_{width}/target_l0_8_seed_{seed}" for width in (64, 96) for seed in (0, 1)]
+    assert len(list((tmp_path / "saes" / "tensorboard").glob("run_*/events*"))) == 4
+    pair = "--train_sites=layer_3/mlp_out,layer_3/resid_post"
+    done = train("--crosscoder", pair, "--width=64", name="cross")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "cross").glob("crosscoder_layer_3.mlp_out+layer_3.resid_post/width_64/target_l0_8")
+    with np.load(folder / "autoencoder.npz") as arrays:
+        assert arrays["W_enc"].shape == (2, 192, 64)
+    flags = ("--train_sites=layer_3/mlp_out", "--site_out=layer_3/resid_post", "--skip", "--width=64")
+    done = train(*flags, name="trans")
+    assert done.returncode == 0, done.stderr
+    text = [flag for flag in SMALL if flag.split("=")[0] in ("--eval_sequences", "--length")]
+    done = launch(f"--saes_dir={tmp_path / 'trans'}", *text, module="experiments.evaluate")
+    assert done.returncode == 0 and "layer_3/resid_post" in done.stdout, done.stderr
+    done = train("--plan_only", "--width=64", "--latent_devices=1", name="plan")
+    assert done.returncode == 0 and re.search(r"memory of a device: 0\.\d\d of", done.stdout), done.stderr
+    assert "5 steps, 640 tokens" in done.stdout and not (tmp_path / "plan").exists()
+    for wrong, message in (
+        (["--width=6.5"], "--width takes whole numbers, got '6.5'"),
+        (["--site_out=layer_9/mlp_out"], "'layer_9/mlp_out' is not among the sites harvested"),
+        (["--train_seeds=-1"], "--train_seeds takes different numbers from 0 on"),
+        (["--latent_devices=3"], "this machine has 1 devices: 3 of them cannot share"),
+        (["--topology=v5e:4x4"], "--topology is for --plan_only"),
+        (["--matryoshka=0.3", "--width=64"], "matryoshka takes fractions k/32"),
+    ):
+        done = train(*wrong, name="wrong")
+        assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert message in done.stderr
+
+
+def test_sigterm_stops_a_launch_and_it_goes_on(whole, tmp_path):
+    out, _ = whole
+    flags = (f"--store_dir={out / 'store'}", f"--saes_dir={tmp_path / 's'}", f"--checkpoint_dir={tmp_path / 'c'}")
+    flags += ("--train_sites=layer_3/attn_z", "--width=64", "--batch_size=128", "--steps=3000", "--l0_targets=8")
+    process = subprocess.Popen(
+        command(*flags, module="experiments.train"),
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()},
+    )
+    while not list((tmp_path / "c").glob("[0-9]*")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    last = errors.splitlines()[-1]
+    assert re.search(
+        r"stopped: asked to stop by SIGTERM after step \d+ of 3000; saved in .*the same command goes", last
+    )
 
 
 def test_generate_steers_with_a_latent(whole):

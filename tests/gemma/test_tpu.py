@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import topologies
 from experiments.benchmarks import tpu_hlo, tpu_programs
 from experiments.benchmarks.tpu_hlo import Moved
 from experiments.benchmarks.tpu_programs import Case
 
-needs_libtpu = pytest.mark.skipif(tpu_programs.missing() is not None, reason=str(tpu_programs.missing()))
+needs_libtpu = pytest.mark.skipif(topologies.missing() is not None, reason=str(topologies.missing()))
 GIB = 2**30
 
 
@@ -49,7 +50,7 @@ def test_sizes_and_collectives(case):
     for name in ("arguments", "temporaries", "outputs"):
         want = getattr(recorded, name)
         assert getattr(report, name) / GIB == pytest.approx(want, rel=0.05), name
-    assert report.peak < tpu_programs.HBM[case.topology.split(":")[0]] * GIB
+    assert report.peak < topologies.HBM[case.topology.split(":")[0]] * GIB
 
 
 @needs_libtpu
@@ -61,9 +62,9 @@ def test_too_much_for_a_chip_is_said():
 @needs_libtpu
 def test_what_cannot_be_compiled_is_said():
     with pytest.raises(ValueError, match="no topology 'v9:2x2'"):
-        tpu_programs.chips("v9:2x2")
+        topologies.chips("v9:2x2")
     with pytest.raises(ValueError, match="v5e:3x5"):
-        tpu_programs.chips("v5e:3x5")
+        topologies.chips("v5e:3x5")
     with pytest.raises(ValueError, match="3 of them"):
         tpu_programs.compile_forward(Case("gemma2-2b", "v5e:2x2", model_axis=3))
 

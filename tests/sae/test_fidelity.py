@@ -1,5 +1,8 @@
 """The measures by hand."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,23 +34,29 @@ def test_figures_from_sums_by_hand():
     assert m.loss_recovered == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize("site", [SITE, "layer_1/attn_z"])
-def test_evaluate_equals_a_slow_and_simple_way(tiny, site):
-    tokens, autoencoder = sequences(tiny), autoencoder_for(tiny, 192, site)
+@pytest.mark.parametrize(
+    ("site", "site_in"), [(SITE, SITE), ("layer_1/attn_z",) * 2, ("layer_2/mlp_out", "layer_2/mlp_in")]
+)
+def test_evaluate_equals_a_slow_and_simple_way(tiny, site, site_in):
+    tokens, autoencoder = sequences(tiny), autoencoder_for(tiny, 192, site_in)
+    autoencoder = dataclasses.replace(autoencoder, info=dataclasses.replace(autoencoder.info, site_out=site))
+    if site != site_in:
+        skip = 0.1 * jax.random.normal(jax.random.key(2), (192, 192))
+        autoencoder = dataclasses.replace(autoencoder, W_skip=skip)
     text = is_text(tokens, tiny.tokenizer.special_ids)
     metrics = sae.evaluate(autoencoder, tiny, tokens)
-    _, captured = mishax_lite.capture(tiny.apply, [site])(tokens)
-    x = np.asarray(captured[site], np.float64).reshape(*tokens.shape, -1)
+    _, captured = mishax_lite.capture(tiny.apply, [site, site_in])(tokens)
+    x, y = (np.asarray(captured[name], np.float64).reshape(*tokens.shape, -1) for name in (site_in, site))
     f = np.asarray(autoencoder.encode(x))
-    error = np.asarray(autoencoder(x)) - x
+    error = np.asarray(autoencoder(x)) - y
     assert metrics.tokens == text.sum()
     assert metrics.l0 == pytest.approx((f[text] > 0).sum(axis=1).mean(), rel=1e-3)
-    spread = x[text] - x[text].mean(axis=0)
+    spread = y[text] - y[text].mean(axis=0)
     assert metrics.fvu == pytest.approx((error[text] ** 2).sum() / (spread**2).sum(), rel=1e-3)
 
     def loss(replacement):
         def put(value, _):
-            kept = np.where(text[..., None], replacement, x).astype(np.float32)
+            kept = np.where(text[..., None], replacement, y).astype(np.float32)
             return jnp.asarray(kept).reshape(value.shape)
 
         edited = np.asarray(mishax_lite.edit(tiny.apply, {site: put})(tokens), np.float64)
@@ -55,9 +64,9 @@ def test_evaluate_equals_a_slow_and_simple_way(tiny, site):
         each = -np.take_along_axis(logp[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
         return each[text[:, :-1] & text[:, 1:]].mean()
 
-    assert metrics.loss == pytest.approx(loss(x), rel=1e-4)
+    assert metrics.loss == pytest.approx(loss(y), rel=1e-4)
     assert metrics.loss_spliced == pytest.approx(loss(np.asarray(autoencoder(x))), rel=1e-4)
-    assert metrics.loss_zero == pytest.approx(loss(np.zeros_like(x)), rel=1e-4)
+    assert metrics.loss_zero == pytest.approx(loss(np.zeros_like(y)), rel=1e-4)
 
 
 def test_an_exact_autoencoder_loses_nothing(tiny):
@@ -82,5 +91,10 @@ def test_what_does_not_belong_is_refused(tiny):
         sae.evaluate(other, tiny, tokens)
     with pytest.raises(ValueError, match=r"no site 'layer_2/resid_past'.*layer_2/resid_post"):
         sae.evaluate(other, tiny, tokens, site="layer_2/resid_past")
+    transcoder = dataclasses.replace(
+        autoencoder_for(tiny, 192), info=sae.Info("gemma2-tiny", "layer_2/mlp_in", "layer_2/mlp_out")
+    )
+    with pytest.raises(ValueError, match=r"from layer_2/mlp_in to layer_2/mlp_out; got layer_1/mlp_in"):
+        sae.evaluate(transcoder, tiny, tokens, site="layer_1/mlp_in")
     with pytest.raises(ValueError, match=r"with text in them"):
         sae.evaluate(autoencoder_for(tiny, 192), tiny, np.zeros((2, 8), np.int32))

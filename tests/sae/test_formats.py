@@ -27,6 +27,37 @@ def test_round_trip(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, loaded, autoencoder)
 
 
+def crosscoder(**changes):
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (2, 6, 16), "b_enc": (16,), "W_dec": (16, 2, 6), "b_dec": (2, 6), "threshold": (16,)}
+    return sae.Crosscoder(**{name: jnp.float32(rng.normal(size=shape)) for name, shape in shapes.items()}, **changes)
+
+
+def test_skips_and_crosscoders_go_into_a_file_that_nobody_misreads(tmp_path):
+    sites = ("layer_1/resid_post", "layer_2/resid_post")
+    info = sae.Info("gemma2-tiny", sites, sites)
+    for name, autoencoder in (("skip", make(W_skip=jnp.eye(6))), ("crosscoder", crosscoder(info=info))):
+        sae.save(autoencoder, tmp_path / name)
+        assert (tmp_path / name / "autoencoder.npz").exists() and not (tmp_path / name / "params.npz").exists()
+        loaded = sae.load(tmp_path / name)
+        assert type(loaded) is type(autoencoder) and loaded.info == autoencoder.info
+        jax.tree.map(np.testing.assert_array_equal, loaded, autoencoder)
+    with pytest.raises(ValueError, match=r"no place for a crosscoder"):
+        sae.save(crosscoder(), tmp_path / "x", format="gemma_scope")
+
+
+def test_a_crosscoder_by_hand():
+    x = jnp.float32(np.random.default_rng(1).normal(size=(5, 2, 6)))
+    c = crosscoder()
+    z = np.einsum("bla,laz->bz", x, c.W_enc) + c.b_enc
+    f = z * (z > c.threshold)
+    np.testing.assert_allclose(c.encode(x), f, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(c(x), np.einsum("bz,zla->bla", f, c.W_dec) + c.b_dec, rtol=1e-4, atol=1e-4)
+    assert c.width == 16
+    with pytest.raises(ValueError, match=r"these arrays make no crosscoder"):
+        sae.Crosscoder(c.W_enc, c.b_enc, c.W_dec, c.b_dec[:, :5], c.threshold)
+
+
 def test_the_file_is_gemma_scopes(tmp_path):
     sae.save(make(), tmp_path / "x")
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["params.npz"]
@@ -55,7 +86,7 @@ def test_what_is_damaged_or_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"unknown format 'zip': there is gemma_scope"):
         sae.save(make(), tmp_path / "x", format="zip")
     with pytest.raises(ValueError, match=r"no place for an affine skip"):
-        sae.save(make(W_skip=jnp.eye(6)), tmp_path / "x")
+        sae.save(make(W_skip=jnp.eye(6)), tmp_path / "x", format="gemma_scope")
     (tmp_path / "params.npz").write_text("text")
     with pytest.raises(ValueError, match=r"is no npz archive"):
         sae.load(tmp_path)

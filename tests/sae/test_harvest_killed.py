@@ -13,7 +13,7 @@ import sae
 from sae.store.places import place
 from tests.sae import harvest_worker
 
-pytestmark = pytest.mark.killed
+pytestmark = [pytest.mark.killed, pytest.mark.usefixtures("quick_starts")]
 KILLS = 25
 WORKER = Path(harvest_worker.__file__)
 

@@ -1,0 +1,205 @@
+r"""Our trainer beside SAELens 6's, JumpReLU and BatchTopK: the same rows, tokens, width and batch size.
+
+    python -m experiments.harvest --model=gemma3-270m --sites=layer_9/resid_post --max_sequences=3200 --sink_factor=4 \
+        --store_dir=runs/real/store
+    python -m experiments.benchmarks.against_saelens --model=gemma3-270m --store_dir=runs/real/store \
+        --out_dir=runs/real --saelens_python=ENVIRONMENT/bin/python
+
+SAELens needs an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`); `saelens_worker.py` says how it
+is set up there. Each side's learning rate is the one of --rates with the least delta loss at a target L0 of 40; the
+other targets follow with that one, and a second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out
+text without BOS and sinks. What is there already is kept: the launch goes on where it was stopped.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+
+import gemma
+import sae
+from experiments import common
+from experiments.harvest import STORE_DIR
+from experiments.scope import OUT_DIR
+from sae.evaluation.counting import sinks_of
+from sae.evaluation.fidelity import baseline
+
+WORKER = Path(__file__).parent / "saelens_worker.py"
+SIDES = ("ours", "batchtopk", "jumprelu")
+CHOSEN, SECOND_SEED = 40.0, (40.0, 80.0)
+AIM = 0.85  # of the target: where SAELens's quadratic loss has to aim for its JumpReLU to end at the target
+
+PYTHON = flags.DEFINE_string("saelens_python", None, "The interpreter of the environment with SAELens.")
+TARGETS = flags.DEFINE_list("targets", ["20", "40", "80", "160"], "Target L0s; 40 among them.")
+RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "3e-4"], "Learning rates to choose from.")
+COMPARED = flags.DEFINE_list("sides", list(SIDES), "Which sides to train, or read, and report.")
+WIDTH = flags.DEFINE_integer("compared_width", 4096, "Latents.", lower_bound=1)
+STEPS = flags.DEFINE_integer("compared_steps", 1200, "Steps.", lower_bound=1)
+BATCH = flags.DEFINE_integer("compared_batch", 512, "Tokens of a step.", lower_bound=1)
+# What --help lists.
+flags.adopt_module_key_flags(common)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One autoencoder to train."""
+
+    side: str
+    target: float
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.side}_l0_{self.target:g}_lr_{self.rate:g}_seed_{self.seed}"
+
+
+def rows_file(store: sae.ActivationStore, out: Path) -> Path:
+    """The store's rows of its one site as a .npy file, which SAELens's side reads."""
+    file = out / "rows.npy"
+    if not file.exists():
+        (site,) = store.sites
+        parts = [store.rows_between(site, index, 0, rows) for index, rows in store.segments]
+        np.save(out / "rows.new.npy", np.random.default_rng(0).permutation(np.concatenate(parts)))
+        (out / "rows.new.npy").rename(file)
+    return file
+
+
+def train_ours(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None:
+    """All that are missing, in one pass."""
+    missing = [job for job in jobs if not (out / job.name / "params.npz").exists()]
+    if not missing:
+        return
+    (site,) = store.sites
+    configs = [
+        sae.short_run(
+            *(site, WIDTH.value, STEPS.value),
+            **{"batch_size": BATCH.value, "l0_target": job.target, "learning_rate": job.rate, "seed": job.seed},
+        )
+        for job in missing
+    ]
+    autoencoders, history = sae.train(configs, store, progress=common.progress)
+    for number, (job, autoencoder) in enumerate(zip(missing, autoencoders, strict=True)):
+        sae.save(autoencoder, out / job.name)
+        mine = [record for record in history if record["run"] == number]
+        (out / job.name / "history.json").write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+
+def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None:
+    """One process each."""
+    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+    for job in common.progress(jobs, total=len(jobs), desc="SAELens"):
+        if (out / job.name / "result.json").exists():
+            continue
+        if PYTHON.value is None:
+            raise ValueError(f"{out / job.name} is missing: --saelens_python names an interpreter with SAELens")
+        arguments = {
+            **{"rows": str(rows_file(store, out)), "out": str(out / job.name), "architecture": job.side},
+            **{"width": WIDTH.value, "steps": STEPS.value, "batch_size": BATCH.value, "threads": os.cpu_count()},
+            **{"learning_rate": job.rate, "seed": job.seed},
+            "l0": round(job.target if job.side == "batchtopk" else AIM * job.target),
+        }
+        done = subprocess.run(
+            [PYTHON.value, str(WORKER), json.dumps(arguments)],
+            **{"env": os.environ | quiet, "capture_output": True, "text": True},
+        )
+        if done.returncode:
+            raise ValueError(f"SAELens's side failed in {job.name}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metrics]:
+    """A function that evaluates a job's autoencoder, or remembers what came out."""
+    model = gemma.load(common.MODEL.value)
+    _, held_out = common.texts(model)
+    (site,) = store.sites
+    limits = {s: store.manifest.sink_factor * store.median_norm(s) for s in store.manifest.sink_sites}
+    facts = json.dumps({"left_out": {"sink_norms": limits}})
+    info = sae.Info(store.manifest.model, site, site, training=facts)
+    known = []
+
+    def measure(job: Job) -> sae.Metrics:
+        file = out / job.name / "metrics.json"
+        if not file.exists():
+            autoencoder = dataclasses.replace(sae.load(out / job.name), info=info)
+            if not known:
+                known.append(baseline(model, held_out.tokens, site, sinks=sinks_of(info), progress=common.progress))
+            found = sae.evaluate(autoencoder, model, held_out.tokens, known=known[0], progress=common.progress)
+            file.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+        return sae.Metrics(**json.loads(file.read_text(encoding="utf-8")))
+
+    return measure
+
+
+def compare(side: str, store: sae.ActivationStore, out: Path, measure: Callable) -> dict[Job, sae.Metrics]:
+    """Of one side, all jobs with the learning rate that did best."""
+    train = train_ours if side == "ours" else train_theirs
+    grid = [Job(side, CHOSEN, float(rate), 0) for rate in RATES.value]
+    train(grid, store, out)
+    best = min(grid, key=lambda job: measure(job).delta_loss)
+    print(f"{side}: delta loss at {CHOSEN:g} " + ", ".join(f"{j.rate:g}: {measure(j).delta_loss:.3f}" for j in grid))
+    jobs = [Job(side, float(target), best.rate, 0) for target in TARGETS.value]
+    jobs += [Job(side, target, best.rate, 1) for target in SECOND_SEED]
+    train(jobs, store, out)
+    return {job: measure(job) for job in jobs}
+
+
+def at_equal_l0(points: Iterable[sae.Metrics], l0: float, field: str) -> float:
+    """Between a side's points, straight over log L0; NaN beyond them."""
+    points = sorted(points, key=lambda m: m.l0)
+    return float(
+        np.interp(
+            np.log(l0),
+            np.log([m.l0 for m in points]),
+            [getattr(m, field) for m in points],
+            left=np.nan,
+            right=np.nan,
+        )
+    )
+
+
+def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
+    print("| | target L0 | rate | seed | L0 | FVU | delta loss | loss recovered | dead |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for side, jobs in found.items():
+        for job, m in jobs.items():
+            print(
+                f"| {side} | {job.target:g} | {job.rate:g} | {job.seed} | {m.l0:.1f} | {m.fvu:.4f} | "
+                f"{m.delta_loss:.3f} | {m.loss_recovered:.4f} | {m.dead} |"
+            )
+    print("\nOurs over theirs at equal L0:")
+    for m in found.get("ours", {}).values():
+        for side in [side for side in found if side != "ours"]:
+            ratios = [
+                getattr(m, field) / at_equal_l0(found[side].values(), m.l0, field) for field in ("fvu", "delta_loss")
+            ]
+            print(f"L0 {m.l0:.1f}, {side}: FVU {ratios[0]:.2f}, delta loss {ratios[1]:.2f}")
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, field, name in zip(axes, ("fvu", "delta_loss"), ("FVU", "delta loss, nats"), strict=True):
+        for side, jobs in found.items():
+            points = sorted(jobs.values(), key=lambda m: m.l0)
+            axis.plot([m.l0 for m in points], [getattr(m, field) for m in points], "o-", label=side)
+        axis.set(xscale="log", xlabel="L0", ylabel=name, ylim=(0, None))
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False)
+    figure.savefig(out / "frontier.png", dpi=110)
+    print(f"picture: {out / 'frontier.png'}")
+
+
+def main():
+    out = Path(OUT_DIR.value)
+    out.mkdir(parents=True, exist_ok=True)
+    store = sae.ActivationStore.open(STORE_DIR.value)
+    measure = measurer(store, out)
+    report({side: compare(side, store, out, measure) for side in COMPARED.value}, out)
+
+
+if __name__ == "__main__":
+    common.run(main)

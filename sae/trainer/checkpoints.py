@@ -1,0 +1,229 @@
+"""A run on disk: `run.json`, which says what run it is, and by step the state of each autoencoder and the history."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from sae.files import read_json, replace_file
+from sae.recipes import TrainConfig
+from sae.store.order import Pass
+from sae.store.source import Source
+from sae.trainer.state import State
+from sae.trainer.units import Units
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the states.
+
+    Attributes:
+      history: the records so far. passes: of the store, so far.
+      units: of each run, {site: `Units`}; sink_norms: {site: the largest norm of what was trained on}. Of a store that
+        grows, they are those of the time when the run began.
+    """
+
+    history: list[dict]
+    passes: tuple[Pass, ...]
+    units: list[dict[str, Units]]
+    sink_norms: dict[str, float]
+
+
+class Checkpoints:
+    """Written while training goes on; the last and the best are kept. Each autoencoder is an item of its own, `run_0`,
+    `run_1`, ….
+
+    The best has the lowest FVU in the record before it, averaged over the runs, of those whose L0s were all within a
+    tenth of their targets, with lambda at its full strength throughout. To go back to it, delete those after it.
+    """
+
+    def __init__(self, folder: Path, configs: Sequence[TrainConfig], source: Source, save_every: int):
+        if "://" in str(folder):
+            raise ValueError(f"checkpoints go to a folder, of this machine or mounted; got {folder}")
+        self.folder = folder.absolute()
+        self._configs = configs
+        self._identify(
+            {"configs": [dataclasses.asdict(c) for c in configs], "store": dataclasses.asdict(source.manifest)}
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers={
+                "log": ocp.JsonCheckpointHandler(),
+                **{f"run_{i}": ocp.StandardCheckpointHandler() for i in range(len(configs))},
+            },
+            options=ocp.CheckpointManagerOptions(
+                save_interval_steps=save_every,
+                best_fn=_score,  # without it, metrics are not written
+                best_mode="min",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(get_metric_fn=_score, reverse=True, n=1)]
+                ),
+            ),
+        )
+
+    def _identify(self, identity: dict) -> None:
+        file = self.folder / "run.json"
+        if file.exists():
+            there, asked = read_json(file), json.loads(json.dumps(identity))
+            if there != asked:
+                raise ValueError(
+                    f"{self.folder} holds the checkpoint of another run: {_difference(there, asked)}. "
+                    "Name another folder, or delete this one. Nothing was changed."
+                )
+        _all_processes("identified")  # before one of them writes what another looks for
+        if not file.exists() and jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(file, json.dumps(identity, indent=2) + "\n")
+        _all_processes("named")
+
+    def restore(self, structure: list[State]) -> tuple[int, list[State], Saved] | None:
+        """The last saved step, its states, laid out as `structure` says on whatever mesh, and the rest; None where
+        nothing is saved.
+
+        Raises:
+          ValueError: for a checkpoint that cannot be read, or is not in float32.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        self._check_dtypes(step, structure)
+        items = {f"run_{i}": ocp.args.StandardRestore(state) for i, state in enumerate(structure)}
+        try:
+            saved = self._manager.restore(step, args=ocp.args.Composite(log=ocp.args.JsonRestore(), **items))
+        except (OSError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # not the files' fault
+        except Exception as error:  # Orbax raises errors of many kinds for damaged files
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(
+                f"the checkpoint {self.folder / str(step)} cannot be read: {reason}. If its files are damaged, delete "
+                "it: training goes on from the one before"
+            ) from error
+        log = saved["log"]
+        passes = tuple(
+            Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]), p["block"])
+            for p in log["passes"]
+        )
+        units = [
+            {site: Units(np.float32(unit["centre"]), np.float32(unit["scale"])) for site, unit in of.items()}
+            for of in log["units"]
+        ]
+        return step, [saved[name] for name in items], Saved(log["records"], passes, units, log["sink_norms"])
+
+    def _check_dtypes(self, step: int, fresh: list[State]) -> None:
+        """Orbax would convert bfloat16 moments without a word."""
+        there = self._manager.item_metadata(step)
+        if any(there.get(f"run_{i}") is None for i in range(len(fresh))):
+            return  # damaged, which restoring says
+        for i, state in enumerate(fresh):
+            found = _by_name(there[f"run_{i}"].tree)
+            for name, want in _by_name(state).items():
+                if name in found and np.dtype(found[name].dtype) != want.dtype:
+                    raise ValueError(f"run_{i}/{name} is {found[name].dtype}, masters and moments are {want.dtype}")
+
+    def due(self, step: int) -> bool:
+        return self._manager.latest_step() != step and self._manager.should_save(step)
+
+    def save(self, step: int, states: list[State], saved: Saved) -> None:
+        """Begins to save what there is after so many steps; what came before is kept until that is done.
+
+        Raises:
+          OSError: when the disk has no room for it.
+          ValueError: when the run is broken: something of it is not finite.
+        """
+        if self._manager.latest_step() == step:
+            return
+        if not all(bool(_finite(state)) for state in states):
+            raise ValueError(f"something is not finite after step {step}: {NOT_FINITE}")
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:  # before Orbax finds out in one of its threads
+            raise OSError(
+                f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
+                f"{free / 1e6:.0f} MB are free; what was saved before is kept. Free some and run again to go on"
+            )
+        items = {f"run_{i}": ocp.args.StandardSave(state) for i, state in enumerate(states)}
+        log = {
+            "records": saved.history,
+            "passes": [dataclasses.asdict(p) for p in saved.passes],
+            "units": [
+                {site: {"centre": np.asarray(u.centre).tolist(), "scale": float(u.scale)} for site, u in of.items()}
+                for of in saved.units
+            ],
+            "sink_norms": saved.sink_norms,
+        }
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(log=ocp.args.JsonSave(log), **items),
+            metrics={"fvu": self._fvu(saved.history)},
+            force=True,
+        )
+
+    def _fvu(self, history: list[dict]) -> float:
+        """Of the last record, averaged over the runs; infinite where that does not count."""
+        runs = len(self._configs)
+        if len(history) < 2 * runs:
+            return math.inf
+        last, before = history[-runs:], history[-2 * runs : -runs]
+        for config, record, start in zip(self._configs, last, before, strict=True):
+            off = 0.0 if config.l0_target is None else abs(record["l0"] / config.l0_target - 1.0)
+            if start["step"] < config.coefficient_warmup or off > 0.1:
+                return math.inf
+        return float(np.mean([record["fvu"] for record in last]))
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+NOT_FINITE = "lower the learning rate, or look for activations that are not finite. What was saved before is kept"
+
+
+def _score(metrics: dict) -> float:
+    return metrics["fvu"]
+
+
+@jax.jit
+def _finite(state: State) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def _all_processes(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _by_name(tree) -> dict[str, jax.Array]:
+    """The arrays of a state, or what metadata says of them, by names such as `params/W_enc`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _difference(there: dict, asked: dict) -> str:
+    """The first fields in which two nested JSON values differ, in words."""
+    found: list[str] = []
+
+    def walk(path, a, b):
+        if type(a) is type(b) and isinstance(a, dict):
+            for key in sorted(set(a) | set(b)):
+                walk(f"{path}.{key}" if path else key, a.get(key), b.get(key))
+        elif type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                walk(f"{path}[{i}]", x, y)
+        elif a != b:
+            found.append(f"{path} is {json.dumps(a)[:60]} there, {json.dumps(b)[:60]} asked for")
+
+    walk("", there, asked)
+    return "; ".join(found[:3])

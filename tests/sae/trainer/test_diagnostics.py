@@ -1,0 +1,156 @@
+"""Records, complaints and reports: by hand, and on runs that have something wrong with them."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+import sae
+from sae.trainer import diagnostics, reporting, state
+from sae.trainer.reporting import Rates
+from sae.trainer.schedules import knobs, with_theta
+from sae.trainer.units import Units
+from tests.sae import examples
+from tests.sae.trainer.dictionaries import known_dictionary
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    x, _, _ = known_dictionary(6000, features=256, dimensions=64)
+    return examples.make_store(tmp_path_factory.mktemp("stores") / "store", {"x": x}, segment_rows=2000)
+
+
+def test_a_record_by_hand():
+    c = sae.short_run("s", 32, 10, batch_size=64, l0_target=4.0)
+    c = dataclasses.replace(c, dead_tokens=64, threshold_init=0.2, encoder_init=1.0)
+    units = {"s": Units(jnp.zeros(8), jnp.float32(1.0))}
+    s = state.initial(c, 8, 8)
+    s = s._replace(params=s.params._replace(threshold=s.params.threshold.at[5].set(1e6)))
+    seen = {"l0": [], "errors": [], "y": [], "fired": []}
+    for i in range(3):
+        x = 0.3 * jax.random.normal(jax.random.key(i), (64, 8))
+        p = jax.tree.map(np.asarray, with_theta(s.params, c))
+        z = (np.asarray(x) - p.b_dec) @ p.W_enc + p.b_enc
+        f = z * (z > p.threshold)
+        seen["l0"].append((f > 0).sum(axis=1))
+        seen["fired"].append((f > 0).mean(axis=0))
+        seen["errors"].append(np.square(f @ p.W_dec + p.b_dec - x).sum(axis=1))
+        seen["y"].append(np.asarray(x))
+        s = state.step(s, {"s": x}, units, knobs(c), config=c)
+    record = jax.device_get(diagnostics.summary(s, c))
+    l0, errors, y = (np.concatenate(seen[name]) for name in ("l0", "errors", "y"))
+    assert record["l0"] == pytest.approx(l0.mean(), rel=1e-5)
+    assert record["reconstruction"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert record["fvu"] == pytest.approx(errors.sum() / np.square(y - y.mean(axis=0)).sum(), rel=1e-3)
+    quantiles = np.mean([np.quantile(each, diagnostics.QUANTILES) for each in seen["l0"]], axis=0)
+    np.testing.assert_allclose(record["l0_quantiles"], quantiles, rtol=1e-4)
+    # All 32 latents, in bins of their frequency over the three batches; number 5 has never fired.
+    frequency = np.mean(seen["fired"], axis=0)
+    edges = [0, *diagnostics.DENSITY_EDGES, 2]
+    np.testing.assert_array_equal(record["density"], np.histogram(frequency, edges)[0])
+    assert record["density"].sum() == 32 and record["density"][0] >= 1
+    assert record["dead"] >= 1
+    theta = np.asarray(with_theta(s.params, c).threshold)
+    assert record["threshold_mean"] == pytest.approx(theta.mean())
+    assert set(record["gradients"]) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    assert all(norm > 0 for norm in record["gradients"].values())
+    assert float(diagnostics.summary(diagnostics.emptied(s), c)["l0"]) == 0.0
+
+
+GOOD = {"step": 90, "threshold_moved": 0.5, "window": 0.01, "l0": 20.5, "dead": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, None),
+        ({"threshold_moved": 0.001}, "the thresholds have moved by 0.10% on average"),
+        ({"window": 0.0}, "no pre-activations lie within the bandwidth"),
+        ({"l0": 31.0}, "L0 is 31, 20 was asked for, and it has stopped moving"),
+        ({"dead": 20}, r"20 of 100 latents \(20%\) are dead"),
+        ({"step": 10, "dead": 20}, None),  # too early to say
+    ],
+)
+def test_complaints(changes, complaint):
+    c = sae.short_run("s", 100, 100, l0_target=20.0)
+    record = GOOD | changes
+    found = diagnostics.complaints(c, [record] * 3)
+    assert len(found) == (complaint is not None)
+    if complaint:
+        with pytest.raises(ValueError, match=complaint):
+            raise ValueError(found[0])
+
+
+def test_a_run_whose_thresholds_stand_still_is_told_so(small, one_device):
+    """The paper's constants in a short run: the trap that others fell into."""
+    config = sae.gemma_scope("x", 64, 40, batch_size=128, coefficient_warmup=4)
+    with pytest.warns(sae.TrainingWarning, match=r"x, 64 latents, lambda 0.0006: the thresholds have moved by 0\.\d+%"):
+        sae.train(config, small, one_device)
+
+
+def test_a_run_that_waits_for_data_is_told_so(small, one_device, monkeypatch):
+    monkeypatch.setattr(
+        reporting.Speedometer, "since_last", lambda self: Rates(1.0, input_wait=0.5, share_of_peak=None)
+    )
+    with pytest.warns(sae.TrainingWarning, match="50% of the time goes into waiting for data"):
+        sae.train(sae.short_run("x", 64, 30, batch_size=128, l0_target=4.0), small, one_device)
+
+
+def events(file):
+    """Of a TensorBoard file: a length, a checksum of it, the event, a checksum of that; and so on."""
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        event = event_pb2.Event()
+        event.ParseFromString(data[at + 12 : at + 12 + length])
+        yield event
+        at += 12 + length + 4
+
+
+def test_tensorboard_files(small, one_device, tmp_path):
+    runs = [sae.short_run("x", 64, 31, batch_size=128, l0_target=target) for target in (4.0, 8.0)]
+    _, history = sae.train(runs, small, one_device, log_every=10, reports=[sae.TensorBoard(tmp_path)])
+    for number in (0, 1):
+        (file,) = (tmp_path / f"run_{number}").iterdir()
+        scalars = {
+            (value.tag, event.step): value.simple_value
+            for event in events(file)
+            for value in event.summary.value
+            if value.HasField("simple_value")
+        }
+        mine = [record for record in history if record["run"] == number]
+        assert [record["step"] for record in mine] == [0, 10, 20, 30]
+        for record in mine:
+            for name in ("loss", "l0", "fvu", "window", "dead"):
+                assert scalars[name, record["step"]] == pytest.approx(record[name], rel=1e-6)
+            assert scalars["gradients/W_enc", record["step"]] == pytest.approx(record["gradients"]["W_enc"], rel=1e-6)
+            assert ("l0_quantiles/50", record["step"]) in scalars
+        assert scalars["speed/tokens_per_second", 30] > 0
+        assert 0 < scalars["speed/share_of_peak", 30] < 2
+
+
+def test_weights_and_biases(monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ValueError, match="wandb is not installed: pip install"):
+            sae.WeightsAndBiases(project="p")
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
+    report = sae.WeightsAndBiases(project="p")
+    record = {"step": 7, "run": 1, "site": "x", "l0": 3.0, "gradients": {"W_enc": 1.0}, "density": [1, 2]}
+    report.record([record], Rates(10.0, 0.1, None))
+    step, numbers = logged[0]
+    assert step == 7 and json.dumps(numbers)
+    assert numbers == {
+        "run_1/l0": 3.0,
+        "run_1/gradients/W_enc": 1.0,
+        "speed/tokens_per_second": 10.0,
+        "speed/input_wait": 0.1,
+    }

@@ -21,6 +21,7 @@ from sae.text import Document, Sequences, cut, iter_documents
 
 T = TypeVar("T")
 AUTOENCODER_FILES = (params_npz.GEMMA_SCOPE, params_npz.OWN)
+CROSSCODER = "crosscoder_"  # begins the names of their folders
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
 _interrupted = threading.Event()
 
@@ -177,11 +178,11 @@ def autoencoder_folders_of(root: Path, configs: Sequence[sae.TrainConfig]) -> li
     several = [name for name in ("learning_rate", "seed") if len({getattr(c, name) for c in configs}) > 1]
 
     def folder(config: sae.TrainConfig) -> Path:
-        place = root / config.sites[0] if len(config.sites) == 1 else root / f"crosscoder_{_joined(config.sites)}"
+        place = root / config.sites[0] if len(config.sites) == 1 else root / f"{CROSSCODER}{_joined(config.sites)}"
         if config.transcodes:
-            place = place.with_name(f"{place.name}_to_{_joined(config.sites_out)}")
+            place = place.with_name(f"{place.name}_to_{_joined(config.sites_out)}{'_skip' if config.skip else ''}")
         aim = f"target_l0_{config.l0_target:g}" if config.l0_target is not None else f"lambda_{config.coefficient:g}"
-        return place / f"width_{config.width}" / "_".join([aim, *(f"{n}_{getattr(config, n):g}" for n in several)])
+        return place / f"width_{config.width}" / "_".join([aim, *(f"{n}_{getattr(config, n)}" for n in several)])
 
     return [folder(config) for config in configs]
 
@@ -191,12 +192,14 @@ def _joined(sites: Sequence[str]) -> str:
 
 
 def autoencoder_folders(root: Path) -> list[Path]:
-    """Every autoencoder under a folder, sites and sparsities in order.
+    """Every autoencoder under a folder, sites and sparsities in order; not crosscoders, which have no site to evaluate
+    at.
 
     Raises:
       ValueError: when there is none.
     """
     found = sorted({file.parent for name in AUTOENCODER_FILES for file in root.rglob(name)}, key=_natural)
+    found = [folder for folder in found if not any(part.startswith(CROSSCODER) for part in folder.parts)]
     if not found:
         raise ValueError(f"no autoencoder under {root}: train some first")
     return found

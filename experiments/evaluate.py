@@ -6,6 +6,7 @@ python -m experiments.evaluate --saes_dir=runs/saes
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from absl import flags
@@ -70,8 +71,9 @@ def evaluate(model: gemma.Model, folders: list[Path], sequences: Sequences) -> l
 
 
 def target(folder: Path) -> str:
-    """What an autoencoder aimed at, from its folder's name."""
-    return folder.name.rsplit("_", 1)[-1] if folder.name.startswith("target_l0_") else "–"
+    """What an autoencoder aimed at, from its folder's name (`common.autoencoder_folders_of`)."""
+    found = re.match(r"target_l0_([^_]+)", folder.name)
+    return found[1] if found else "–"
 
 
 def table(rows: list[tuple[Path, sae.Metrics]]) -> str:

@@ -2,13 +2,15 @@
 
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 
-Every field of `sae.TrainConfig` has a flag of its name. Several widths, learning rates and seeds make a run for each
-combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs that are not there.
+The fields of `sae.TrainConfig` have flags of their names; several sites, targets, widths, learning rates and seeds make
+a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs that are
+not there.
 """
 
 import dataclasses
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -30,13 +32,20 @@ TRAIN_SITES = flags.DEFINE_list("train_sites", None, "Sites to train on. Default
 CROSSCODER = flags.DEFINE_bool("crosscoder", False, "One crosscoder over all sites, in place of a run for each.")
 RECIPE = flags.DEFINE_enum("recipe", "short_run", list(RECIPES), "short_run for minutes to hours, the others for days.")
 WIDTH = flags.DEFINE_list("width", None, "Latents. Default: 8 times the activation's width.")
-L0_TARGETS = flags.DEFINE_list("l0_targets", ["10", "20", "40"], "Active latents per token to aim at.")
+L0_TARGETS = flags.DEFINE_list(
+    "l0_targets", None, "Active latents per token to aim at. Default: 10,20,40; none for the recipe gemma_scope."
+)
 COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the linear penalty.")
 LEARNING_RATE = flags.DEFINE_list("learning_rate", None, "Adam's. Default: the recipe's.")
 TRAIN_SEEDS = flags.DEFINE_list("train_seeds", None, "Seeds of initial weights. Default: --seed.")
 STEPS = flags.DEFINE_integer("steps", 450, "Optimizer steps.", lower_bound=1)
 SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints.", lower_bound=1)
 LATENT_DEVICES = flags.DEFINE_integer("latent_devices", 1, "Devices that share the latents.", lower_bound=1)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes, as on a pod's hosts: jax.distributed.initialize() finds the others.",
+)
 PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Say what the runs would take, and stop.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "For --plan_only: TPUs that need not be there, such as v5e:16x16.")
 TENSORBOARD_DIR = flags.DEFINE_string("tensorboard_dir", None, "Folder for event files. Default: under --saes_dir.")
@@ -70,13 +79,22 @@ def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
             raise ValueError(f"{site!r} is not among the sites harvested: {', '.join(widths)}")
     if COEFFICIENTS.value:
         aims = [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
+    elif L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
+        aims = [{}]
     else:
-        aims = [{"l0_target": number} for number in _numbers("l0_targets", L0_TARGETS.value)]
+        targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
+        aims = [{"l0_target": number} for number in _numbers("l0_targets", targets)]
     seeds = _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
     rates = _numbers("learning_rate", LEARNING_RATE.value)
     changes = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
-    if "matryoshka" in changes:
-        changes["matryoshka"] = tuple(_numbers("matryoshka", changes["matryoshka"]))
+    if "matryoshka" in changes:  # --matryoshka= for none
+        changes["matryoshka"] = tuple(_numbers("matryoshka", changes["matryoshka"] or None))
+    if COEFFICIENTS.value and "coefficient" in changes:
+        raise ValueError("--coefficient is for runs with --l0_targets; --coefficients has the lambdas of the others")
+    if not sites or len(set(sites)) < len(sites):
+        raise ValueError(f"--train_sites takes different sites, got {','.join(sites) or 'none'!r}")
+    if CROSSCODER.value and len(sites) < 2:
+        raise ValueError(f"--crosscoder takes two sites at least, got {','.join(sites)!r}")
     return [
         RECIPES[RECIPE.value](
             site,
@@ -120,7 +138,8 @@ def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Pat
     folders = common.autoencoder_folders_of(saes_dir, runs)
     for autoencoder, folder in zip(autoencoders, folders, strict=True):
         sae.save(autoencoder, folder)
-    replace_file(saes_dir / "history.json", json.dumps(history, indent=1) + "\n")
+    if jax.process_index() == 0:
+        replace_file(saes_dir / "history.json", json.dumps(history, indent=1) + "\n")
     return folders
 
 
@@ -128,12 +147,13 @@ def describe(config: sae.TrainConfig) -> str:
     """One line on how a recipe for short runs departs from the paper's constants; empty for the others."""
     if RECIPE.value != "short_run":
         return ""
+    theta = "log(theta)" if config.log_threshold else "theta itself"
     return (
-        "recipe short_run: the paper's loss, gradients, constraint and folding; but inputs are centred, theta is "
-        f"trained as it is, with its own learning rate {config.threshold_learning_rate:g} and bandwidth "
-        f"{config.bandwidth:g}, latents that fall silent are pulled back, and the warm-ups are scaled to "
-        f"{config.steps} steps (learning rate {config.learning_rate_warmup}, lambda {config.coefficient_warmup}; the "
-        "paper: 1,000 and 10,000)"
+        f"recipe short_run: the paper's loss, gradients, constraint and folding; but {theta} is trained with a "
+        f"learning rate of its own, {config.threshold_learning_rate:g}, and bandwidth {config.bandwidth:g}; inputs are "
+        f"{'' if config.centre else 'not '}centred; Adam's betas are {config.beta1:g} and {config.beta2:g}; and the "
+        f"warm-ups are scaled to {config.steps} steps (learning rate {config.learning_rate_warmup}, lambda "
+        f"{config.coefficient_warmup}; the paper: 1,000 and 10,000)"
     )
 
 
@@ -146,8 +166,11 @@ def _numbers(flag: str, words: list[str] | None, least: float | None = None) -> 
     except ValueError:
         raise ValueError(f"--{flag} takes numbers with commas between them, got {','.join(words)!r}") from None
     low = any(not number > 0 if least is None else number < least for number in numbers)
-    # As they stand in the names of folders (`common.autoencoder_folders_of`).
-    if not numbers or low or len({f"{n:g}" for n in numbers}) < len(numbers):
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"--{flag} takes finite numbers, got {','.join(words)!r}")
+    # As they stand in the names of folders (`common.autoencoder_folders_of`); whole numbers stand there in full.
+    different = {f"{number:g}" if least is None else number for number in numbers}
+    if not numbers or low or len(different) < len(numbers):
         bound = "above 0" if least is None else f"from {least} on"
         raise ValueError(f"--{flag} takes different numbers {bound}, got {','.join(words)!r}")
     return numbers
@@ -161,6 +184,8 @@ def _whole_numbers(flag: str, words: list[str] | None, least: int = 1) -> list[i
 
 
 def main():
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
     store = sae.ActivationStore.open(STORE_DIR.value)
     widths = {site: store.width(site) for site in store.sites}
     runs = configs(widths)

@@ -1,6 +1,7 @@
 """How to train: a frozen config, and the recipes that make one."""
 
 import dataclasses
+import math
 
 PENALTIES = ("linear", "quadratic")
 PRECISIONS = ("highest", "high", "default")
@@ -75,9 +76,17 @@ class TrainConfig:
     precision: str = "highest"
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ValueError(f"TrainConfig: {field.name} must be a whole number, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"TrainConfig: {field.name} must be finite, got {value}")
         for field in ("site", "matryoshka"):  # JSON and flags know lists
             if isinstance(getattr(self, field), list):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
+        if isinstance(self.site, tuple) and len(self.site) == 1:
+            object.__setattr__(self, "site", self.site[0])
         self._check_ranges()
         self._check_sites()
         self._check_sparsity()

@@ -7,6 +7,7 @@ What has a skip or is a crosscoder would be misread by others who know that file
 
 import dataclasses
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def save(autoencoder: JumpReLU | Crosscoder, folder: Path, name: str) -> None:
     temporary = folder / f"{name}.new"
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    for other in {GEMMA_SCOPE, OWN} - {name}:  # of an earlier one, which `load` would find
+        (folder / other).unlink(missing_ok=True)
     if autoencoder.info is not None:
         replace_file(folder / "info.json", json.dumps(dataclasses.asdict(autoencoder.info), indent=2) + "\n")
     temporary.replace(folder / name)

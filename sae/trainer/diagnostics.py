@@ -94,9 +94,10 @@ def emptied(state: "State") -> "State":
 def complaints(config: TrainConfig, records: list[dict]) -> list[str]:
     """What is wrong with a run, in words, from its records so far (those of one config); empty when nothing is.
 
-    Nothing is said before lambda has its full strength and a fifth of the run is over.
+    Nothing is said before a fifth of the run is over, and nothing of L0 and dead latents before lambda has its full
+    strength.
     """
-    if not records or records[-1]["step"] < max(config.coefficient_warmup, config.steps // 5):
+    if not records or records[-1]["step"] < config.steps // 5:
         return []
     last, found = records[-1], []
     if last["threshold_moved"] < 0.01:
@@ -110,6 +111,13 @@ def complaints(config: TrainConfig, records: list[dict]) -> list[str]:
             f"no pre-activations lie within the bandwidth {config.bandwidth:g} of their thresholds, so these get no "
             "gradient: raise bandwidth"
         )
+    if config.coefficient_warmup >= config.steps:
+        found.append(
+            f"lambda is warmed up over {config.coefficient_warmup} steps, and the run has {config.steps}: it never has "
+            "its full strength. Lower coefficient_warmup, or use the recipe short_run"
+        )
+    if last["step"] < config.coefficient_warmup:
+        return found
     if config.l0_target is not None and len(records) >= 3:
         off, before = last["l0"] / config.l0_target, records[-3]["l0"] / config.l0_target
         if abs(off - 1) > 0.1 and abs(off - before) < 0.02:

@@ -139,7 +139,7 @@ def plan(
         passes=None if rows is None else tokens / rows,
         read=row * tokens,
         flops=flops,
-        seconds=None if peak is None else first.steps * flops * _passes(first, device) / (EXPECTED * peak),
+        seconds=None if peak is None else first.steps * flops * passes(first, device) / (EXPECTED * peak),
     )
 
 
@@ -167,8 +167,8 @@ def _flops(shape: programs.Shape, compiled: jax.stages.Compiled) -> float:
     return counted * (shape.stacked if shape.together == "scanned" and shape.stacked else 1)
 
 
-def _passes(config: TrainConfig, device: jax.Device) -> int:
-    """Of a TPU's bfloat16 units for one product in the precision of a config."""
+def passes(config: TrainConfig, device: jax.Device) -> int:
+    """How often a TPU's bfloat16 units are passed for one product in the precision of a config."""
     return {"highest": 6, "high": 3, "default": 1}[config.precision] if device.platform == "tpu" else 1
 
 

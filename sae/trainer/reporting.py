@@ -43,15 +43,17 @@ class Speedometer:
     def __init__(self, configs: Sequence[TrainConfig], widths: Mapping[str, int], mesh: Mesh, together: str):
         self._tokens, self._mesh = configs[0].batch_size, mesh
         self._flops = planning.flops(configs, widths, mesh, together)
+        self._passes = planning.passes(configs[0], mesh.devices.flat[0])
         self._last = None
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the next batch is waited for."""
+        """While the next batch is waited for; what the device's work covers is no wait."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        if self._last is None or self._last.is_ready():
+            self._waited += time.perf_counter() - began
 
     def made(self, done: jax.Array) -> None:
         """A step was begun; the one before it is waited for, so that no more than two are under way."""
@@ -67,7 +69,7 @@ class Speedometer:
         rates = Rates(
             steps * self._tokens / seconds,
             self._waited / seconds,
-            None if peak is None else steps * self._flops / seconds / peak,
+            None if peak is None else steps * self._flops * self._passes / seconds / peak,
         )
         self._began, self._waited, self._steps = now, 0.0, 0
         return rates
@@ -96,7 +98,8 @@ class TensorBoard:
         for record in records:
             number, step = record["run"], record["step"]
             if number not in self._writers:
-                self._writers[number] = SummaryWriter(str(self._folder / f"run_{number}"))
+                # What an interrupted run had written from here on, it writes again.
+                self._writers[number] = SummaryWriter(str(self._folder / f"run_{number}"), purge_step=step)
             writer = self._writers[number]
             for name, value in flat(record).items():
                 writer.add_scalar(name, value, step)

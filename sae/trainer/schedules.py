@@ -1,5 +1,6 @@
 """What changes with the step: learning rates, lambda; and the optimiser that they drive."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import optax
 
 from sae.recipes import TrainConfig
 from sae.trainer.objective import Params
+
+_FURTHEST = math.log(1000.0)
 
 
 class Knobs(NamedTuple):
@@ -82,10 +85,11 @@ def logarithmic_factor(
 ) -> jax.Array:
     """The controller: the logarithm of what lambda is multiplied by, after a batch with a mean L0.
 
-    It waits until lambda is warm, and the distance is cut at a factor of e, so that lambda does not run away while the
-    L0 is still far off.
+    It waits until lambda is warm. The distance is cut at a factor of e, and what has added up at a factor of a thousand
+    either way, so that thresholds that are slow to follow do not meet a lambda that has run away.
     """
     if not config.controller:
         return current
     off = jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / knobs.l0_target), -1.0, 1.0)
-    return current + jnp.where(step >= config.coefficient_warmup, config.controller * off, 0.0)
+    after = current + jnp.where(step >= config.coefficient_warmup, config.controller * off, 0.0)
+    return jnp.clip(after, -_FURTHEST, _FURTHEST)

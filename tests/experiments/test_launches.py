@@ -63,7 +63,7 @@ def test_scope_goes_from_text_to_pages(whole):
     assert [(row[0], row[1]) for row in rows] == [
         (f"layer_3/{site}", target) for site in ("attn_z", "mlp_out", "resid_post") for target in ("10", "30")
     ]
-    assert "theta is trained as it is" in printed and "seconds: load" in printed
+    assert "theta itself is trained" in printed and "seconds: load" in printed
     page = out / "pages" / "index.html"
     assert f"open:    {page}" in printed and page.exists()
     assert (out / "pages" / "tradeoff.png").exists()
@@ -208,6 +208,9 @@ def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
         (["--latent_devices=3"], "this machine has 1 devices: 3 of them cannot share"),
         (["--topology=v5e:4x4"], "--topology is for --plan_only"),
         (["--matryoshka=0.3", "--width=64"], "matryoshka takes fractions k/32"),
+        (["--width=inf"], "--width takes finite numbers, got 'inf'"),
+        (["--train_sites=layer_3/attn_z", "--crosscoder"], "--crosscoder takes two sites at least"),
+        (["--coefficients=1e-3", "--coefficient=2e-3"], "--coefficient is for runs with --l0_targets"),
     ):
         done = train(*wrong, name="wrong")
         assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr

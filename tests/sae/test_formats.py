@@ -42,6 +42,8 @@ def test_skips_and_crosscoders_go_into_a_file_that_nobody_misreads(tmp_path):
         loaded = sae.load(tmp_path / name)
         assert type(loaded) is type(autoencoder) and loaded.info == autoencoder.info
         jax.tree.map(np.testing.assert_array_equal, loaded, autoencoder)
+    sae.save(make(), tmp_path / "skip")  # in the place of another
+    assert sae.load(tmp_path / "skip").W_skip is None and not (tmp_path / "skip" / "autoencoder.npz").exists()
     with pytest.raises(ValueError, match=r"no place for a crosscoder"):
         sae.save(crosscoder(), tmp_path / "x", format="gemma_scope")
 

@@ -94,6 +94,12 @@ def test_a_run_whose_thresholds_stand_still_is_told_so(small, one_device):
         sae.train(config, small, one_device)
 
 
+def test_a_run_that_ends_before_lambda_is_warm_is_told_so():
+    record = GOOD | {"dead": 90}  # dead latents may come back
+    (found,) = diagnostics.complaints(sae.gemma_scope("s", 100, 100), [record])
+    assert found.startswith("lambda is warmed up over 10000 steps, and the run has 100")
+
+
 def test_a_run_that_waits_for_data_is_told_so(small, one_device, monkeypatch):
     monkeypatch.setattr(
         reporting.Speedometer, "since_last", lambda self: Rates(1.0, input_wait=0.5, share_of_peak=None)

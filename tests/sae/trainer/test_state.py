@@ -91,7 +91,7 @@ def test_initial_values():
 
 def test_decoder_rows_keep_unit_norm_and_lambda_warms_up():
     c = sae.short_run("s", 32, 8, l0_target=4, coefficient=0.5)
-    c = dataclasses.replace(c, coefficient_warmup=2, controller=0.0, revival=0.0)
+    c = dataclasses.replace(c, coefficient_warmup=2, controller=0.0, penalty="quadratic", revival=0.0)
     run = jax.jit(lambda s, x: state.step(s, {"s": x}, units(2.0), knobs(c), config=c))
     s = state.initial(c, 8, 8)
     factors = []
@@ -109,7 +109,7 @@ def test_the_decoders_gradient_has_no_part_along_its_rows():
     s = state.initial(c, 8, 8)
     x = jax.random.normal(jax.random.key(0), (64, 8))
     after = state.step(s, {"s": x}, units(1.0), knobs(c), config=c)
-    seen = np.sqrt(np.asarray(after.optimizer.nu.W_dec) / 0.001)  # |g|
+    seen = np.sqrt(np.asarray(after.optimizer.nu.W_dec) / (1 - c.beta2))  # |g|
     params = with_theta(s.params, c)
     pressure = Pressure(jnp.float32(0.0), jnp.float32(4.0), jnp.float32(0.0))
     raw = jax.grad(lambda p: objective.loss(p, x, x, c, pressure)[0])(params).W_dec
@@ -123,12 +123,13 @@ def test_the_controller_follows_the_l0():
     c = sae.short_run("s", 16, 8, l0_target=4, controller=0.5)
     assert c.coefficient_warmup == 2
 
-    def after(l0, step=2, config=c):
-        one = jnp.float32(1.0)
+    def after(l0, step=2, config=c, before=1.0):
+        one = jnp.float32(before)
         return float(schedules.logarithmic_factor(one, jnp.float32(l0), step, config, knobs(config)))
 
     assert after(5.0) == pytest.approx(1.0 + 0.5 * np.log(5 / 4))
     assert (after(400.0), after(0.0)) == (1.5, 0.5)
+    assert after(400.0, before=6.8) == after(400.0, before=6.9) == pytest.approx(np.log(1000.0))
     assert after(400.0, step=1) == 1.0  # lambda is not yet warm
     assert after(5.0, config=dataclasses.replace(c, controller=0.0, penalty="quadratic")) == 1.0
 
@@ -197,6 +198,10 @@ def test_what_is_released_does_on_raw_activations_what_was_trained_on_scaled_one
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"width": 64.5}, "width must be a whole number, got 64.5"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"coefficient": float("nan")}, "coefficient must be finite, got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite, got inf"),
         ({"width": 0}, "width must be positive, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"coefficient": -1.0}, "coefficient must not be negative"),

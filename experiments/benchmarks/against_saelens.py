@@ -6,9 +6,10 @@ r"""Our trainer beside SAELens 6's, JumpReLU and BatchTopK: the same rows, token
         --out_dir=runs/real --saelens_python=ENVIRONMENT/bin/python
 
 SAELens needs an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`); `saelens_worker.py` says how it
-is set up there. Each side's learning rate is the one of --rates with the least delta loss at a target L0 of 40; the
-other targets follow with that one, and a second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out
-text without BOS and sinks. What is there already is kept: the launch goes on where it was stopped.
+is set up there. The folder holds results of one width, length and store: name another for others. Each side's learning
+rate is the one of --rates with the least delta loss at a target L0 of 40; the other targets follow with that one, and a
+second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there
+already is kept: the launch goes on where it was stopped.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 import gemma
 import sae
@@ -39,7 +41,7 @@ AIM = 0.85  # of the target: where SAELens's quadratic loss has to aim for its J
 PYTHON = flags.DEFINE_string("saelens_python", None, "The interpreter of the environment with SAELens.")
 TARGETS = flags.DEFINE_list("targets", ["20", "40", "80", "160"], "Target L0s; 40 among them.")
 RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "3e-4"], "Learning rates to choose from.")
-COMPARED = flags.DEFINE_list("sides", list(SIDES), "Which sides to train, or read, and report.")
+COMPARED = flags.DEFINE_multi_enum("sides", SIDES, SIDES, "Which sides to train, or read, and report.")
 WIDTH = flags.DEFINE_integer("compared_width", 4096, "Latents.", lower_bound=1)
 STEPS = flags.DEFINE_integer("compared_steps", 1200, "Steps.", lower_bound=1)
 BATCH = flags.DEFINE_integer("compared_batch", 512, "Tokens of a step.", lower_bound=1)
@@ -145,7 +147,7 @@ def compare(side: str, store: sae.ActivationStore, out: Path, measure: Callable)
     best = min(grid, key=lambda job: measure(job).delta_loss)
     print(f"{side}: delta loss at {CHOSEN:g} " + ", ".join(f"{j.rate:g}: {measure(j).delta_loss:.3f}" for j in grid))
     jobs = [Job(side, float(target), best.rate, 0) for target in TARGETS.value]
-    jobs += [Job(side, target, best.rate, 1) for target in SECOND_SEED]
+    jobs += [Job(side, target, best.rate, 1) for target in SECOND_SEED if f"{target:g}" in TARGETS.value]
     train(jobs, store, out)
     return {job: measure(job) for job in jobs}
 
@@ -183,10 +185,15 @@ def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, field, name in zip(axes, ("fvu", "delta_loss"), ("FVU", "delta loss, nats"), strict=True):
-        for side, jobs in found.items():
-            points = sorted(jobs.values(), key=lambda m: m.l0)
-            axis.plot([m.l0 for m in points], [getattr(m, field) for m in points], "o-", label=side)
-        axis.set(xscale="log", xlabel="L0", ylabel=name, ylim=(0, None))
+        for number, (side, jobs) in enumerate(found.items()):
+            points = sorted((m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed == 0)
+            axis.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=side)
+            again = [(m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed]
+            axis.plot(*zip(*again, strict=True), "x", color=f"C{number}")
+        axis.set(xscale="log", xlabel="L0 (crosses: another seed)", ylabel=name, ylim=(0, None))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0, 8.0)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0].legend(frameon=False)
     figure.savefig(out / "frontier.png", dpi=110)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 from absl import flags
 
 import gemma
@@ -80,6 +81,8 @@ def plot(found: list[dict], path: Path) -> None:
     right.axhline(SHUFFLE_BYTES.value / 2**20, linestyle=":", label="--shuffle_bytes")
     right.set(xlabel="tokens", ylabel="MiB", title="memory", ylim=(0, None))
     right.legend()
+    for axis in (left, right):
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

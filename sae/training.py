@@ -196,5 +196,10 @@ def _check(configs: list[TrainConfig], store: Source, mesh: Mesh) -> None:
     for c in configs:
         if len(found := sorted({store.width(site) for site in c.sites})) > 1:
             raise ValueError(f"a crosscoder's sites must be of one width, got widths {found} of {', '.join(c.sites)}")
+    if getattr(store, "growing", False) and jax.process_count() > 1:
+        raise ValueError(
+            f"{store.name} is still growing, and {jax.process_count()} processes would not see the same of it: wait "
+            "for the harvest to end, or train in one process"
+        )
     planning.check_mesh(configs, mesh)
     store.batches_per_pass(configs[0].batch_size)

@@ -135,6 +135,29 @@ def test_meshes_agree(small, meshes):
             assert np.linalg.norm(np.asarray(x) - np.asarray(y)) < 1e-3 * np.linalg.norm(x)
 
 
+def test_a_store_that_has_grown_does_not_change_a_runs_units(tmp_path, one_device):
+    x, _, _ = known_dictionary(4000, features=256, dimensions=64)
+    x[2000:] *= 3.0  # what comes later is of another size
+    examples.make_store(tmp_path / "s", {"x": x}, segment_rows=1000)
+    (tmp_path / "later").mkdir()
+    for index in (2, 3):
+        (tmp_path / "s" / f"segment_{index:05d}").rename(tmp_path / "later" / f"segment_{index:05d}")
+    growing = sae.ActivationStore.open(tmp_path / "s", growing=True)
+    run = config(steps=40)  # 15 steps in a pass over the first half
+    (first,), _ = sae.train(config(steps=2), growing, one_device)
+    with pytest.raises(Stop):
+        sae.train(run, growing, one_device, checkpoint_dir=tmp_path / "c", save_every=5, progress=interrupted(12))
+    for folder in (tmp_path / "later").iterdir():
+        folder.rename(tmp_path / "s" / folder.name)
+    whole = sae.ActivationStore.open(tmp_path / "s")
+    (resumed,), history = sae.train(run, whole, one_device, checkpoint_dir=tmp_path / "c")
+    scale = json.loads(first.info.training)["scale"]
+    assert json.loads(resumed.info.training)["scale"] == scale
+    assert scale["x"] < 0.6 * np.sqrt(whole.mean_squared_norm("x"))
+    # The new segments, nine times the variance in these units, come in with the next pass.
+    assert history[-1]["reconstruction"] > 1.5
+
+
 def test_it_goes_on_on_another_mesh(small, meshes, tmp_path):
     (whole,), history = sae.train(config(seed=1), small, mesh=meshes(1, 1))
     stop = interrupted(13)

@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(whole, tmp_path):
         flags = (f"--out_dir={small / 'b'}", *(f for f in SMALL if "max_sequences" not in f), "--max_sequences=32")
         done = launch(*flags)
         assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert re.match(r"error: the disk is full: a checkpoint of 5 MB goes to", done.stderr.splitlines()[-1])
+        assert re.match(r"error: the disk is full: a checkpoint of 7 MB goes to", done.stderr.splitlines()[-1])
         segment = contents(small / "b" / "store" / "segment_00000", "*")
         (small / "filler").unlink()
         launch(*flags)

@@ -18,10 +18,10 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, one_device):
-    x, dictionary, l0 = known_dictionary(200_000, FEATURES, DIMENSIONS)
-    store = examples.make_store(tmp_path_factory.mktemp("stores") / "store", {"x": x}, segment_rows=100_000)
+    x, dictionary, l0 = known_dictionary(100_000, FEATURES, DIMENSIONS)
+    store = examples.make_store(tmp_path_factory.mktemp("stores") / "store", {"x": x}, segment_rows=50_000)
     runs = [
-        sae.short_run("x", 2 * FEATURES, 2000, batch_size=512, l0_target=float(l0), **variant)
+        sae.short_run("x", 2 * FEATURES, 1200, batch_size=512, l0_target=float(l0), **variant)
         for variant in VARIANTS.values()
     ]
     autoencoders, history = sae.train(runs, store, one_device)

@@ -92,7 +92,6 @@ def test_every_term_of_the_loss_is_in_some_recipe():
         "skip",
         "log_threshold",
         "transcodes",
-        "gradient_to_inputs",
     ):
         assert any(getattr(config, field) for config in RECIPES.values()), field
         assert not all(getattr(config, field) for config in RECIPES.values()), field

@@ -137,7 +137,7 @@ def train(
                 continue
             stop = preemption.at(done)
             if stop or done == first.steps or checkpoints.due(done):
-                now = dataclasses.replace(saved, history=history, passes=tuple(getattr(batches, "passes", ())))
+                now = dataclasses.replace(saved, history=list(history), passes=tuple(getattr(batches, "passes", ())))
                 checkpoints.save(done, sweep.states(), now)
             if stop:
                 checkpoints.wait()

@@ -8,7 +8,6 @@ The autoencoders are Gemma Scope's, on the residual stream of Gemma 2 2B.
 import dataclasses
 from collections import Counter
 
-from absl import flags
 from jax.sharding import Mesh
 
 import sae
@@ -19,7 +18,6 @@ from sae.trainer import state as states
 
 A = 2304  # width of the residual stream of Gemma 2 2B
 GIB = 2**30
-RECIPE = flags.DEFINE_enum("tpu_recipe", "gemma_scope", ["gemma_scope", "gemma_scope_2"], "Whose loss.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +34,7 @@ class Case:
         return f"{size}-{self.topology}"
 
     def config(self) -> sae.TrainConfig:
-        recipe = {"gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}[_recipe()]
-        return recipe("resid_post", self.width, 1_000_000, batch_size=self.batch)
+        return sae.gemma_scope("resid_post", self.width, 1_000_000, batch_size=self.batch)
 
     def mesh(self) -> Mesh:
         return topologies.mesh(topologies.chips(self.topology), self.latent, "latent", self.topology)
@@ -90,10 +87,6 @@ def compile_step(case: Case) -> Report:
 
 def _size(moved: Moved) -> int:
     return moved.bytes // {"f32": 4, "bf16": 2}.get(moved.dtype, 4)
-
-
-def _recipe() -> str:
-    return RECIPE.value if flags.FLAGS.is_parsed() else RECIPE.default
 
 
 def main():

@@ -1,5 +1,6 @@
 """What a store and a stream from the model have in common: sites, and rows of them."""
 
+import abc
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,39 +8,40 @@ import numpy as np
 from sae.store.manifest import ROW_FIELDS, Manifest
 
 
-class Source:
+class Source(abc.ABC):
     """Something with a `manifest` that gives batches of its sites. `name` is what errors call it."""
 
     manifest: Manifest
 
     @property
+    @abc.abstractmethod
     def name(self) -> str:
-        raise NotImplementedError
+        """What errors call it."""
 
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(self.manifest.sites)
 
     @property
+    @abc.abstractmethod
     def rows(self) -> int:
         """Tokens of one pass, about."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mean_squared_norm(self, site: str) -> float:
         """E||x||^2, in raw units."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mean(self, site: str) -> np.ndarray:
         """E[x], [A] float64, in raw units."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def median_norm(self, site: str) -> float:
         """The median of ||x||, in raw units."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def batches(self, batch_size: int, sites: Sequence[str] | None = None, seed: int = 0, start_step: int = 0, **how):
         """Batches {site: [B, A]} without end."""
-        raise NotImplementedError
 
     def width(self, site: str) -> int:
         """A, the length of a row of a site."""
@@ -52,9 +54,9 @@ class Source:
             if site not in self.manifest.sites:
                 raise ValueError(f"{self.name} has no site {site!r}; it has {', '.join(self.sites)}")
 
+    @abc.abstractmethod
     def batches_per_pass(self, batch_size: int) -> int:
         """Batches in one pass. Raises ValueError for a size that is not possible."""
-        raise NotImplementedError
 
     def asked(self, batch_size: int, sites: Sequence[str] | None, start_step: int) -> tuple[str, ...]:
         """What batches are to have, checked: the sites, all by default, and fields of rows.

@@ -88,7 +88,6 @@ def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
         _function(shape),
         out_shardings=(placed, everywhere),
         donate_argnums=0,
-        compiler_options=None,
     )
     with jax.set_mesh(mesh):
         return jitted.trace(state, batch, units, numbers).lower(lowering_platforms=(_platform(mesh),)).compile()

@@ -189,7 +189,8 @@ def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
             points = sorted((m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed == 0)
             axis.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=side)
             again = [(m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed]
-            axis.plot(*zip(*again, strict=True), "x", color=f"C{number}")
+            if again:
+                axis.plot(*zip(*again, strict=True), "x", color=f"C{number}")
         axis.set(xscale="log", xlabel="L0 (crosses: another seed)", ylabel=name, ylim=(0, None))
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0, 8.0)))
         axis.xaxis.set_major_formatter(ScalarFormatter())

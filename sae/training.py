@@ -86,7 +86,8 @@ def train(
     _check(configs, store, mesh)
     sites = sorted({site for c in configs for site in c.sites + c.sites_out})
     widths = {site: store.width(site) for site in sites}
-    planning.plan(configs, widths, mesh, rows=store.rows, together=together).check()
+    plan = planning.plan(configs, widths, mesh, rows=store.rows, together=together)
+    plan.check()
     if min(save_every, log_every) < 1:
         raise ValueError(f"save_every and log_every count steps from 1, got {save_every} and {log_every}")
     started = Saved(
@@ -117,8 +118,8 @@ def train(
             sweep.load(states)
         del states, found
         history = list(saved.history)
-        speed = Speedometer(configs, widths, mesh, together)
         first = configs[0]
+        speed = Speedometer(first, plan.flops, mesh.devices.flat[0])
         # A stream from the model has one order; a store that grows goes on in the passes that it had begun.
         order = {"passes": saved.passes} if saved.passes else {}
         split = NamedSharding(mesh, PartitionSpec("data"))

@@ -155,12 +155,6 @@ def check_mesh(configs: Sequence[TrainConfig], mesh: Mesh) -> None:
             raise ValueError(f"{c.width} latents cannot be split over {latent} devices along 'latent'")
 
 
-def flops(configs: Sequence[TrainConfig], widths: Mapping[str, int], mesh: Mesh, together: str) -> float:
-    """Operations of one step of all runs, of a device."""
-    shapes = [shape for shape, _ in groups_of(configs, widths, together)]
-    return sum(_flops(shape, programs.compiled_step(shape, mesh)) for shape in shapes)
-
-
 def _flops(shape: programs.Shape, compiled: jax.stages.Compiled) -> float:
     counted = compiled.cost_analysis()["flops"]
     # A loop's body is counted once.

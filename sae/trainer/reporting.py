@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import jax
-from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
 from sae.recipes import TrainConfig
@@ -40,10 +39,10 @@ class Report(Protocol):
 class Speedometer:
     """Measures how fast a run goes, without waiting for the device more than a step at a time."""
 
-    def __init__(self, configs: Sequence[TrainConfig], widths: Mapping[str, int], mesh: Mesh, together: str):
-        self._tokens, self._mesh = configs[0].batch_size, mesh
-        self._flops = planning.flops(configs, widths, mesh, together)
-        self._passes = planning.passes(configs[0], mesh.devices.flat[0])
+    def __init__(self, config: TrainConfig, flops: float, device: jax.Device):
+        """flops: of a step of all runs, of a device (`Plan.flops`)."""
+        self._tokens, self._device = config.batch_size, device
+        self._flops = flops * planning.passes(config, device)
         self._last = None
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
@@ -65,11 +64,11 @@ class Speedometer:
     def since_last(self) -> Rates:
         now = time.perf_counter()
         seconds, steps = max(now - self._began, 1e-9), self._steps
-        peak = planning.peak_flops(self._mesh.devices.flat[0])
+        peak = planning.peak_flops(self._device)
         rates = Rates(
             steps * self._tokens / seconds,
             self._waited / seconds,
-            None if peak is None else steps * self._flops * self._passes / seconds / peak,
+            None if peak is None else steps * self._flops / seconds / peak,
         )
         self._began, self._waited, self._steps = now, 0.0, 0
         return rates

@@ -185,8 +185,7 @@ def short_run(site: str | tuple[str, ...], width: int, steps: int, **changes) ->
     """For minutes or hours. The loss, the gradients, the constraint and the folding are the paper's; what differs:
 
     - The paper's theta moves by about its learning rate a step, relative to itself, so that in a short run it would
-    stay
-      where it began. Here theta is trained as it is, with a learning rate and a bandwidth of its own.
+      stay where it began. Here theta is trained as it is, with a learning rate and a bandwidth of its own.
     - Inputs are centred, as real residual streams have a mean far larger than their spread.
     - Encoders begin at a fifth of their decoders' norm, and theta a little above most pre-activations: several times as
       many latents as dimensions, all of full norm, would begin with an error four times the variance. This alone took a
@@ -194,7 +193,9 @@ def short_run(site: str | tuple[str, ...], width: int, steps: int, **changes) ->
     - Learning rates are higher and decay over the second half. Adam has a first moment, without which they were not
       stable, and a second moment over a hundred steps.
     - With a target, the penalty stays linear, and a controller moves lambda until the L0 is the target; the quadratic
-      penalty, which also presses on how much the L0 differs between tokens, cost a tenth in FVU at an equal L0.
+      penalty, which also presses on how much the L0 differs between tokens, cost a tenth in FVU at an equal L0. The
+      shorter the run, the faster the controller: as slow as is right for 1,200 steps, it left the L0 up to 13% below
+      its target after 450.
     - Latents that have been silent for a twentieth of the run are pulled back.
     - Batches are smaller, so there are more steps; the warm-ups are a twentieth and a quarter of the run.
     """
@@ -202,7 +203,7 @@ def short_run(site: str | tuple[str, ...], width: int, steps: int, **changes) ->
     defaults = {
         "coefficient": 3e-3 if quadratic else 8e-4,
         "coefficient_warmup": steps // 4,
-        "controller": 0.0 if changes.get("l0_target") is None else 0.02,
+        "controller": 0.0 if changes.get("l0_target") is None else min(0.05, 24 / steps),
         "revival": 1e-3,
         "dead_tokens": max(1, steps * batch_size // 20),
         "batch_size": batch_size,

@@ -8,8 +8,10 @@ r"""Our trainer beside SAELens 6's, JumpReLU and BatchTopK: the same rows, token
 SAELens needs an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`); `saelens_worker.py` says how it
 is set up there. The folder holds results of one width, length and store: name another for others. Each side's learning
 rate is the one of --rates with the least delta loss at a target L0 of 40; the other targets follow with that one, and a
-second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there
-already is kept: the launch goes on where it was stopped.
+second seed at two of them. SAELens's two were set up with more care than its defaults, as `saelens_worker.py` says;
+`batchtopk_defaults` is its BatchTopK with the decoder norm of its defaults, on inputs that are scaled but not centred.
+Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there already is kept: the launch
+goes on where it was stopped.
 """
 
 import dataclasses
@@ -34,7 +36,13 @@ from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import baseline
 
 WORKER = Path(__file__).parent / "saelens_worker.py"
-SIDES = ("ours", "batchtopk", "jumprelu")
+# What the worker is asked for, beside what all jobs have.
+THEIRS = {
+    "batchtopk": {"architecture": "batchtopk"},
+    "jumprelu": {"architecture": "jumprelu"},
+    "batchtopk_defaults": {"architecture": "batchtopk", "centre": False, "sae": {"decoder_init_norm": 0.1}},
+}
+SIDES = ("ours", *THEIRS)
 CHOSEN, SECOND_SEED = 40.0, (40.0, 80.0)
 AIM = 0.85  # of the target: where SAELens's quadratic loss has to aim for its JumpReLU to end at the target
 
@@ -103,10 +111,10 @@ def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None
         if PYTHON.value is None:
             raise ValueError(f"{out / job.name} is missing: --saelens_python names an interpreter with SAELens")
         arguments = {
-            **{"rows": str(rows_file(store, out)), "out": str(out / job.name), "architecture": job.side},
+            **{"rows": str(rows_file(store, out)), "out": str(out / job.name), **THEIRS[job.side]},
             **{"width": WIDTH.value, "steps": STEPS.value, "batch_size": BATCH.value, "threads": os.cpu_count()},
             **{"learning_rate": job.rate, "seed": job.seed},
-            "l0": round(job.target if job.side == "batchtopk" else AIM * job.target),
+            "l0": round(AIM * job.target if job.side == "jumprelu" else job.target),
         }
         done = subprocess.run(
             [PYTHON.value, str(WORKER), json.dumps(arguments)],

@@ -8,17 +8,16 @@ r"""Our trainer beside SAELens 6's, JumpReLU and BatchTopK: the same rows, token
 SAELens needs an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`); `saelens_worker.py` says how it
 is set up there. The folder holds results of one width, length and store: name another for others. Each side's learning
 rate is the one of --rates with the least delta loss at a target L0 of 40; the other targets follow with that one, and a
-second seed at two of them. SAELens's two were set up with more care than its defaults, as `saelens_worker.py` says;
-`batchtopk_defaults` is its BatchTopK with the decoder norm of its defaults, on inputs that are scaled but not centred.
-Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there already is kept: the launch
-goes on where it was stopped.
+second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there
+already is kept: the launch goes on where it was stopped.
 """
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -36,15 +35,10 @@ from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import baseline
 
 WORKER = Path(__file__).parent / "saelens_worker.py"
-# What the worker is asked for, beside what all jobs have.
-THEIRS = {
-    "batchtopk": {"architecture": "batchtopk"},
-    "jumprelu": {"architecture": "jumprelu"},
-    "batchtopk_defaults": {"architecture": "batchtopk", "centre": False, "sae": {"decoder_init_norm": 0.1}},
-}
-SIDES = ("ours", *THEIRS)
+SIDES = ("ours", "batchtopk", "jumprelu")
 CHOSEN, SECOND_SEED = 40.0, (40.0, 80.0)
-AIM = 0.85  # of the target: where SAELens's quadratic loss has to aim for its JumpReLU to end at the target
+AIM = -6  # what SAELens's quadratic loss has to aim below the target for its JumpReLU to end at the target
+BEYOND = 1.1  # how far beyond a side's points its line is drawn on
 
 PYTHON = flags.DEFINE_string("saelens_python", None, "The interpreter of the environment with SAELens.")
 TARGETS = flags.DEFINE_list("targets", ["20", "40", "80", "160"], "Target L0s; 40 among them.")
@@ -111,10 +105,10 @@ def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None
         if PYTHON.value is None:
             raise ValueError(f"{out / job.name} is missing: --saelens_python names an interpreter with SAELens")
         arguments = {
-            **{"rows": str(rows_file(store, out)), "out": str(out / job.name), **THEIRS[job.side]},
+            **{"rows": str(rows_file(store, out)), "out": str(out / job.name), "architecture": job.side},
             **{"width": WIDTH.value, "steps": STEPS.value, "batch_size": BATCH.value, "threads": os.cpu_count()},
             **{"learning_rate": job.rate, "seed": job.seed},
-            "l0": round(AIM * job.target if job.side == "jumprelu" else job.target),
+            "l0": round(job.target + AIM * (job.side == "jumprelu")),
         }
         done = subprocess.run(
             [PYTHON.value, str(WORKER), json.dumps(arguments)],
@@ -160,18 +154,16 @@ def compare(side: str, store: sae.ActivationStore, out: Path, measure: Callable)
     return {job: measure(job) for job in jobs}
 
 
-def at_equal_l0(points: Iterable[sae.Metrics], l0: float, field: str) -> float:
-    """Between a side's points, straight over log L0; NaN beyond them."""
-    points = sorted(points, key=lambda m: m.l0)
-    return float(
-        np.interp(
-            np.log(l0),
-            np.log([m.l0 for m in points]),
-            [getattr(m, field) for m in points],
-            left=np.nan,
-            right=np.nan,
-        )
-    )
+def at_equal_l0(jobs: dict[Job, sae.Metrics], l0: float, field: str) -> float:
+    """Between a side's points, each the mean over its seeds: straight in the logarithms, and as far as BEYOND outside
+    of them; NaN further away."""
+    seeds = [[m for job, m in jobs.items() if job.target == target] for target in {job.target for job in jobs}]
+    points = np.array(sorted([np.mean([m.l0 for m in s]), np.mean([getattr(m, field) for m in s])] for s in seeds))
+    if not points[0, 0] / BEYOND <= l0 <= points[-1, 0] * BEYOND or len(points) < 2:
+        return math.nan
+    right = min(max(np.searchsorted(points[:, 0], l0), 1), len(points) - 1)
+    (x0, y0), (x1, y1) = np.log(points[right - 1 : right + 1])
+    return math.exp(y0 + (y1 - y0) * (math.log(l0) - x0) / (x1 - x0))
 
 
 def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
@@ -186,9 +178,7 @@ def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
     print("\nOurs over theirs at equal L0:")
     for m in found.get("ours", {}).values():
         for side in [side for side in found if side != "ours"]:
-            ratios = [
-                getattr(m, field) / at_equal_l0(found[side].values(), m.l0, field) for field in ("fvu", "delta_loss")
-            ]
+            ratios = [getattr(m, field) / at_equal_l0(found[side], m.l0, field) for field in ("fvu", "delta_loss")]
             print(f"L0 {m.l0:.1f}, {side}: FVU {ratios[0]:.2f}, delta loss {ratios[1]:.2f}")
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -151,7 +151,8 @@ def describe(config: sae.TrainConfig) -> str:
     return (
         f"recipe short_run: the paper's loss, gradients, constraint and folding; but {theta} is trained with a "
         f"learning rate of its own, {config.threshold_learning_rate:g}, and bandwidth {config.bandwidth:g}; inputs are "
-        f"{'' if config.centre else 'not '}centred; Adam's betas are {config.beta1:g} and {config.beta2:g}; and the "
+        f"{'' if config.centre else 'not '}centred; Adam's betas are {config.beta1:g} and {config.beta2:g}; "
+        f"the decoder learns at {config.decoder_rate_factor:g} times the encoder's rate; and the "
         f"warm-ups are scaled to {config.steps} steps (learning rate {config.learning_rate_warmup}, lambda "
         f"{config.coefficient_warmup}; the paper: 1,000 and 10,000)"
     )

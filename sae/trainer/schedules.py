@@ -63,6 +63,9 @@ def update(
     updates = jax.tree.map(lambda u: -rate * u, updates)._replace(
         threshold=-learning_rate(config, knobs.threshold_learning_rate, step) * updates.threshold
     )
+    if config.decoder_rate_factor != 1.0:
+        decoder = {name: config.decoder_rate_factor * getattr(updates, name) for name in ("W_dec", "b_dec")}
+        updates = updates._replace(**decoder)
     params = optax.apply_updates(params, updates)
     params = params._replace(W_dec=unit_rows(params.W_dec))
     if not config.log_threshold:

@@ -26,7 +26,7 @@ def test_gemma_scopes_constants():
     assert (c.penalty, c.l0_target, c.controller, c.frequency_coefficient, c.revival) == ("linear", None, 0, 0, 0)
     assert (c.beta1, c.beta2, c.encoder_init) == (0.0, 0.999, 1.0)
     assert (c.centre, c.matryoshka, c.skip, c.site_out, c.precision) == (False, (), False, None, "highest")
-    assert c.log_threshold and c.learning_rate_decay == 0
+    assert c.log_threshold and c.learning_rate_decay == 0 and c.decoder_rate_factor == 1
 
 
 def test_gemma_scope_2s_constants():
@@ -58,8 +58,10 @@ def test_learning_rate_decay():
     assert float(schedules.learning_rate(c, 7e-5, 5000)) == 0
 
 
-def test_the_optimizer_is_adam_without_momentum():
-    c = dataclasses.replace(sae.gemma_scope("s", 4, 10), learning_rate_warmup=0, threshold_learning_rate=1e-3)
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_the_optimizer_is_adam_without_momentum(factor):
+    changes = {"learning_rate_warmup": 0, "threshold_learning_rate": 1e-3, "decoder_rate_factor": factor}
+    c = dataclasses.replace(sae.gemma_scope("s", 4, 10), **changes)
     params = state.initial(c, 3, 3).params
     ours, theirs = schedules.moments(c).init(params), optax.adam(1.0, b1=0.0, b2=0.999, eps=1e-8)
     theirs_state = theirs.init(params)
@@ -70,7 +72,7 @@ def test_the_optimizer_is_adam_without_momentum():
         want, theirs_state = theirs.update(grads._replace(W_dec=grads.W_dec - along * params.W_dec), theirs_state)
         warm = 0.1 if step == 0 else 1.0  # a warm-up of no steps is over after the first
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
-            rate = warm * (1e-3 if name == "threshold" else 7e-5)
+            rate = warm * (1e-3 if name == "threshold" else 7e-5) * (factor if name.endswith("_dec") else 1.0)
             moved = getattr(params, name) + rate * getattr(want, name)
             moved = unit_rows(moved) if name == "W_dec" else moved
             np.testing.assert_allclose(getattr(after, name), moved, rtol=1e-5, atol=1e-8)

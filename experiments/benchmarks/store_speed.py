@@ -51,11 +51,13 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
             jax.block_until_ready(activations_at(model, tokens, sites))
 
     def harvest():
-        shutil.rmtree(folder, ignore_errors=True)
         sae.harvest(model, text, sites, folder, shuffle_rows=16 * text.tokens.shape[1])
 
     forward, stored = [], []
     for round_ in common.progress(range(ROUNDS.value + 1), total=ROUNDS.value + 1, desc="harvest"):
+        # The store of the round before goes early, so that its blocks of the disk are free again: virtual disks take far
+        # longer for blocks that were never written.
+        shutil.rmtree(folder, ignore_errors=True)
         a, b = seconds(bare), seconds(harvest)
         if round_:
             forward.append(a)

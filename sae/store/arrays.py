@@ -96,6 +96,7 @@ class Writer:
         self._held: list[np.ndarray] = []  # less than a shard: a shard is written once, never merged
         self._pending: ts.Future | None = None
         self._next = 0
+        self._place, self._name, self._finished = place, name, 0
 
     def write(self, values: np.ndarray) -> None:
         """The next rows; best in pieces of `shard_rows`."""
@@ -108,7 +109,7 @@ class Writer:
         """Checksum (xxh3_128) of the array's values in the order of its rows, little-endian."""
         if self._held:
             self._flush()
-        self._pending.result()
+        self._finish()
         if self._next != self._array.shape[0]:
             raise ValueError(f"{self._next} rows were written of {self._array.shape[0]}")
         return self._digest.hexdigest()
@@ -117,9 +118,16 @@ class Writer:
         values = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
         self._held.clear()
         if self._pending is not None:
-            self._pending.result()
+            self._finish()
         self._pending = self._array[self._next : self._next + len(values)].write(values)
         self._next += len(values)
+
+    def _finish(self) -> None:
+        """Waits for the shard that is being written."""
+        self._pending.result()
+        indices = [self._finished] + [0] * (len(self._array.shape) - 1)
+        self._place.uncache(f"{self._name}/c/" + "/".join(map(str, indices)))
+        self._finished += 1
 
 
 def open_array(place: Place, name: str) -> ts.TensorStore:

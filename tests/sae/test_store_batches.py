@@ -12,7 +12,7 @@ import zarr
 from jax.sharding import NamedSharding, PartitionSpec
 
 import sae
-from sae.store import arrays, order, places
+from sae.store import arrays, order, places, verifying
 from sae.store import batches as batches_module
 from tests.sae import examples
 
@@ -35,6 +35,17 @@ def store(values, tmp_path_factory):
 
 def take(store, count, *args, **kwargs):
     return list(itertools.islice(store.batches(*args, **kwargs), count))
+
+
+def test_shards_do_not_stay_in_the_page_cache(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(arrays, "SHARD_BYTES", 1 << 13)
+    real, names = places.Place.uncache, []
+    monkeypatch.setattr(places.Place, "uncache", lambda self, name: (names.append(name), real(self, name)))
+    store = examples.make_store(tmp_path / "store", values, segment_rows=3000)
+    shards = [name for name in store.place.names() if "/c/" in name]
+    assert len(shards) > 40 and sorted(names) == sorted(shards)
+    assert not verifying.damaged(store)
 
 
 @pytest.mark.parametrize("batch_size", [1000, 500, 16])

@@ -55,8 +55,7 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
 
     forward, stored = [], []
     for round_ in common.progress(range(ROUNDS.value + 1), total=ROUNDS.value + 1, desc="harvest"):
-        # The store of the round before goes early, so that its blocks of the disk are free again: a virtual disk takes
-        # far longer for blocks that were never written.
+        # Here, since removing the store of the round before is no part of a harvest.
         shutil.rmtree(folder, ignore_errors=True)
         a, b = seconds(bare), seconds(harvest)
         if round_:

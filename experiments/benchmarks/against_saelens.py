@@ -108,7 +108,7 @@ def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None
             **{"rows": str(rows_file(store, out)), "out": str(out / job.name), "architecture": job.side},
             **{"width": WIDTH.value, "steps": STEPS.value, "batch_size": BATCH.value, "threads": os.cpu_count()},
             **{"learning_rate": job.rate, "seed": job.seed},
-            "l0": round(job.target + AIM * (job.side == "jumprelu")),
+            "l0": round(job.target + AIM if job.side == "jumprelu" else job.target),
         }
         done = subprocess.run(
             [PYTHON.value, str(WORKER), json.dumps(arguments)],

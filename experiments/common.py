@@ -1,43 +1,51 @@
-"""What all launches share: flags, progress bars, errors in one line, and the text with its held-out part."""
+"""What all launches share: flags, progress bars, the cache of compiled programs, the text with its held-out part, and
+where autoencoders are. How a launch begins and ends is in `running.py`."""
 
-import errno
-import logging
-import signal
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import jax
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
-from tqdm import tqdm
+from absl import flags
 
 import gemma
 import sae
+from sae import showing
+from sae.files import local_path, read_json
 from sae.formats import params_npz
-from sae.text import Document, Sequences, cut, iter_documents
+from sae.progress import Bar
+from sae.text import Sequences, is_text
+from sae.text.corpus import Corpus
+from sae.text.origin import SHIPPED
+
+from . import reading, stopping
 
 T = TypeVar("T")
 AUTOENCODER_FILES = (params_npz.GEMMA_SCOPE, params_npz.OWN)
-CROSSCODER = "crosscoder_"  # begins the names of their folders
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
-_interrupted = threading.Event()
 
 
-def progress(items: Iterable[T], **about) -> Iterator[T]:
-    """A progress bar over some items; about: `total`, `desc`, `initial`, as for tqdm."""
-    nothing = about.get("total") == about.get("initial", 0)
-    for item in tqdm(items, mininterval=0.5, dynamic_ncols=True, leave=False, disable=nothing, **about):
-        if _interrupted.is_set():  # Ctrl-C came where Python swallows exceptions: in a finaliser, say
-            raise KeyboardInterrupt
-        yield item
+class progress(Bar):  # called like a function
+    """A progress bar over some items; words go to standard output, beside what else a launch says."""
 
+    def __iter__(self) -> Iterator:
+        for item in super().__iter__():
+            stopping.check()
+            yield item
 
-def _interrupt(*_):
-    _interrupted.set()
-    raise KeyboardInterrupt
+    @classmethod
+    def write(cls, s: str, file=None, end: str = "\n", nolock: bool = False) -> None:
+        # A stage's words stand below its name.
+        super().write(textwrap.indent(s, "  "), sys.stdout if file is None else file, end, nolock)
+        sys.stdout.flush()
 
 
 MODEL = flags.DEFINE_string(
@@ -45,14 +53,24 @@ MODEL = flags.DEFINE_string(
     "gemma2-tiny",
     "Model: gemma2-tiny (shipped), gemma3-270m (pip), a checkpoint's folder or file, or a hub id.",
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ("float32", "bfloat16", "float16"),
+    "Dtype of the model's parameters and activations; float16 is for Gemma 2. Default: that of the autoencoders or the "
+    "store in use, and else float32. The rows on the disk have --store_dtype.",
+)
 CORPUS = flags.DEFINE_string(
     "corpus",
     None,
-    "Text to harvest: plain text, JSON lines or Parquet, a folder of these, or a dataset that Hugging Face `datasets` "
-    "saved to disk; with `text`, or with `messages` of chats. Default: the text shipped with gemma2-tiny.",
+    "Text to harvest: plain text, JSON, CSV or Parquet, packed or not, a folder of these, or a dataset that Hugging "
+    "Face's `datasets` saved to disk; with `text`, or with `messages` of chats. Default: the text shipped with "
+    "gemma2-tiny.",
 )
 HELD_OUT = flags.DEFINE_string(
-    "held_out", None, "Text to evaluate on. Default: the shipped held-out text, or a tenth of --corpus, by documents."
+    "held_out",
+    None,
+    "Text to evaluate on. Default: the shipped held-out text, or a tenth of --corpus by a hash of its documents' text.",
 )
 PACKED = flags.DEFINE_bool(
     "packed",
@@ -65,147 +83,252 @@ ONLY_MODEL_TURNS = flags.DEFINE_bool(
 )
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=3)
 MAX_SEQUENCES = flags.DEFINE_integer(
-    "max_sequences", 2000, "Harvest no more than this many sequences of the corpus, taken at random.", lower_bound=1
+    "max_sequences",
+    0,
+    "Harvest no more than this many sequences of the corpus, taken at random; 0 for all, which is the default but for "
+    "the whole way in one command, which says what it takes.",
+    lower_bound=0,
 )
 EVAL_SEQUENCES = flags.DEFINE_integer(
     "eval_sequences", 128, "Sequences of held-out text for figures and pages, taken at random.", lower_bound=1
 )
+COMPILATION_CACHE = flags.DEFINE_bool(
+    "compilation_cache",
+    True,
+    "On GPUs and TPUs, keep compiled programs in the user's cache folder, for the next launch.",
+)
+EXPANDED_CACHE = flags.DEFINE_bool(
+    "expanded_cache",
+    True,
+    "Keep the numbers of a GGUF model, expanded, in the user's cache folder, for the next launch.",
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0)
+# By these a model is loaded, and a text is read and cut.
+OF_MODELS, OF_TEXTS = ("model", "expanded_cache"), ("corpus", "held_out", "packed", "only_model_turns", "length")
+OF_TEXTS += ("max_sequences", "eval_sequences", "skip_bad", "text_dir")
+# What --help lists, of launches that adopt these flags.
+flags.adopt_module_key_flags(reading)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a launch: an error of the user's is one line and exit status 1; a flag out of range, exit status 2."""
-
-    def parse(argv):
-        try:
-            rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            # absl's message may go over several lines; the first has the flag, the last the bound.
-            print(f"error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
-            sys.exit(2)
-        if len(rest) > 1:
-            print(f"error: flags only, got {' '.join(rest[1:])!r} (--help lists the flags)", file=sys.stderr)
-            sys.exit(2)
-        return rest
-
-    def guarded(_):
-        # Orbax reports each of its steps at level INFO.
-        absl_logging.set_verbosity(absl_logging.WARNING)
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        signal.signal(signal.SIGINT, _interrupt)
-        try:
-            main()
-        except (ValueError, OSError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                error = f"the disk is full ({error}); what is finished is kept, free some and run again to go on"
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(1)
-        except sae.Preempted as error:
-            print(f"stopped: {error}; the same command goes on from there", file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
-            sys.exit(130)
-
-    app.run(guarded, flags_parser=parse)
+def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
+    """This package's folder in the user's cache: `$XDG_CACHE_HOME/mishax-lite`, or `~/.cache/mishax-lite`."""
+    home = environment.get("XDG_CACHE_HOME")
+    # The XDG specification has relative paths be ignored.
+    root = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
+    return root / "mishax-lite"
 
 
-def texts(model: gemma.Model) -> tuple[Sequences, Sequences]:
-    """The sequences to harvest and those to evaluate on, as the flags say; no sequence is in both."""
-    if model.tokenizer is None:
-        raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
-    corpus = CORPUS.value or SHIPPED_TEXT / "text.jsonl"
-    if HELD_OUT.value or not CORPUS.value:
-        train = _cut(model, iter_documents(corpus))
-        held_out = _cut(model, iter_documents(HELD_OUT.value or SHIPPED_TEXT / "held_out.jsonl"))
-    elif PACKED.value:
-        train, held_out = _split_packed(model, corpus)
-    else:
-        train, held_out = _split(_cut(model, iter_documents(corpus)))
-    return _some(train, MAX_SEQUENCES.value), _some(held_out, EVAL_SEQUENCES.value)
+def load_model(recorded: Iterable[str] = ()) -> gemma.Model:
+    """The model that `--model` names. Without --dtype it is in the dtype that a store or autoencoders have recorded,
+    where all of them agree. A GGUF file's numbers are expanded once, as `--expanded_cache` says."""
+    dtypes = set(recorded)
+    dtype = DTYPE.value or (dtypes.pop() if len(dtypes) == 1 else "float32")
+    folder = user_cache() / "expanded" if EXPANDED_CACHE.value else None
+    before = set() if folder is None else set(folder.glob("*"))
+    model = gemma.load(MODEL.value, dtype=np.dtype(dtype), expanded=folder)
+    for file in sorted(set() if folder is None else set(folder.glob("*")) - before):
+        size = file.stat().st_size / 1e9
+        print(f"{MODEL.value} is kept expanded, {size:.1f} GB in {file} (--noexpanded_cache: not)", file=sys.stderr)
+    return model
 
 
-def _cut(model: gemma.Model, documents: Iterable[Document]) -> Sequences:
-    return cut(documents, model.tokenizer, LENGTH.value, packed=PACKED.value, only_model_turns=ONLY_MODEL_TURNS.value)
+def compilation_cache_folder(device: jax.Device, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where compiled programs for a kind of device are kept, in a folder of its own for each version of the compiler:
+    `$XDG_CACHE_HOME/mishax-lite/compiled/jaxlib-0.10.2-NVIDIA_H100_80GB_HBM3`; None for CPUs.
+
+    On some hosts with AVX-512, JAX rejects on reading what it has written for the CPU, with a long error message for
+    each program (jax#38445, openxla/xla#44565): it takes the features of the machine for others than those that it
+    compiled for.
+    """
+    if device.platform == "cpu":
+        return None
+    kind = re.sub(r"[^A-Za-z0-9.]+", "_", device.device_kind).strip("_")
+    return user_cache(environment) / "compiled" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{kind}"
 
 
-def _split_packed(model: gemma.Model, corpus: str) -> tuple[Sequences, Sequences]:
-    """As `_split`, before the documents lie in sequences together; a tenth is of their characters here. The text is
-    read three times and never held."""
-    sizes = np.asarray([document.characters for document in iter_documents(corpus)])
-    if len(sizes) == 1:
-        return _split(_cut(model, iter_documents(corpus)))
-    # A document that is more than half of the text is for the harvest.
-    candidates = np.flatnonzero(2 * sizes <= sizes.sum())
-    chosen = set(candidates[_tenth(sizes[candidates], sizes.sum() / 10)].tolist())
+def keep_compiled_programs() -> Path | None:
+    """Turns on JAX's persistent compilation cache as `--compilation_cache` says; before the first compilation.
 
-    def part(held_out: bool) -> Iterator[Document]:
-        return (document for number, document in enumerate(iter_documents(corpus)) if (number in chosen) == held_out)
+    A folder that the user has named (JAX_COMPILATION_CACHE_DIR) stays as it is.
 
-    return _cut(model, part(False)), _cut(model, part(True))
+    Returns:
+      The folder, or None where nothing is kept.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return Path(jax.config.jax_compilation_cache_dir)
+    folder = compilation_cache_folder(jax.local_devices()[0]) if COMPILATION_CACHE.value else None
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"compiled programs are not kept: {error}; XDG_CACHE_HOME may name another folder", file=sys.stderr)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
 
 
-def _split(sequences: Sequences) -> tuple[Sequences, Sequences]:
-    """All but a tenth, and a tenth: whole documents taken at random; of a single document, its end."""
-    if len(sequences) < 2:
+def activation_dtype(folder: Path) -> str:
+    """Of the activations that an autoencoder was trained on; float32 where its folder does not say so."""
+    file = folder / "info.json"
+    training = json.loads(read_json(file).get("training", "{}")) if file.exists() else {}
+    return training.get("store", {}).get("activation_dtype", "float32")
+
+
+def model_name(model: sae.LanguageModel) -> str:
+    """What prints and pages call the model: `gemma2-tiny`, `gemma2-tiny in bfloat16`."""
+    return model.name if model.dtype == np.float32 else f"{model.name} in {model.dtype}"
+
+
+def check_texts() -> None:
+    """Raises ValueError for flags about text that contradict one another."""
+    if CORPUS.value and HELD_OUT.value and local_path(CORPUS.value).absolute() == local_path(HELD_OUT.value).absolute():
+        raise ValueError(
+            f"--held_out and --corpus are both {CORPUS.value}: held-out text is none that is trained on. Without "
+            "--held_out, a tenth of the corpus is held out"
+        )
+
+
+def texts(
+    model: sae.LanguageModel,
+    *,
+    most: int | None = None,
+    folder: Path = Path("runs/text"),
+    say: Callable[[str], object] = print,
+) -> tuple[Sequences, Sequences]:
+    """The sequences to harvest and those to evaluate on, as the flags say; no document is in both.
+
+    Args:
+      model: with its tokenizer.
+      most: sequences to harvest; by default what `--max_sequences` says.
+      folder: where a large text is kept as tokens, unless `--text_dir` names another.
+      say: told, a line at a time, what is left out, duplicates, and how many sequences are taken of how many.
+    """
+    corpus = _corpus(model, say=say)
+    train = _cut(model, corpus, "harvested", folder, say)
+    held_out = _cut(model, corpus, "held out", folder, say)
+    say(f"{showing.count(len(train.documents), 'document')} to harvest, {len(held_out.documents):,} held out")
+    few = corpus.divided and len(train) == len(held_out) == 1
+    if (
+        few
+        and sum(is_text(part.tokens, model.tokenizer.special_ids).sum() for part in (train, held_out)) < LENGTH.value
+    ):
         raise ValueError(
             f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed at "
             "least, one to harvest and one to evaluate on. Give more text or a smaller --length"
         )
-    tenth = max(1, len(sequences) // 10)
-    chosen = _tenth(np.bincount(sequences.document, minlength=len(sequences.documents)), tenth)
-    held_out = np.isin(sequences.document, chosen)
-    if held_out.all():
-        held_out = np.arange(len(sequences)) >= len(sequences) - tenth
-    return sequences.take(np.flatnonzero(~held_out)), sequences.take(np.flatnonzero(held_out))
+    return (
+        _some(train, MAX_SEQUENCES.value if most is None else most, "--max_sequences", say),
+        _some(held_out, EVAL_SEQUENCES.value, "--eval_sequences", say),
+    )
 
 
-def _tenth(sizes: np.ndarray, tenth: float) -> np.ndarray:
-    """Numbers of documents [any], taken at random until their sizes sum to a tenth at least."""
-    order = np.random.default_rng(SEED.value).permutation(len(sizes))
-    return order[: np.searchsorted(np.cumsum(sizes[order]), tenth) + 1]
+def held_out_text(
+    model: sae.LanguageModel,
+    at_hand: bool = True,
+    *,
+    folder: Path = Path("runs/text"),
+    say: Callable[[str], object] = print,
+) -> Sequences:
+    """The sequences to evaluate on, as the flags say; the others are not cut.
+
+    Args:
+      at_hand: whether the flags name the text that was harvested. If not, what is in --held_out is taken as it is.
+      folder, say: as for `texts`.
+    """
+    corpus = _corpus(model, at_hand, say=say)
+    return _some(_cut(model, corpus, "held out", folder, say), EVAL_SEQUENCES.value, "--eval_sequences", say)
 
 
-def _some(sequences: Sequences, most: int) -> Sequences:
-    if most >= len(sequences):
+def _corpus(model: sae.LanguageModel, at_hand: bool = True, *, say: Callable[[str], object]) -> Corpus:
+    if model.tokenizer is None:
+        raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
+    known = at_hand or not HELD_OUT.value
+    return Corpus(corpus_path() if known else None, held_out_path(), read=reading.Reader(say), say=say)
+
+
+def corpus_path() -> str | Path:
+    """Where the text to harvest is."""
+    return CORPUS.value or SHIPPED_TEXT / "text.jsonl"
+
+
+def held_out_path() -> str | Path | None:
+    """Where the held-out documents are; None where they are a share of the corpus."""
+    return HELD_OUT.value or (None if CORPUS.value else SHIPPED_TEXT / "held_out.jsonl")
+
+
+def _cut(model: sae.LanguageModel, corpus: Corpus, part: str, folder: Path, say: Callable[[str], object]) -> Sequences:
+    elsewhere = part == "held out" and corpus.split is None
+    digest = None if corpus.path is None else corpus.survey.digest()
+    sequences = reading.cut_part(
+        corpus.held_out() if part == "held out" else corpus.harvested(),
+        model.tokenizer,
+        LENGTH.value,
+        packed=PACKED.value,
+        only_model_turns=ONLY_MODEL_TURNS.value,
+        path=held_out_path() if elsewhere else corpus.path,
+        part=part,
+        survey=digest,
+        folder=folder,
+        say=say,
+    )
+    origin = dataclasses.replace(
+        sequences.origin,
+        corpus=None if corpus.path is None else CORPUS.value or SHIPPED,
+        held_out=HELD_OUT.value,
+        documents_sha256=digest,
+        held_out_sha256=None if corpus.held_out_survey is None else corpus.held_out_survey.digest(),
+        model=MODEL.value,
+    )
+    return dataclasses.replace(sequences, origin=origin)
+
+
+def _some(sequences: Sequences, most: int, flag: str, say: Callable[[str], object]) -> Sequences:
+    """At most so many, taken at random; 0 for all."""
+    if not most or most >= len(sequences):
         return sequences
+    say(f"{most:,} of {len(sequences):,} sequences are taken, at random ({flag})")
     return sequences.take(np.sort(np.random.default_rng(SEED.value).permutation(len(sequences))[:most]))
 
 
-def autoencoder_folders_of(root: Path, configs: Sequence[sae.TrainConfig]) -> list[Path]:
-    """Where autoencoders are kept, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`. Learning
-    rate and seed are named where the runs differ in them."""
-    several = [name for name in ("learning_rate", "seed") if len({getattr(c, name) for c in configs}) > 1]
-
-    def folder(config: sae.TrainConfig) -> Path:
-        place = root / config.sites[0] if len(config.sites) == 1 else root / f"{CROSSCODER}{_joined(config.sites)}"
-        if config.transcodes:
-            place = place.with_name(f"{place.name}_to_{_joined(config.sites_out)}{'_skip' if config.skip else ''}")
-        aim = f"target_l0_{config.l0_target:g}" if config.l0_target is not None else f"lambda_{config.coefficient:g}"
-        return place / f"width_{config.width}" / "_".join([aim, *(f"{n}_{getattr(config, n)}" for n in several)])
-
-    return [folder(config) for config in configs]
-
-
-def _joined(sites: Sequence[str]) -> str:
-    return "+".join(site.replace("/", ".") for site in sites)
-
-
 def autoencoder_folders(root: Path) -> list[Path]:
-    """Every autoencoder under a folder, sites and sparsities in order; not crosscoders, which have no site to evaluate
-    at.
+    """Every autoencoder under a folder, through symbolic links too, sites and sparsities in order; not crosscoders,
+    which have no site to evaluate at.
 
     Raises:
       ValueError: when there is none.
     """
-    found = sorted({file.parent for name in AUTOENCODER_FILES for file in root.rglob(name)}, key=_natural)
-    found = [folder for folder in found if not any(part.startswith(CROSSCODER) for part in folder.parts)]
-    if not found:
+    files = sorted(_autoencoder_files(root), key=lambda file: _natural(file.parent))
+    crosscoders = [file.parent for file in files if params_npz.is_crosscoder(file)]
+    folders = list(dict.fromkeys(file.parent for file in files if file.parent not in crosscoders))
+    if not folders and crosscoders:
+        raise ValueError(
+            f"no autoencoder under {root} but crosscoders, which read several sites and cannot be spliced in at one: "
+            + ", ".join(str(folder) for folder in crosscoders)
+        )
+    if not folders:
         raise ValueError(f"no autoencoder under {root}: train some first")
-    return found
+    return folders
+
+
+def _autoencoder_files(root: Path) -> list[Path]:
+    """Through links too, which Path.rglob does not follow; what several names lead to once, by a name without links."""
+    files: dict[str, Path] = {}
+    for follow in (False, True):
+        seen = set()
+        for folder, subfolders, names in os.walk(root, followlinks=follow):
+            if (real := os.path.realpath(folder)) in seen:  # a link may lead back to where it is
+                subfolders.clear()
+                continue
+            seen.add(real)
+            for name in set(AUTOENCODER_FILES).intersection(names):
+                files.setdefault(os.path.realpath(Path(folder, name)), Path(folder, name))
+    return list(files.values())
 
 
 def _natural(path: Path) -> list:
     """Sorts numbers within names by their value."""
     words = str(path).replace("/", "_").split("_")
-    return [(0, float(word), "") if word.replace(".", "", 1).isdigit() else (1, 0.0, word) for word in words]
+    # ASCII alone: "²" is a digit to `isdigit` and none to `float`.
+    number = re.compile(r"[0-9]+(\.[0-9]+)?")
+    return [(0, float(word), "") if number.fullmatch(word) else (1, 0.0, word) for word in words]

@@ -1,19 +1,23 @@
 """Continues prompts, as the model does by itself and, with --sae, with one latent's direction added.
 
 python -m experiments.generate --prompt="The sea" --prompt="The king" --temperature=0.8 --seed=1
-python -m experiments.generate --prompt="The sea" --sae=runs/scope/saes/… --latent=17 --strength=20
+python -m experiments.generate --prompt="The sea" --sae=runs/scope/saes/… --latent=17 --strength=3max
 """
 
+import math
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 import gemma
 import sae
-from experiments import common
-from sae.evaluation.latents import writes_to_residual
+from mishax_lite import Edits
+from sae import showing
+from sae.evaluation.matching import check_model
+from sae.files import local_path
+from sae.sites import token_site
+
+from . import autoencoders, common, running
 
 PROMPTS = flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens that are added.", lower_bound=1)
@@ -22,51 +26,127 @@ TOP_K = flags.DEFINE_integer("top_k", None, "Only so many of the most likely tok
 TOP_P = flags.DEFINE_float("top_p", None, "Only the fewest that have this probability together.")
 SAE = flags.DEFINE_string("sae", None, "An autoencoder's folder: its latent's direction is added at its site.")
 LATENT = flags.DEFINE_integer("latent", None, "The latent to steer with.", lower_bound=0)
-STRENGTH = flags.DEFINE_float("strength", None, "How much of the latent is added, in raw units, as on its page.")
+STRENGTH = flags.DEFINE_string(
+    "strength",
+    None,
+    "How much of the latent is added: a number in raw units, as on its page, or a multiple of its largest recorded "
+    "activation, such as 3max.",
+)
 # What --help lists.
 flags.declare_key_flag("model")
+flags.declare_key_flag("dtype")
 flags.declare_key_flag("seed")
+flags.declare_key_flag("site")
+flags.declare_key_flag("compilation_cache")
+flags.declare_key_flag("expanded_cache")
 
 
-def _add(shift: jax.Array, positions: jax.Array) -> dict:
-    """Adds a vector [A] at a site, at every token but BOS and padding."""
-    (site, direction), *_ = shift.items()
-    moved = jnp.where(positions[..., None] > 0, direction, 0.0)
-    return {site: lambda value, _: value + moved.reshape(value.shape).astype(value.dtype)}
+def _parsed(text: str) -> tuple[float, bool]:
+    """The number in a strength, and whether it is a multiple of the largest activation."""
+    number = text.removesuffix("max")
+    try:
+        factor = 1.0 if text == "max" else float(number)
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor) or text != text.strip():
+        raise ValueError(
+            "--strength takes a number in raw units or, such as 3max, a multiple of a latent's largest activation; got "
+            f"{text!r}"
+        )
+    return factor, number != text
 
 
-def steering(model: gemma.Model, folder: Path, latent: int | None, strength: float | None) -> jax.tree_util.Partial:
-    """The edits that add `strength` times a latent's decoder row.
+def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path) -> float:
+    """Returns a strength in raw units: of a number itself, of `3max` three times the latent's largest activation.
+
+    Args:
+        text: as the flag has it.
+        autoencoder: with a record of its largest activations where the strength is a multiple of one.
+        latent: its number, below the autoencoder's width.
+        folder: where the autoencoder is, for errors.
 
     Raises:
-      ValueError: for an autoencoder of another model, one that does not say its site, or a latent that it has not.
+        ValueError: for anything else, a number that is not finite, an autoencoder without the record, or a latent that
+            fired on none of its tokens.
     """
-    autoencoder = sae.load(folder)
-    if autoencoder.info is None:
-        raise ValueError(f"{folder} has no info.json, so its site is unknown")
+    factor, multiple = _parsed(text)
+    if not multiple:
+        return factor
+    record = autoencoder.largest
+    if record is None:
+        raise ValueError(
+            f"{folder} has no record of its latents' largest activations, which --strength={text} is a multiple of. "
+            f"`python -m experiments.evaluate --model={common.MODEL.value} --saes_dir={folder}` records them; or give "
+            "a number in raw units"
+        )
+    if not record.values[latent]:
+        raise ValueError(
+            f"latent {latent} of {folder} fired on none of the {record.tokens:,} tokens of its record, so "
+            f"--strength={text} is nothing: give a number in raw units, or another latent"
+        )
+    return sae.of_max(factor).of(autoencoder, latent)
+
+
+def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str | None) -> tuple[str, Edits]:
+    """What is added, in words, and the edits that add `strength` times a latent's decoder row.
+
+    Raises:
+      ValueError: for an autoencoder of another model, one that does not say its site, a latent that it has not, or a
+        strength that `strength_of` refuses.
+    """
+    autoencoder = autoencoders.load(folder, model)
     site = autoencoder.info.site_out
-    if autoencoder.info.model != model.config.name:
-        raise ValueError(f"{folder} was trained on {autoencoder.info.model}, the model given is {model.config.name}")
-    if not writes_to_residual(site):
+    check_model(autoencoder.info, model, str(folder))
+    if not isinstance(autoencoder, sae.JumpReLU):
+        raise ValueError(f"{folder} is a crosscoder, of {', '.join(site)}: steering adds a vector at one site")
+    if not token_site(model, site).writes_to_residual:
         raise ValueError(f"{folder} is of {site}, which does not write to the residual stream")
-    if latent is None or strength is None:
-        raise ValueError("--sae goes with --latent and --strength")
     if latent >= autoencoder.width:
         raise ValueError(f"{folder} has latents 0 to {autoencoder.width - 1}, got --latent={latent}")
-    return jax.tree_util.Partial(_add, {site: strength * autoencoder.W_dec[latent]})
+    raw = strength_of(strength, autoencoder, latent, folder)
+    factor, multiple = _parsed(strength)
+    title = f"with {strength} of latent {latent}"
+    if multiple:
+        record = autoencoder.largest
+        most = f"{record.values[latent]:.4g}"
+        title += (
+            f": {factor:g} x {most} = {raw:.4g} in raw units; {most} is its largest activation over the "
+            f"{showing.count(record.tokens, 'token')} of its record"
+        )
+    else:
+        title += " in raw units"
+    return title, sae.steer(autoencoder, {latent: sae.of_max(factor) if multiple else factor})
 
 
-def main():
+def check_flags() -> None:
+    """Raises ValueError for flags that contradict one another, or are out of their range."""
     if not PROMPTS.value:
         raise ValueError("give something to continue: --prompt='…', once or several times")
     if SAE.value is None and (LATENT.value is not None or STRENGTH.value is not None):
         raise ValueError("--latent and --strength go with --sae")
-    model = gemma.load(common.MODEL.value)
+    if SAE.value is None and flags.FLAGS["site"].present:
+        raise ValueError("--site is of an autoencoder: it goes with --sae")
+    if SAE.value is not None and (LATENT.value is None or STRENGTH.value is None):
+        raise ValueError("--sae goes with --latent and --strength")
+    if STRENGTH.value is not None:
+        _parsed(STRENGTH.value)
+    if common.SEED.value >= 2**32:
+        raise ValueError(f"--seed is from 0 to {2**32 - 1} here, got {common.SEED.value}")
+    if TOP_P.value is not None and not 0 < TOP_P.value <= 1:
+        raise ValueError(f"--top_p must be above 0 and at most 1, got {TOP_P.value:g}")
+    if TEMPERATURE.value == 0 and (TOP_K.value is not None or TOP_P.value is not None):
+        raise ValueError("--top_k and --top_p choose what is drawn from: they go with a --temperature above 0")
+    if TEMPERATURE.value == 0:
+        running.refuse(["seed"], "nothing is drawn at --temperature=0")
+
+
+def main():
+    common.keep_compiled_programs()
+    model = common.load_model([common.activation_dtype(local_path(SAE.value))] if SAE.value is not None else [])
     runs = {"": None}
     if SAE.value is not None:
-        runs[f"with {STRENGTH.value} of latent {LATENT.value}"] = steering(
-            model, Path(SAE.value), LATENT.value, STRENGTH.value
-        )
+        title, edits = steering(model, local_path(SAE.value), LATENT.value, STRENGTH.value)
+        runs[title] = edits
     for title, edits in runs.items():
         made = gemma.generate(
             model,
@@ -85,4 +165,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main, check_flags)

@@ -5,29 +5,37 @@ python -m experiments.harvest --sites=layer_3/resid_post,layer_3/mlp_out --store
 
 from pathlib import Path
 
+import jax.numpy as jnp
 from absl import flags
 
-import gemma
 import sae
-from experiments import common
 from sae.harvesting import SHUFFLE_BYTES as BYTES
 from sae.harvesting import SHUFFLE_ROWS as SHUFFLED
 from sae.harvesting import plan
+from sae.sites import matching
 from sae.store import manifest as manifests
 from sae.store.manifest import DTYPES
-from sae.store.places import Place
+from sae.store.places import Place, place
 from sae.text import Sequences
+
+from . import common, running
 
 SITES = flags.DEFINE_list(
     "sites",
     None,
-    "Sites to harvest, or patterns such as layer_*/resid_post; gemma/sites.py lists them. Default: attn_z, mlp_out and "
+    "Sites to harvest, or patterns such as layer_*/resid_post; `model.sites` lists them. Default: attn_z, mlp_out and "
     "resid_post of the middle layer.",
 )
 STORE_DIR = flags.DEFINE_string(
     "store_dir", "runs/store", "The activation store: a folder, gs://bucket/folder or s3://bucket/folder."
 )
-DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Dtype of the stored activations; int8 has a scale for each row.")
+STORE_DTYPE = flags.DEFINE_enum(
+    "store_dtype",
+    None,
+    DTYPES,
+    "Dtype of the stored activations; int8 has a scale for each row. Default: bfloat16 for a model in bfloat16, which "
+    "loses nothing, and else float32.",
+)
 SHUFFLE_ROWS = flags.DEFINE_integer(
     "shuffle_rows", SHUFFLED, "Rows of a segment, which are shuffled together, as far as memory allows.", lower_bound=1
 )
@@ -47,49 +55,84 @@ SHARE = flags.DEFINE_string(
 flags.adopt_module_key_flags(common)
 
 
-def sites(config: gemma.Config) -> list[str]:
-    """The sites that the flag names, or Gemma Scope's three of the middle layer."""
-    middle = config.num_layers // 2
-    return gemma.sites.matching(
-        config, SITES.value or [f"layer_{middle}/{kind}" for kind in ("attn_z", "mlp_out", "resid_post")]
-    )
+def check_flags() -> None:
+    """Raises ValueError for flags that contradict one another, are out of their range, or have no effect."""
+    running.refuse(["eval_sequences"], "a harvest takes no figures")
+    check_harvest()
 
 
-def harvest(model: gemma.Model, sequences: Sequences, store_dir: str | Path | Place) -> sae.ActivationStore:
-    """The harvest that the flags describe; what is there already is kept."""
+def check_harvest() -> None:
+    """As `check_flags`, of the flags that describe a harvest."""
+    common.check_texts()
+    if common.ONLY_MODEL_TURNS.value and not common.CORPUS.value:
+        raise ValueError("--only_model_turns is of chats, and the shipped text has none: name chats by --corpus")
+    _share()
+    if SINK_FACTOR.value is not None and not SINK_FACTOR.value > 1:
+        raise ValueError(f"--sink_factor is a multiple of the median norm, more than 1; got {SINK_FACTOR.value:g}")
+
+
+def _share() -> tuple[int, int]:
+    """Which of how many, from `--share`."""
     which, _, of = SHARE.value.partition("/")
-    if not (which.isdigit() and of.isdigit()):
-        raise ValueError(f"--share is which of how many, such as 0/4; got {SHARE.value!r}")
+    if not (which.isdecimal() and of.isdecimal() and int(which) < int(of)):
+        raise ValueError(f"--share is which of how many, counted from 0, such as 0/4 to 3/4; got {SHARE.value!r}")
+    return int(which), int(of)
+
+
+def sites(model: sae.LanguageModel) -> list[str]:
+    """The sites that the flag names, or Gemma Scope's three of the middle layer."""
+    middle = (1 + max(site.layer for site in model.sites.values() if site.layer is not None)) // 2
+    return matching(model, SITES.value or [f"layer_{middle}/{kind}" for kind in ("attn_z", "mlp_out", "resid_post")])
+
+
+def harvest(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Path | Place) -> sae.ActivationStore:
+    """The harvest that the flags describe; what is there already is kept."""
     return sae.harvest(
         model,
         sequences,
-        sites(model.config),
+        sites(model),
         store_dir,
-        share=(int(which), int(of)),
+        share=_share(),
         progress=common.progress,
-        **_arguments(),
+        **_arguments(model),
     )
 
 
-def check(model: gemma.Model, sequences: Sequences, store: sae.ActivationStore) -> None:
+def check(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Path | Place) -> None:
     """Raises ValueError unless the flags describe the harvest that a store is of."""
-    manifests.check(store.place, plan(model, sequences, sites(model.config), **_arguments()))
+    manifests.check(place(store_dir), plan(model, sequences, sites(model), **_arguments(model)))
 
 
-def _arguments() -> dict:
+def _arguments(model: sae.LanguageModel) -> dict:
     return {
         "seed": common.SEED.value,
-        "dtype": DTYPE.value,
+        "dtype": STORE_DTYPE.value or ("bfloat16" if model.dtype == jnp.bfloat16 else "float32"),
         "shuffle_rows": SHUFFLE_ROWS.value,
         "shuffle_bytes": SHUFFLE_BYTES.value,
-        "sink_factor": SINK_FACTOR.value,
+        "counted": counted(model),
     }
+
+
+def counted(model: sae.LanguageModel) -> sae.Counted | None:
+    """Returns the rule with the sinks that the flag asks for; None, the harvest's own, without it."""
+    if SINK_FACTOR.value is None:
+        return None
+    return sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(SINK_FACTOR.value))
+
+
+def omissions(store: sae.ActivationStore) -> str:
+    """Returns in words what of the text has no row in a store."""
+    origin = store.manifest.origin
+    return store.manifest.counted.omissions(origin is not None and origin.only_model_turns)
 
 
 def describe(store: sae.ActivationStore) -> str:
     """What there is, in a line or two."""
     text = f"{store.rows:,} tokens at {', '.join(store.sites)}"
-    if store.manifest.sink_factor is not None:
+    if store.manifest.activation_dtype != "float32":
+        text += f" of a model in {store.manifest.activation_dtype}"
+    text += f"; left out: {omissions(store)}"
+    if store.manifest.counted.sinks is not None:
         seen = store.rows + store.sinks
         text += f"; {store.sinks:,} of {seen:,} ({store.sinks / seen:.2%}) left out as attention sinks"
     for site in store.sites:
@@ -104,10 +147,11 @@ def describe(store: sae.ActivationStore) -> str:
 
 
 def main():
-    model = gemma.load(common.MODEL.value)
+    common.keep_compiled_programs()
+    model = common.load_model()
     store = harvest(model, common.texts(model)[0], STORE_DIR.value)
-    print(f"{describe(store)}, in {store.path}")
+    print(f"{store.path}: {describe(store)}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main, check_flags)

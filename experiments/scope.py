@@ -5,19 +5,20 @@
 Every stage keeps what is there and does what is missing, so that the same command goes on after a stop.
 """
 
-import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from absl import flags
 
-import gemma
-from experiments import common, evaluate, explore, harvest, train
+from sae.files import local_path
+from sae.sites import dim
+
+from . import common, evaluate, explore, harvest, recorded, running, train
 
 T = TypeVar("T")
 
+MOST = 2000  # sequences to harvest, unless --max_sequences says how many
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
 # What --help lists.
 flags.adopt_module_key_flags(common)
@@ -25,13 +26,26 @@ flags.adopt_module_key_flags(harvest)
 flags.adopt_module_key_flags(train)
 
 
-def main():
-    for name in ("store_dir", "saes_dir", "checkpoint_dir", "pages_dir"):
+def check_flags() -> None:
+    """Raises ValueError for flags that contradict one another, or that are for the single steps."""
+    for name in ("store_dir", "saes_dir", "checkpoint_dir"):
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
     if train.CROSSCODER.value or train.PLAN_ONLY.value:
-        raise ValueError("--crosscoder and --plan_only are for experiments.train: they end without figures and pages")
-    out = Path(OUT_DIR.value)
+        raise ValueError("--crosscoder and --plan_only are for the launch train: they end without figures and pages")
+    for name, launch in (("share", "harvest"), ("distributed", "train")):
+        if flags.FLAGS[name].present and flags.FLAGS[name].value != flags.FLAGS[name].default:
+            raise ValueError(f"--{name} is for the launch {launch}: here one process does everything")
+    harvest.check_harvest()
+    train.check_runs()
+
+
+def main():
+    most = common.MAX_SEQUENCES.value if flags.FLAGS["max_sequences"].present else MOST
+    if most:
+        print(f"at most {most:,} sequences of the text are harvested, taken at random (--max_sequences=0 for all)")
+    common.keep_compiled_programs()
+    out = local_path(OUT_DIR.value)
     seconds: dict[str, float] = {}
 
     def stage(name: str, work: Callable[[], T]) -> T:
@@ -42,14 +56,15 @@ def main():
         return result
 
     def load():
-        model = gemma.load(common.MODEL.value)
-        return model, *common.texts(model)
+        model = common.load_model()
+        return model, *common.texts(model, most=most, folder=out / "text", say=lambda line: print(f"  {line}"))
 
     model, text, held_out = stage("load", load)
-    print(f"  {len(text):,} sequences to harvest (at most --max_sequences), {len(held_out):,} held out")
-    sites = harvest.sites(model.config)
+    print(f"  {len(text):,} sequences to harvest, {len(held_out):,} held out")
+    sites = harvest.sites(model)
     # Before anything is computed, so that a flag out of range is found now and not after the harvest.
-    runs = train.configs({site: math.prod(gemma.sites.token_shape(model.config, site)) for site in sites})
+    runs = train.configs({site: dim(model.sites[site]) for site in sites})
+    train.folders_of(runs, out / "saes")
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
     print(f"  {harvest.describe(store)}")
     print(f"  {train.describe(runs[0])}")
@@ -58,11 +73,11 @@ def main():
     first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))
 
     print("\n" + evaluate.table(list(zip(folders, found, strict=True))))
-    print(f"\non {found[0].tokens:,} tokens of held-out text, without BOS, EOS, padding and what training left out")
+    print("\n" + evaluate.heading(model, found, recorded.about(folders, model, held_out, True)))
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     print(f"picture: {first.parent / 'tradeoff.png'}")
     print(f"open:    {first}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main, check_flags)

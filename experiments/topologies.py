@@ -14,7 +14,7 @@ HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip, from Google 
 def missing() -> str | None:
     """Why nothing can be compiled for TPUs here, or None."""
     if importlib.util.find_spec("libtpu") is None:
-        return "libtpu is not installed (it is in the extra `tpu`; `make test-tpu` makes an environment with it)"
+        return "libtpu is not installed: pip install 'jax[tpu]' (`make test-tpu` makes an environment with it)"
     return None
 
 

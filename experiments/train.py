@@ -3,14 +3,18 @@
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 
 The fields of `sae.TrainConfig` have flags of their names; several sites, targets, widths, learning rates and seeds make
-a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs that are
-not there.
+a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs that this
+machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
+
+    python -m experiments.train --plan_only --model=gemma2-2b --train_sites=layer_12/resid_post --width=131072
 """
 
 import dataclasses
+import inspect
 import itertools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,10 +23,16 @@ from pathlib import Path
 import jax
 from absl import flags
 
+import gemma
 import sae
-from experiments import common, topologies
-from experiments.harvest import STORE_DIR
-from sae.files import replace_file
+from gemma.model import param_shapes
+from sae.files import check_folder, free_bytes, local_path, replace_file
+from sae.sites import dim, token_site
+from sae.store import places
+from sae.store.source import Source
+
+from . import autoencoders, common, harvest, running, topologies
+from .harvest import STORE_DIR
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}
 
@@ -48,15 +58,27 @@ DISTRIBUTED = flags.DEFINE_bool(
 )
 PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Say what the runs would take, and stop.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "For --plan_only: TPUs that need not be there, such as v5e:16x16.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs that are in --saes_dir.")
 TENSORBOARD_DIR = flags.DEFINE_string("tensorboard_dir", None, "Folder for event files. Default: under --saes_dir.")
 WANDB_PROJECT = flags.DEFINE_string("wandb_project", None, "Report to this project of Weights & Biases as well.")
-# Those that are set above, or by what is trained on.
+# Fields that other flags set, or what is trained on.
 _ELSEWHERE = ("site", "width", "steps", "l0_target", "learning_rate", "seed", "data_seed")
+
+
+def _meanings() -> dict[str, str]:
+    """What the fields of `TrainConfig` mean, from its docstring."""
+    attributes = inspect.cleandoc(sae.TrainConfig.__doc__ or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
+    entries = re.findall(r"(?m)^  ((?:\w+, )*\w+): (.*(?:\n    .*)*)", attributes)
+    capital = lambda text: text[0].upper() + text[1:]  # noqa: E731
+    return {name: capital(" ".join(text.split())) for names, text in entries for name in names.split(", ")}
+
+
+_MEANINGS = _meanings()
 
 
 def _define(field: dataclasses.Field) -> flags.FlagHolder:
     """A flag for a field of `TrainConfig`, without a value unless the user gives one."""
-    text = f"TrainConfig's field, see `sae/recipes.py`. Default: the recipe's (Gemma Scope: {field.default!r})."
+    text = f"{_MEANINGS.get(field.name, '')} Default: the recipe's (Gemma Scope: {field.default!r})."
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     for kind, define in ((bool, flags.DEFINE_bool), (int, flags.DEFINE_integer), (float, flags.DEFINE_float)):
         if kind in kinds:
@@ -64,10 +86,59 @@ def _define(field: dataclasses.Field) -> flags.FlagHolder:
     return (flags.DEFINE_string if str in kinds else flags.DEFINE_list)(field.name, None, text)
 
 
+# Fields that are in the names of folders anyway, or make no other autoencoder.
+_UNNAMED = ("site_out", "skip", "batch_size", "precision")
 FIELDS = {f.name: _define(f) for f in dataclasses.fields(sae.TrainConfig) if f.name not in _ELSEWHERE}
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("store_dir")
+
+
+def check_flags() -> None:
+    """Raises ValueError for flags that contradict one another, lists that are no numbers, or flags without effect."""
+    running.refuse(common.OF_TEXTS, "training reads rows, and its store says of which text they are")
+    if not PLAN_ONLY.value or flags.FLAGS["store_dir"].present:
+        running.refuse(common.OF_MODELS, "training reads rows, and its store says of which model they are")
+    check_runs()
+
+
+def check_runs() -> None:
+    """As `check_flags`, of the flags that describe runs."""
+    fields = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
+    fixed = _numbers("coefficients", COEFFICIENTS.value)
+    if fixed and L0_TARGETS.value is not None:
+        raise ValueError("--coefficients and --l0_targets exclude each other: fixed lambdas, or L0s to aim at")
+    if fixed and "coefficient" in fields:
+        raise ValueError("--coefficient is for runs with --l0_targets; --coefficients has the lambdas of the others")
+    if fixed and fields.get("penalty") == "quadratic":
+        raise ValueError("--coefficients are of the linear penalty: --penalty=quadratic goes with --l0_targets")
+    if fixed and fields.get("controller"):
+        raise ValueError("--coefficients are fixed lambdas, which --controller would move: it goes with --l0_targets")
+    if fields.get("skip") and "site_out" not in fields:
+        raise ValueError("--skip is for transcoders: it goes with --site_out")
+    if CROSSCODER.value and "site_out" in fields:
+        raise ValueError("--crosscoder gives what it takes: it does not go with --site_out")
+    if TOPOLOGY.value and not PLAN_ONLY.value:
+        raise ValueError("--topology is for --plan_only: this machine does not have its devices to train on")
+    if DISTRIBUTED.value and PLAN_ONLY.value:
+        raise ValueError("--plan_only is of one process: leave --distributed out")
+    if TRAIN_SITES.value and len(set(TRAIN_SITES.value)) < len(TRAIN_SITES.value):
+        raise ValueError(f"--train_sites takes different sites, got {','.join(TRAIN_SITES.value)!r}")
+    _aims()
+    _numbers("learning_rate", LEARNING_RATE.value)
+    _whole_numbers("width", WIDTH.value)
+    _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0)
+    _numbers("matryoshka", fields.get("matryoshka") or None)
+
+
+def _aims() -> list[dict]:
+    """What the runs of a site aim at, as fields of `TrainConfig`."""
+    if COEFFICIENTS.value:
+        return [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
+    if L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
+        return [{}]
+    targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
+    return [{"l0_target": number} for number in _numbers("l0_targets", targets)]
 
 
 def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
@@ -77,22 +148,13 @@ def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
     for site in [*sites, *([out] if out else [])]:
         if site not in widths:
             raise ValueError(f"{site!r} is not among the sites harvested: {', '.join(widths)}")
-    if COEFFICIENTS.value:
-        aims = [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
-    elif L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
-        aims = [{}]
-    else:
-        targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
-        aims = [{"l0_target": number} for number in _numbers("l0_targets", targets)]
     seeds = _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
     rates = _numbers("learning_rate", LEARNING_RATE.value)
     changes = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
     if "matryoshka" in changes:  # --matryoshka= for none
         changes["matryoshka"] = tuple(_numbers("matryoshka", changes["matryoshka"] or None))
-    if COEFFICIENTS.value and "coefficient" in changes:
-        raise ValueError("--coefficient is for runs with --l0_targets; --coefficients has the lambdas of the others")
-    if not sites or len(set(sites)) < len(sites):
-        raise ValueError(f"--train_sites takes different sites, got {','.join(sites) or 'none'!r}")
+    if not sites:
+        raise ValueError(f"no site to train on: {out} is what comes out, and the store has no other")
     if CROSSCODER.value and len(sites) < 2:
         raise ValueError(f"--crosscoder takes two sites at least, got {','.join(sites)!r}")
     return [
@@ -102,31 +164,61 @@ def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
             STEPS.value,
             data_seed=common.SEED.value,
             **{"seed": seed} | aim | changes | ({} if rate is None else {"learning_rate": rate}),
-        )
+        ).resolve()
         for site in ([tuple(sites)] if CROSSCODER.value else sites)
         for width, aim, rate, seed in itertools.product(
-            _whole_numbers("width", WIDTH.value) or [None], aims, rates or [None], seeds
+            _whole_numbers("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
         )
     ]
 
 
 def mesh() -> jax.sharding.Mesh:
-    """Over the devices there are, or those of a topology."""
-    if TOPOLOGY.value and not PLAN_ONLY.value:
-        raise ValueError("--topology is for --plan_only: its devices are not there to train on")
+    """Over this machine's devices, or those of a topology."""
     devices = topologies.chips(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
     return topologies.mesh(devices, LATENT_DEVICES.value, "latent", TOPOLOGY.value or "this machine")
+
+
+def folders_of(runs: list[sae.TrainConfig], saes_dir: Path, source: Source | None = None) -> list[Path]:
+    """Where the autoencoders of the runs go. The names have what tells the runs apart, and the fields that flags set.
+
+    Raises:
+      ValueError: where the autoencoder of another run is, unless --overwrite says that it may be replaced.
+    """
+    named = [name for name, flag in FIELDS.items() if flag.value is not None and name not in _UNNAMED]
+    named += ["learning_rate"] if LEARNING_RATE.value else []
+    named += ["seed"] if any(run.seed for run in runs) else []
+    suffix = "" if RECIPE.value == RECIPE.default else f"_recipe_{RECIPE.value}"
+    folders = autoencoders.folders_of(saes_dir, runs, named, suffix)
+    if not OVERWRITE.value:
+        autoencoders.check_free(folders, runs, source)
+    return folders
 
 
 def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
     """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders.
 
-    `history.json` beside them has the course of each run, `tensorboard/` the same for TensorBoard.
+    `history.json` in each has the course of the run, `tensorboard/` beside them the same for TensorBoard.
+
+    Raises:
+      ValueError: before anything is trained, where another run's checkpoint or autoencoders are, for a folder that
+        cannot be written, and for what `sae.train` refuses.
+      OSError: before anything is trained, for a disk without room for the autoencoders; and when saving them fails all
+        the same, with how to go on.
     """
-    reports = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard")]
+    folders = folders_of(runs, saes_dir, store)
+    for folder in folders:
+        check_folder(folder, "an autoencoder")
+    needed = sum(4 * run.width * sum(map(store.width, run.sites + run.sites_out)) for run in runs)
+    if needed > (free := free_bytes(saes_dir)):
+        raise OSError(
+            f"the disk is full: the autoencoders take {needed / 1e6:.0f} MB in {saes_dir}, where {free / 1e6:.0f} MB "
+            "are free. Free some, or train fewer"
+        )
+    names = [folder.relative_to(saes_dir).as_posix() for folder in folders]
+    reports = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard", names)]
     if WANDB_PROJECT.value:
         reports.append(sae.WeightsAndBiases(project=WANDB_PROJECT.value))
-    autoencoders, history = sae.train(
+    trained, history = sae.train(
         runs,
         store,
         mesh(),
@@ -135,12 +227,28 @@ def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Pat
         reports=reports,
         progress=common.progress,
     )
-    folders = common.autoencoder_folders_of(saes_dir, runs)
-    for autoencoder, folder in zip(autoencoders, folders, strict=True):
-        sae.save(autoencoder, folder)
-    if jax.process_index() == 0:
-        replace_file(saes_dir / "history.json", json.dumps(history, indent=1) + "\n")
+    try:
+        for number, (autoencoder, folder) in enumerate(zip(trained, folders, strict=True)):
+            sae.save(autoencoder, folder)
+            if jax.process_index() == 0:
+                records = [record for record in history if record["run"] == number]
+                replace_file(folder / "history.json", json.dumps(records, indent=1) + "\n")
+    except OSError as error:
+        error.add_note(
+            f"Every step is kept in {checkpoint_dir}: the same command saves the autoencoders without training again."
+        )
+        raise
     return folders
+
+
+def check_dtype(store: sae.ActivationStore) -> None:
+    """Raises ValueError for a --dtype that is not the one of the store's activations."""
+    dtype = store.manifest.activation_dtype
+    if common.DTYPE.value not in (None, dtype):
+        raise ValueError(
+            f"{store.name} has activations of a model in {dtype}, and --dtype={common.DTYPE.value} asks for others: "
+            "leave it out, or harvest them into another folder"
+        )
 
 
 def describe(config: sae.TrainConfig) -> str:
@@ -169,7 +277,7 @@ def _numbers(flag: str, words: list[str] | None, least: float | None = None) -> 
     low = any(not number > 0 if least is None else number < least for number in numbers)
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"--{flag} takes finite numbers, got {','.join(words)!r}")
-    # As they stand in the names of folders (`common.autoencoder_folders_of`); whole numbers stand there in full.
+    # As they stand in the names of folders (`naming.run_names`); whole numbers stand there in full.
     different = {f"{number:g}" if least is None else number for number in numbers}
     if not numbers or low or len(different) < len(numbers):
         bound = "above 0" if least is None else f"from {least} on"
@@ -187,18 +295,36 @@ def _whole_numbers(flag: str, words: list[str] | None, least: int = 1) -> list[i
 def main():
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    store = sae.ActivationStore.open(STORE_DIR.value)
-    widths = {site: store.width(site) for site in store.sites}
-    runs = configs(widths)
+    common.keep_compiled_programs()
     if PLAN_ONLY.value:
-        plan = sae.plan(runs, widths, mesh(), rows=store.rows)
-        print(plan)
-        plan.check()
+        plan_only()
         return
+    store = sae.ActivationStore.open(STORE_DIR.value)
+    check_dtype(store)
+    runs = configs({site: store.width(site) for site in store.sites})
     print(describe(runs[0]))
-    for folder in train(runs, store, Path(SAES_DIR.value), Path(CHECKPOINT_DIR.value)):
+    for folder in train(runs, store, local_path(SAES_DIR.value), local_path(CHECKPOINT_DIR.value)):
         print(folder)
 
 
+def plan_only() -> None:
+    """Prints what the runs would take: on the rows of a store, or, where there is none, at sites of the model."""
+    place, given = places.place(STORE_DIR.value), flags.FLAGS["store_dir"].present
+    if given or (not flags.FLAGS["model"].present and place.read("manifest.json") is not None):
+        store = sae.ActivationStore.open(place)
+        widths, rows, what = {site: store.width(site) for site in store.sites}, store.rows, store.name
+    else:
+        config = gemma.config(common.MODEL.value)
+        model = gemma.Model(param_shapes(config), config)  # its shapes alone
+        sites = [*(TRAIN_SITES.value or harvest.sites(model)), *filter(None, [FIELDS["site_out"].value])]
+        widths, rows = {site: dim(token_site(model, site)) for site in sites}, None
+        what = model.name
+    runs = configs(widths)
+    plan = sae.plan(runs, widths, mesh(), rows=rows)
+    counted = "1 autoencoder" if len(runs) == 1 else f"{len(runs)} autoencoders"
+    print(f"{counted} at {', '.join(dict.fromkeys('+'.join(run.sites) for run in runs))} of {what}\n{plan}")
+    plan.check()
+
+
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main, check_flags)

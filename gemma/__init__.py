@@ -6,6 +6,7 @@ from gemma.cache import empty as empty_cache
 from gemma.checkpoints.loading import load, save
 from gemma.configs import Config, config
 from gemma.model import Model
+from gemma.running import Forward
 from gemma.sampling import Generation, generate
 from gemma.tokenizer import Tokenizer
 from gemma.transformer import Transformer
@@ -13,6 +14,7 @@ from gemma.transformer import Transformer
 __all__ = [
     "Cache",
     "Config",
+    "Forward",
     "Generation",
     "Model",
     "Tokenizer",

@@ -5,6 +5,8 @@ G = N/K, H head width.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -12,8 +14,34 @@ import jax.numpy as jnp
 
 # What a masked score becomes, as in DeepMind's code: finite, so that a row with every key masked does not turn to NaN.
 MASKED = -2.3819763e38
-QUERY_BLOCK = 128  # queries that `fused` computes at a time: its scores take B * N * QUERY_BLOCK * S numbers
-SPANS = 4  # into which long sequences are cut, so that early queries skip late keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How `fused` divides its work.
+
+    Attributes:
+      queries: that are computed at a time: their scores take B * N * queries * S numbers.
+      spans: into which long sequences are cut, so that early queries skip late keys. Each span is written out in the
+        program.
+      divides_late: the softmax's sums divide what comes out, not the pattern, and XLA takes the softmax for none.
+    """
+
+    queries: int
+    spans: int
+    divides_late: bool = False
+
+
+# By platform, as `jax.default_backend()` names it. On a GPU four spans made four loops of different shapes in every
+# layer: 13 layers of the 2B did not compile within a minute. So there is one loop a layer, whose blocks all have one
+# shape. A block of 256 queries at 8 x 1,024 tokens keeps its products large enough for an H100 (32 of 512 x 256 x
+# 1,024), and its scores are a quarter of plain attention's. XLA makes one Triton kernel of softcap, mask and softmax,
+# in tiles of 16 rows, which takes 2 s of compiling for every layer; as two sums over rows they take 0.1 s (compiled
+# ahead of time for an H100 with JAX 0.12).
+BLOCKS = {"cpu": Blocks(128, 4), "tpu": Blocks(128, 4), "gpu": Blocks(256, 1, divides_late=True)}
+
+# Below this many tokens, whole attention is one block or little more, and cuDNN's kernel has nothing to save.
+_FEWEST_FOR_KERNEL = 128
 
 # (array, axis) -> some of the array's entries along that axis.
 Cutter = Callable[[jax.Array, int], jax.Array]
@@ -69,10 +97,8 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None) -> jax.Array:
-    """Attention in blocks of queries, whose scores are let go before the next: memory grows with T + S, not T * S.
-
-    Going backward, each block's scores are computed again. Keys that no query of a block can see are not multiplied
-    where `reach` is sequential: those after it, and in a local layer those before its window.
+    """Attention whose memory grows with T + S, not T * S: the platform's own kernel where it has one for this (see
+    `kernel`), our own blocks elsewhere.
 
     Args:
       q: [B, T, N, H], scaled. k, v: [B, S, K, H].
@@ -82,24 +108,77 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | N
     Returns:
       [B, T, N, H], equal to plain attention's up to rounding.
     """
+    platform = jax.default_backend()
+    blocks = functools.partial(in_blocks, reach=reach, cap=cap, blocks=BLOCKS[platform])
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+    chosen = kernel(platform, capability, q, reach, cap)
+    if chosen is None:
+        return blocks(q, k, v)
+    # Which of the two is decided when the program is lowered, as arrays may lie on the CPU of a machine with a GPU.
+    target, implementation = chosen
+    own = functools.partial(by_kernel, window=reach.window, implementation=implementation)
+    return jax.lax.platform_dependent(q, k, v, **{target: own}, default=blocks)
+
+
+def kernel(
+    platform: str, capability: str | None, q: jax.Array, reach: Reach, cap: float | None
+) -> tuple[str, str] | None:
+    """The platform that a program is lowered for, and the implementation of `jax.nn.dot_product_attention` that
+    computes this there without holding all scores; or None.
+
+    That is cuDNN's flash attention. It knows no softcap, so it is for Gemma 3; sequences from their first token on,
+    without a mask of their own; 16-bit numbers; and heads of up to 128 numbers, or 256 from Hopper (9.0) on.
+
+    Args:
+      platform: as `jax.default_backend()` names it.
+      capability: CUDA's compute capability, such as "9.0", as `jax.Device` has it; None elsewhere.
+      q: [B, T, N, H], or its shape and dtype. reach, cap: as for `fused`.
+    """
+    version = re.fullmatch(r"(\d+)\.(\d+)", capability or "")
+    if platform != "gpu" or not version or int(version[1]) < 8:
+        return None
+    if cap is not None or not reach.sequential or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return None
+    _, T, _, H = q.shape
+    widths = range(8, 257 if int(version[1]) >= 9 else 129, 8)
+    return ("cuda", "cudnn") if H in widths and T >= _FEWEST_FOR_KERNEL else None
+
+
+def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, implementation: str) -> jax.Array:
+    """Causal attention of whole sequences by `jax.nn.dot_product_attention`, whose windows count the keys to the left
+    of a query, itself not among them. Arguments and result as for `fused`."""
+    left = None if window is None or window >= q.shape[1] else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=1.0, is_causal=True, local_window_size=left, implementation=implementation
+    )
+
+
+def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None, blocks: Blocks) -> jax.Array:
+    """Attention in blocks of queries, whose scores are let go before the next.
+
+    Going backward, each block's scores are computed again. Keys that no query of a block can see are not multiplied
+    where `reach` is sequential: those after its span, and in a local layer those before its window. Arguments and
+    result as for `fused`.
+    """
     B, T, N, H = q.shape
     K = k.shape[2]
     q = jnp.einsum("BTKGH->BKTGH", q.reshape(B, T, K, N // K, H))
     k, v = jnp.einsum("BSKH->BKHS", k), jnp.einsum("BSKH->BKSH", v)
     # Few spans, as each is written out in the program; a long one runs through its blocks in a loop.
-    span = QUERY_BLOCK * -(-T // (QUERY_BLOCK * SPANS)) if reach.sequential else T
-    outs = [_span(q, k, v, reach, cap, start, min(start + span, T)) for start in range(0, T, span)]
+    span = blocks.queries * -(-T // (blocks.queries * blocks.spans)) if reach.sequential else T
+    spans = [(start, min(start + span, T)) for start in range(0, T, span)]
+    outs = [_span(q, k, v, reach, cap, blocks, start, stop) for start, stop in spans]
     return jnp.einsum("BKTGH->BTKGH", jnp.concatenate(outs, axis=2)).reshape(B, T, N, H)
 
 
 def _span(
-    q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None, start: int, stop: int
+    q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None, blocks: Blocks, start: int, stop: int
 ) -> jax.Array:
     """For the queries from `start` to `stop`, [B, K, stop - start, G, H].
 
     Here q is [B, K, T, G, H], k [B, K, H, S], v [B, K, S, H].
     """
-    size = min(QUERY_BLOCK, stop - start)
+    size = min(blocks.queries, stop - start)
     keys, width = (0, k.shape[-1]), k.shape[-1]
     if reach.sequential:
         keys = (0 if reach.window is None else max(0, start - reach.window + 1), stop)
@@ -116,9 +195,11 @@ def _span(
         rows = queries(q, 2).reshape(*q.shape[:2], -1, q.shape[-1])
         scores = jnp.matmul(rows, seen(k, 3)).astype(jnp.float32).reshape(*q.shape[:2], size, -1, width)
         allowed = reach.cut(queries, seen).dense()[:, None, :, None]
-        pattern = jax.nn.softmax(jnp.where(allowed, softcap(scores, cap), MASKED), axis=-1).astype(q.dtype)
-        out = jnp.matmul(pattern.reshape(*rows.shape[:3], width), seen(v, 2))
-        return out.reshape(*q.shape[:2], size, -1, q.shape[-1])
+        masked = jnp.where(allowed, softcap(scores, cap), MASKED)
+        weights, total = _weights(masked) if blocks.divides_late else (jax.nn.softmax(masked, axis=-1), None)
+        out = jnp.matmul(weights.astype(q.dtype).reshape(*rows.shape[:3], width), seen(v, 2))
+        out = out.reshape(*q.shape[:2], size, -1, q.shape[-1])
+        return out if total is None else (out / total).astype(q.dtype)
 
     if stop - start == size:
         return block(start)
@@ -127,6 +208,14 @@ def _span(
     last = (stop - start) % size or size  # of the last block, the rows that are new
     done = blocks[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
     return jnp.concatenate([done, blocks[:, :, -1, size - last :]], axis=2)
+
+
+def _weights(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A softmax over the last axis before its division, and what to divide by. The barrier keeps XLA from seeing that
+    it is one; the maximum needs no gradient, as it cancels."""
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - jax.lax.optimization_barrier(largest))
+    return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _cutter(start: jax.Array | int, size: int) -> Cutter:

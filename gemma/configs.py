@@ -7,7 +7,12 @@ Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`; Gemma 3: `ge
 import dataclasses
 import difflib
 
+import jax
+import jax.numpy as jnp
+
 LOCAL, GLOBAL = "local", "global"
+_SIZES = 1 << 31  # positions along an axis are int32
+_NUMBERS = 1 << 127  # float32's largest, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +44,18 @@ class Config:
     def __post_init__(self):
         for field in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "window"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{self.name}: {field} must be a positive integer, got {value!r}")
+            if value >= _SIZES:
+                raise ValueError(f"{self.name}: {field} must be less than 2^31, as every axis is, got {value!r}")
         for field in ("query_scale", "attn_softcap", "final_softcap", "rope_base", "local_rope_base", "rope_scale"):
             value = getattr(self, field)
             if value is None and field.endswith("softcap"):
                 continue
-            if not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{self.name}: {field} must be a positive number, got {value!r}")
+            if not isinstance(value, int | float) or not 0 < value < _NUMBERS:
+                raise ValueError(f"{self.name}: {field} must be a positive number below 2^127, got {value!r}")
+            if value >= _SIZES:  # JAX takes no larger int
+                object.__setattr__(self, field, float(value))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.name}: num_heads must be a multiple of num_kv_heads, "
@@ -79,6 +88,27 @@ def from_dict(values: dict) -> Config:
     if missing or unknown:
         raise ValueError(f"a model's config needs the fields of gemma.Config: missing {missing}, unknown {unknown}")
     return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
+
+
+def check_dtype(config: Config, dtype: jnp.dtype) -> None:
+    """Raises ValueError for a dtype of parameters and activations in which this model cannot be computed.
+
+    Gemma 3's residual stream reaches values above float16's largest, 65504 (huggingface/transformers #36822).
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype in (jnp.float32, jnp.bfloat16):
+        return
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is of parameters and activations, so of floating-point numbers; got {dtype}")
+    if dtype == jnp.float16:
+        if config.qk_norm:
+            raise ValueError(
+                f"{config.name} is a Gemma 3, whose activations exceed float16's largest number, 65504, and become "
+                "infinite: use dtype=jnp.bfloat16, which takes as much memory, or float32"
+            )
+    elif dtype != jnp.float64 or not jax.config.jax_enable_x64:
+        why = "JAX has it under jax_enable_x64 alone" if dtype == jnp.float64 else "the forward pass has it not"
+        raise ValueError(f"dtype is float32, bfloat16 or, for Gemma 2, float16; got {dtype}: {why}")
 
 
 _GEMMA_3 = {

@@ -65,8 +65,10 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],))
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-        return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+        normed = x32 * inverse
+        gain = jnp.expand_dims(1.0 + scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+        return (normed * gain).astype(x.dtype)
 
 
 class Embedder(nn.Module):
@@ -81,8 +83,11 @@ class Embedder(nn.Module):
         )
 
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """[B, T] token ids -> [B, T, D]. The factor sqrt(D) is rounded to `dtype` first, as in DeepMind's code."""
-        return self.input_embedding[tokens].astype(dtype) * jnp.sqrt(self.d_model).astype(dtype)
+        """[B, T] token ids -> [B, T, D], NaN for ids that have no row. The factor sqrt(D) is rounded to `dtype` first,
+        as in DeepMind's code."""
+        ids = jnp.where(tokens < 0, self.vocab_size, tokens)  # negative ids would count from the end
+        rows = self.input_embedding.at[ids].get(mode="fill", fill_value=jnp.nan)
+        return rows.astype(dtype) * jnp.sqrt(self.d_model).astype(dtype)
 
     def decode(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, V] float32, before the final softcap."""
@@ -94,10 +99,9 @@ def rope(x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0) ->
     """Rotary position embedding, split-half, sines in float32. x [B, T, heads, H], positions [B, T] over `scale`."""
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
-    radians = positions[:, :, None, None].astype(jnp.float32) / scale / timescale
-    turn = jnp.exp(
-        1j * radians
-    )  # sin and cos apart are computed anew for every layer and head: XLA takes them for cheap
+    radians = positions[:, :, None, None].astype(jnp.float32) / scale / timescale[None, None, None]
+    # sin and cos apart are computed anew for every layer and head: XLA takes them for cheap
+    turn = jnp.exp(jax.lax.complex(jnp.zeros_like(radians), radians))
     sin, cos = turn.imag, turn.real
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -25,6 +25,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
+from gemma import sites
 from gemma.cache import Cache
 from gemma.configs import Config
 
@@ -38,15 +39,6 @@ _PARAMS = {
     "attn_vec_einsum": 0,  # (N, H, D)
     "gating_einsum": 2,  # (2, D, F)
     "linear": 0,  # (F, D)
-}
-
-# The axis that is spread beside B, and its length. At other sites only B is.
-_SITES = {
-    **dict.fromkeys(("q", "attn_z"), (2, lambda c: c.num_heads)),  # B T N H
-    **dict.fromkeys(("k", "v"), (2, lambda c: c.num_kv_heads)),  # B S K H
-    **dict.fromkeys(("attn_scores", "attn_pattern"), (1, lambda c: c.num_heads)),  # B N T S
-    **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_hidden"), (2, lambda c: c.d_ff)),  # B T F
-    "logits": (2, lambda c: c.vocab_size),  # B T V
 }
 
 
@@ -73,7 +65,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return _spread(mesh, (0,), 0, None)
 
 
-def site_shardings(config: Config, sites: Iterable[str], mesh: Mesh) -> dict[str, NamedSharding]:
+def site_shardings(config: Config, names: Iterable[str], mesh: Mesh) -> dict[str, NamedSharding]:
     """Of the values at sites, by name (`layer_3/attn_z`, `logits`), as `out_shardings` for a jitted `capture`. It is
     where they are computed, so that handing them out takes no communication; only `k` and `v`, where N is divided and K
     is not, are gathered, as a device computes no more of them than its queries need.
@@ -82,12 +74,16 @@ def site_shardings(config: Config, sites: Iterable[str], mesh: Mesh) -> dict[str
       ValueError: for a mesh with explicit axes.
     """
 
-    def place(site: str) -> NamedSharding:
-        axis, length = _SITES.get(site.rsplit("/", 1)[-1], (None, None))
-        shape = (0,) if axis is None else (0,) * axis + (length(config),)
-        return _spread(mesh, shape, 0, axis)
+    def place(name: str) -> NamedSharding:
+        site = records.get(name)
+        if site is None or site.sharding is None:
+            return _spread(mesh, (0,), 0, None)
+        # B and T stand before the value's own axes; of pairs of tokens, T and S stand after them.
+        axis = site.sharding + (2 if site.per_token else 1)
+        return _spread(mesh, (0,) * axis + (site.shape[site.sharding],), 0, axis)
 
-    return {site: place(site) for site in sites}
+    records = sites.of(config)
+    return {name: place(name) for name in names}
 
 
 def cache_shardings(shapes: Cache, mesh: Mesh) -> Cache:

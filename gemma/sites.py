@@ -1,105 +1,120 @@
-"""Where the hooks go: patches that put a tap at every site into the model's functions, by rewriting their source.
+"""Where the hooks go: the sites of a model, and patches that put a tap at each by rewriting the model's source.
 
-A site is a name and one exact point. `layer_{i}/` stands before all but `embed`, `final_norm` and `logits`.
+A site is a name and one exact point. `layer_{i}/` stands before the names of sites in layers. What is known about each
+stands in `gemma/site_kinds.py`; the table here is made from it.
 
-| site | the value | shape |
-| --- | --- | --- |
-| `embed` | embeddings after the sqrt(D) scaling, the input of block 0 | B T D |
-| `resid_pre` | input of the block | B T D |
-| `attn_in` | after the pre-attention norm | B T D |
-| `q` `k` `v` | after RoPE (q also after its scaling); v as projected | B T N H, B S K H |
-| `attn_scores` | before softcap and mask | B N T S |
-| `attn_pattern` | after softmax | B N T S |
-| `attn_z` | heads' outputs before the output projection | B T N H |
-| `attn_out` | after the post-attention norm: what is added to the residual | B T D |
-| `resid_mid` | after that addition | B T D |
-| `mlp_in` | after the pre-feed-forward norm | B T D |
-| `mlp_gate` `mlp_up` | the two projections, before the nonlinearity | B T F |
-| `mlp_hidden` | gelu(gate) * up | B T F |
-| `mlp_out` | after the post-feed-forward norm: what is added to the residual | B T D |
-| `resid_post` | output of the block | B T D |
-| `final_norm` `logits` | after the last norm; after the final softcap | B T D, B T V |
 """
 
 import difflib
-import fnmatch
+import functools
+import itertools
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 
 from flax import linen as nn
 
-from gemma import layers, transformer
 from gemma.configs import Config
-from mishax_lite import Patch, Rewrite, absent
+from gemma.site_kinds import KINDS
+from gemma.site_records import Kind, Site, Way
+from mishax_lite import Patch, absent
 
-# The sites of a block, in the order in which the forward pass reaches them, and those outside of blocks.
-BLOCK_SITES = (
-    *("resid_pre", "attn_in", "q", "k", "v", "attn_scores", "attn_pattern", "attn_z", "attn_out"),
-    *("resid_mid", "mlp_in", "mlp_gate", "mlp_up", "mlp_hidden", "mlp_out", "resid_post"),
-)
-MODEL_SITES = ("embed", "final_norm", "logits")
+_kinds: list[Kind] = list(KINDS)  # with those added
 
-# Sites with one vector per token, which an SAE can be trained on, and how wide it is.
-_WIDTHS = {
-    **dict.fromkeys(("embed", "final_norm", "resid_pre", "attn_in", "attn_out", "resid_mid"), lambda c: (c.d_model,)),
-    **dict.fromkeys(("mlp_in", "mlp_out", "resid_post"), lambda c: (c.d_model,)),
-    **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_hidden"), lambda c: (c.d_ff,)),
-    **dict.fromkeys(("q", "attn_z"), lambda c: (c.num_heads, c.head_dim)),
-    **dict.fromkeys(("k", "v"), lambda c: (c.num_kv_heads, c.head_dim)),
-    "logits": lambda c: (c.vocab_size,),
-}
+
+def table() -> str:
+    """Returns the table of all kinds of sites in Markdown."""
+    lines = [
+        f"| `{kind.name}` | {kind.description}{' (float32 in every model)' if kind.float32 else ''} | {kind.axes} |"
+        for kind in _kinds
+    ]
+    return "\n".join(["| site | the value | shape |", "| --- | --- | --- |", *lines])
+
+
+__doc__ += table()
+
+
+@functools.lru_cache(64)
+def of(config: Config, *, fused: bool = False) -> Mapping[str, Site]:
+    """Returns the record of every site of a model by name, in the order of the forward pass.
+
+    Args:
+        config: the model's shape.
+        fused: whether attention is fused, which has no sites of pairs of tokens.
+
+    Example:
+        >>> of(gemma.config("gemma2-2b"))["layer_12/attn_z"].shape
+        (8, 256)
+    """
+    first = next(index for index, kind in enumerate(_kinds) if kind.in_layers)
+    before = [kind.site(config, None) for kind in _kinds[:first]]
+    blocks = [kind.site(config, i) for i in range(config.num_layers) for kind in _kinds if kind.in_layers]
+    after = [kind.site(config, None) for kind in _kinds[first:] if not kind.in_layers]
+    every = [*before, *blocks, *after]
+    return types.MappingProxyType({site.name: site for site in every if site.per_token or not fused})
 
 
 def names(config: Config) -> list[str]:
-    """Every site of a model, in the order of the forward pass."""
-    blocks = [f"layer_{i}/{site}" for i in range(config.num_layers) for site in BLOCK_SITES]
-    return ["embed", *blocks, "final_norm", "logits"]
+    """Returns the name of every site of a model, in the order of the forward pass."""
+    return list(of(config))
 
 
-def matching(config: Config, patterns: Sequence[str]) -> list[str]:
-    """The sites with a vector for each token that match names or patterns (`fnmatch`; `*` crosses `/`), in the order of
-    the patterns and, within one, of the forward pass.
-
-    Raises:
-      ValueError: for a pattern that matches none; the nearest names are offered.
-    """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        hits = [site for site in fnmatch.filter(names(config), pattern) if site.rsplit("/", 1)[-1] in _WIDTHS]
-        if not hits:
-            # A plain name gets the better message; a pattern, the names nearest to it.
-            token_shape(config, pattern)
-        found.update(dict.fromkeys(hits))
-    return list(found)
-
-
-def token_shape(config: Config, site: str) -> tuple[int, ...]:
-    """The shape of the activation of one token at a site: (D,), (F,), (N, H), … An SAE sees its axes joined.
-
-    Raises:
-      ValueError: for a name that is no site of this model (the nearest are offered), and for `attn_scores` and
-        `attn_pattern`, which belong to pairs of tokens.
-    """
-    check(config, site)
-    kind = site.rsplit("/", 1)[-1]
-    if kind not in _WIDTHS:
-        raise ValueError(f"{site} has a value for every pair of tokens, not a vector for each: it has no width")
-    return _WIDTHS[kind](config)
+def frozen(config: Config, *, fused: bool = False) -> tuple[str, ...]:
+    """Returns the names of the sites that a linear circuit holds still, in the order of the forward pass."""
+    kinds = {kind.name for kind in _kinds if kind.frozen}
+    return tuple(name for name, site in of(config, fused=fused).items() if site.kind in kinds)
 
 
 def check(config: Config, site: str) -> None:
     """Raises ValueError, with the nearest names, unless `site` is a site of the model."""
-    known = names(config)
-    if site in known:
+    if site in of(config):
         return
     layer = re.fullmatch(r"layer_(\d+)/(.+)", site)
-    if layer and layer[2] in BLOCK_SITES:
+    if layer and any(kind.name == layer[2] for kind in _kinds if kind.in_layers):
         raise ValueError(
             f"no site {site!r}: {config.name} has {config.num_layers} layers, 0 to {config.num_layers - 1}"
         )
-    near = difflib.get_close_matches(site, known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"sites are layer_0/resid_post, {', '.join(MODEL_SITES)}, …"
+    near = difflib.get_close_matches(site, names(config), n=3, cutoff=0.4)
+    others = ", ".join(kind.name for kind in _kinds if not kind.in_layers)
+    hint = f"did you mean {', '.join(near)}?" if near else f"sites are layer_0/resid_post, {others}, …"
     raise ValueError(f"no site {site!r} in {config.name}: {hint}")
+
+
+def way(site: Site) -> Way:
+    """Returns how a vector at a site reaches the residual stream.
+
+    Raises:
+        ValueError: for a site that does not write to the residual stream.
+    """
+    ways = {kind.name: kind.way for kind in _kinds if kind.way is not None}
+    if site.kind not in ways:
+        raise ValueError(
+            f"{site.name} does not write to the residual stream, so a vector there has no direct effect on logits: "
+            f"sites that do are {', '.join(ways)}"
+        )
+    return ways[site.kind]
+
+
+def resumption(sites: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the sites whose values, put back beside others at `sites`, let a forward pass begin at the first layer
+    of these.
+
+    With the residual stream that enters the layer replaced as a whole, jit drops the layers below. There are none where
+    one of `sites` is that stream itself, or `embed`, or where no layer has one.
+
+    Args:
+        sites: one, or several, in any order.
+
+    Example:
+        >>> resumption(["layer_12/mlp_out", "layer_9/attn_z", "final_norm"])
+        ('layer_9/resid_pre',)
+    """
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    numbers = [int(site.partition("/")[0].removeprefix("layer_")) for site in sites if "/" in site]
+    if not numbers or "embed" in sites:
+        return ()
+    start = f"layer_{min(numbers)}/resid_pre"
+    return () if start in sites else (start,)
 
 
 def _in_block(module: nn.Module, kind: str) -> str:
@@ -115,101 +130,67 @@ def _fused_lacks(kind: str) -> str:
     return f"fused attention never holds {kind}; it exists with attention='plain'"
 
 
-_LAYERS = Patch(
-    layers,
-    {
-        "Attention.__call__": [
-            Rewrite(
-                "q = rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype)",
-                "q = tap(at(self, 'q'), rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype))",
-            ),
-            Rewrite(
-                "k = rope(k, positions, base, scale)",
-                "k = tap(at(self, 'k'), rope(k, positions, base, scale))\nv = tap(at(self, 'v'), v)",
-            ),
-            Rewrite(
-                "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
-                "scores = tap(at(self, 'attn_scores'), scores)\n"
-                "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
-            ),
-            Rewrite(
-                "pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)",
-                "pattern = tap(at(self, 'attn_pattern'), jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
-            ),
-            Rewrite(
-                "z = fused(q, k, v, allowed, c.attn_softcap)",
-                "for kind in ('attn_scores', 'attn_pattern'):\n"
-                "    absent(at(self, kind), fused_lacks(kind))\n"
-                "z = fused(q, k, v, allowed, c.attn_softcap)",
-            ),
-            Rewrite(
-                "return product('BTNH,NHD->BTD', z, ...), cache",
-                "z = tap(at(self, 'attn_z'), z)\nreturn product('BTNH,NHD->BTD', z, ...), cache",
-            ),
-        ],
-        "FeedForward.__call__": [
-            Rewrite(
-                "hidden = nn.gelu(gate, approximate=True) * up",
-                "gate, up = tap(at(self, 'mlp_gate'), gate), tap(at(self, 'mlp_up'), up)\n"
-                "hidden = tap(at(self, 'mlp_hidden'), nn.gelu(gate, approximate=True) * up)",
-            ),
-        ],
-    },
-    names={"at": _in_block, "absent": absent, "fused_lacks": _fused_lacks},
+_LOSSES_LACK_LOGITS = (
+    "model.losses computes logits in blocks of the vocabulary and never holds them all; model.apply has them"
 )
+_NAMES = {"at": _in_block, "absent": absent, "fused_lacks": _fused_lacks, "losses_lack_logits": _LOSSES_LACK_LOGITS}
 
-_TRANSFORMER = Patch(
-    transformer,
-    {
-        "Block.__call__": [
-            Rewrite(
-                "attn_in = RMSNorm(name='pre_attention_norm')(x)",
-                "x = tap(at(self, 'resid_pre'), x)\n"
-                "attn_in = tap(at(self, 'attn_in'), RMSNorm(name='pre_attention_norm')(x))",
-            ),
-            Rewrite(
-                "attn_out = RMSNorm(name='post_attention_norm')(attn_out)",
-                "attn_out = tap(at(self, 'attn_out'), RMSNorm(name='post_attention_norm')(attn_out))",
-            ),
-            Rewrite("x = x + attn_out", "x = tap(at(self, 'resid_mid'), x + attn_out)"),
-            Rewrite(
-                "mlp_in = RMSNorm(name='pre_ffw_norm')(x)",
-                "mlp_in = tap(at(self, 'mlp_in'), RMSNorm(name='pre_ffw_norm')(x))",
-            ),
-            Rewrite(
-                "mlp_out = RMSNorm(name='post_ffw_norm')(mlp_out)",
-                "mlp_out = tap(at(self, 'mlp_out'), RMSNorm(name='post_ffw_norm')(mlp_out))",
-            ),
-            Rewrite("x = x + mlp_out", "x = tap(at(self, 'resid_post'), x + mlp_out)"),
-        ],
-        "Transformer.__call__": [
-            Rewrite(
-                "x = embedder.encode(tokens, self.dtype)",
-                "x = tap('embed', embedder.encode(tokens, self.dtype))",
-            ),
-            Rewrite(
-                "x = RMSNorm(name='final_norm')(x)",
-                "x = tap('final_norm', RMSNorm(name='final_norm')(x))",
-            ),
-            Rewrite(
-                "logits = softcap(embedder.decode(x), c.final_softcap)",
-                "logits = tap('logits', softcap(embedder.decode(x), c.final_softcap))",
-            ),
-        ],
-    },
-    names={"at": _in_block},
-)
 
-_PATCHES = (_LAYERS, _TRANSFORMER)
+def _patches_of(kinds: Iterable[Kind]) -> list[Patch]:
+    """The rewrites of some kinds, a patch for each module."""
+    members: dict[types.ModuleType, dict[str, list]] = {}
+    for edit in (edit for kind in kinds for edit in kind.edits):
+        members.setdefault(edit.module, {}).setdefault(edit.member, []).append(edit.rewrite)
+    return [Patch(module, edits, names=_NAMES) for module, edits in members.items()]
+
+
+_patches = {"": _patches_of(KINDS)}  # by the name of the kind added
 
 
 def install() -> None:
     """Puts the taps into the model's functions. Importing `gemma` does it: a tap that nobody asks for costs nothing."""
-    for patch in _PATCHES:
+    for patch in itertools.chain.from_iterable(_patches.values()):
         patch.install()
 
 
 def uninstall() -> None:
     """Gives back the bare model."""
-    for patch in reversed(_PATCHES):
+    for patch in reversed(list(itertools.chain.from_iterable(_patches.values()))):
         patch.uninstall()
+
+
+def add(kind: Kind, *, before: str) -> None:
+    """Adds a kind of site to all models, and puts its taps in: `model.sites` has it from then on.
+
+    Args:
+        kind: the record. Its rewrites are of the source as it is with all taps in.
+        before: the kind of the site that the forward pass reaches next.
+
+    Raises:
+        ValueError: for a name that exists, an unknown `before`, and rewrites that do not fit the source.
+    """
+    kinds = [other.name for other in _kinds]
+    if kind.name in kinds:
+        raise ValueError(f"there is a kind of site {kind.name} already")
+    if before not in kinds:
+        raise ValueError(f"before is the kind of a site, such as mlp_hidden; got {before!r}")
+    patches = _patches_of([kind])
+    for patch in patches:
+        patch.install()
+    _patches[kind.name] = patches
+    _kinds.insert(kinds.index(before), kind)
+    of.cache_clear()
+
+
+def remove(name: str) -> None:
+    """Takes away a kind of site that `add` added.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in _patches or not name:
+        raise ValueError(f"no kind of site {name} was added")
+    for patch in reversed(_patches.pop(name)):
+        patch.uninstall()
+    _kinds[:] = [kind for kind in _kinds if kind.name != name]
+    of.cache_clear()

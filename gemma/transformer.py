@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gemma.attention import Reach, softcap
-from gemma.cache import Cache, LayerCache, write
+from gemma.cache import Cache, LayerCache, Places, write
 from gemma.configs import GLOBAL, LOCAL, Config
 from gemma.layers import Attention, Embedder, FeedForward, RMSNorm
 
@@ -43,12 +43,14 @@ class Transformer(nn.Module):
       dtype: of the activations; norms, softcaps, softmax and logits are computed in float32 whatever it is.
       attention: "plain", or "fused", which never holds the scores of all queries.
       last: only the last token's logits, [B, 1, V].
+      unembeds: False gives what the unembedding reads, the last norm's output [B, T, D], in place of the logits.
     """
 
     config: Config
     dtype: jnp.dtype = jnp.float32
     attention: str = "plain"
     last: bool = False
+    unembeds: bool = True
 
     @nn.compact
     def __call__(
@@ -59,16 +61,18 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
     ) -> jax.Array | tuple[jax.Array, Cache]:
         c = self.config
-        positions, reach, cache = reaches(c, tokens, positions, mask, cache)
+        positions, reach, cache, places = reaches(c, tokens, positions, mask, cache)
         allowed = {k: r if self.attention == "fused" else r.dense() for k, r in reach.items()}
         embedder = Embedder(c.vocab_size, c.d_model, name="embedder")
         x = embedder.encode(tokens, self.dtype)
         layers = []
         for i, kind in enumerate(c.layer_kinds):
             block = Block(c, kind, name=f"layer_{i}")
-            x, layer = block(x, positions, allowed[kind], None if cache is None else cache.layer(i))
+            x, layer = block(x, positions, allowed[kind], None if cache is None else cache.layer(i, places[kind]))
             layers.append(layer)
         x = RMSNorm(name="final_norm")(x)
+        if not self.unembeds:
+            return x
         if self.last:
             x = x[:, -1:]
         logits = softcap(embedder.decode(x), c.final_softcap)
@@ -80,23 +84,23 @@ class Transformer(nn.Module):
 
 def reaches(
     config: Config, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, cache: Cache | None
-) -> tuple[jax.Array, dict[str, Reach], Cache | None]:
-    """The positions [B, T] of the tokens, what each kind of layer may see, and the cache with these positions in it."""
+) -> tuple[jax.Array, dict[str, Reach], Cache | None, dict[str, Places]]:
+    """The positions [B, T] of the tokens, what each kind of layer may see, the cache with these positions in it, and
+    where each kind puts the tokens there."""
     B, T = tokens.shape
     order = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     window = {LOCAL: config.window, GLOBAL: None}
     if cache is None:
         sequential = positions is None and mask is None
         positions = order if positions is None else positions
-        return (
-            positions,
-            {k: Reach(order, order, positions, positions, mask, w, sequential) for k, w in window.items()},
-            None,
-        )
+        reach = {k: Reach(order, order, positions, positions, mask, w, sequential) for k, w in window.items()}
+        return positions, reach, None, {}
     positions = cache.next_positions[:, None] + order if positions is None else positions
-    reach, kept = {}, {}
+    positions = positions.astype(jnp.int32)
+    reach, kept, places = {}, {}, {}
     for kind, old in cache.positions.items():
-        seen, kept[kind] = write(old, positions, cache.step, ring=old.shape[1] < cache.capacity)
+        places[kind] = cache.places(kind, positions)
+        seen, kept[kind] = write(old, positions, places[kind])
         reach[kind] = Reach(positions, seen, positions, seen, mask, window[kind])
     following = jnp.maximum(cache.next_positions, jnp.max(positions, axis=1) + 1)
-    return positions, reach, dataclasses.replace(cache, positions=kept, next_positions=following)
+    return positions, reach, dataclasses.replace(cache, positions=kept, next_positions=following), places

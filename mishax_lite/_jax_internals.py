@@ -1,4 +1,4 @@
-"""Everything that `mishax_lite` needs from JAX and that JAX does not export: this file, and no other.
+"""Everything that `mishax_lite` needs from JAX and that JAX does not export, or that differs between its versions.
 
 Each name says which public interface it would come from if there were one. The admitted range of JAX is in
 `setup.py`; `tests/mishax_lite` runs on its oldest and its newest.
@@ -6,18 +6,35 @@ Each name says which public interface it would come from if there were one. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax._src import api_util as _api_util
+from jax._src import config as _config
+from jax._src import core as _core
+from jax._src import custom_derivatives as _custom_derivatives
 from jax._src import effects as _effects
+from jax._src import source_info_util as _source_info_util
+from jax._src import tree_util as _tree_util
 from jax._src.effects import Effect as Effect  # jax.extend.core has it from JAX 0.10 on
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.sharding_impls import UNSPECIFIED as UNSPECIFIED  # what jax.jit has for "no sharding was asked for"
+from jax.experimental import jet as _jet
+from jax.experimental.key_reuse import _core as _key_reuse
 from jax.extend import core as extend_core
 from jax.extend import linear_util, source_info_util
+from jax.extend.core import primitives
 from jax.interpreters import mlir, partial_eval
+
+try:
+    from jax._src import flattree as _flattree  # since JAX 0.11
+except ImportError:
+    _flattree = None
 
 
 def allow_effect(effect_type: type[Effect]) -> None:
@@ -26,6 +43,11 @@ def allow_effect(effect_type: type[Effect]) -> None:
     _effects.control_flow_allowed_effects.add_type(effect_type)
     _effects.custom_derivatives_allowed_effects.add_type(effect_type)
     _effects.remat_allowed_effects.add_type(effect_type)
+
+
+def keep_effect(effect_type: type[Effect]) -> None:
+    """Lets partial evaluations keep what has an effect, though nothing uses its result."""
+    _effects.partial_eval_kept_effects.add_type(effect_type)
 
 
 def unknown_names(debug_info):
@@ -42,7 +64,11 @@ def trace(fun: Callable, avals: Sequence[Any], debug_info) -> tuple[extend_core.
     """
     wrapped = linear_util.wrap_init(fun, debug_info=debug_info)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
-    return _partial_eval.convert_constvars_jaxpr(jaxpr), list(consts)
+    jaxpr = _partial_eval.convert_constvars_jaxpr(jaxpr)
+    if jax.__version_info__ < (0, 10) and jaxpr.debug_info.arg_names is None:
+        # Differentiating a while loop adds to the names there (seen in 0.8.2), and fails where none are known.
+        jaxpr = jaxpr.replace(debug_info=jaxpr.debug_info._replace(arg_names=("",) * len(jaxpr.invars)))
+    return jaxpr, list(consts)
 
 
 def bind(eqn: extend_core.JaxprEqn, args: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
@@ -53,20 +79,43 @@ def bind(eqn: extend_core.JaxprEqn, args: Sequence[Any], params: dict[str, Any] 
     bound = eqn.primitive.get_bind_params(eqn.params if params is None else params)
     # Until JAX 0.9 the functions in params came apart from the rest; since then there is a single dict.
     functions, bound = bound if isinstance(bound, tuple) else ((), bound)
-    with source_lines(eqn), eqn.ctx.manager:
+    with surroundings(eqn):
         out = eqn.primitive.bind(*functions, *args, **bound)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def source_lines(eqn: extend_core.JaxprEqn):
-    """A context in which new equations bear the source lines and the name stack of `eqn`."""
+def current_trace() -> Any:
+    """The trace that makes the program which runs now, beneath the differentiation and mapping in it."""
+    trace = _core.trace_ctx.trace
+    while not isinstance(trace, _partial_eval.DynamicJaxprTrace) and getattr(trace, "parent_trace", None) is not None:
+        trace = trace.parent_trace
+    return trace
+
+
+@contextlib.contextmanager
+def surroundings(eqn: extend_core.JaxprEqn) -> Iterator[None]:
+    """A context in which new equations are like `eqn`: source lines and name stack, mesh, compute type, metadata."""
     names = source_info_util.current_name_stack() + eqn.source_info.name_stack
-    return source_info_util.user_context(eqn.source_info.traceback, name_stack=names)
+    with source_info_util.user_context(eqn.source_info.traceback, name_stack=names), eqn.ctx.manager:
+        yield
+
+
+@contextlib.contextmanager
+def own_tracebacks() -> Iterator[None]:
+    """A context in which equations come from where they are made, not from the equation that is evaluated around."""
+    state = _source_info_util._source_info_context
+    before = state.context
+    # `user_context(None)` would keep the traceback.
+    state.context = source_info_util.new_source_info().replace(name_stack=before.name_stack)
+    try:
+        yield
+    finally:
+        state.context = before
 
 
 def varying_axes(value: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value may differ; empty outside `shard_map`."""
-    aval = jax.typeof(value)
+    """The manual mesh axes over which a value, or one of a type, may differ; empty outside `shard_map`."""
+    aval = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
     if hasattr(aval, "mat"):  # "manual axis type", since JAX 0.10; a ShapedArray's `vma` before
         return aval.mat.varying
     return getattr(aval, "vma", frozenset())
@@ -75,3 +124,347 @@ def varying_axes(value: Any) -> frozenset[str]:
 def no_debug_info(fun: Callable):
     """Debug information that names the function, for the traces that hooks make, but not its arguments."""
     return _api_util.debug_info("mishax_lite", fun, (), {}).with_unknown_names()
+
+
+def key_implementation(dtype: Any) -> str:
+    """The name of the random number generator of a key's dtype."""
+    return dtype._impl.name
+
+
+def axis_name(axis_data: Any) -> Any:
+    """The name of a `vmap`'s axis, as a batching rule is told it; None if it has none."""
+    return None if axis_data.name is _core.no_axis_name else axis_data.name
+
+
+@contextlib.contextmanager
+def context_of(eqn: extend_core.JaxprEqn, names_and_sizes: Sequence[tuple[Any, int]]) -> Iterator[None]:
+    """A context in which what belongs to `eqn` can be traced elsewhere: its mesh, and the names of axes.
+
+    `names_and_sizes`: of the `vmap`s around it; those of the `shard_map`s around it are added.
+    """
+    mesh = eqn.ctx.cur_abstract_mesh
+    manual = [] if mesh is None else [(name, mesh.shape[name]) for name in getattr(mesh, "manual_axes", ())]
+    typed = any(varying_axes(v.aval) for v in eqn.invars)  # the types say what differs between devices: `check_vma`
+    checking = _config._check_vma(True) if typed else contextlib.nullcontext()
+    with _core.extend_axis_env_nd([*manual, *names_and_sizes]), eqn.ctx.manager, checking:
+        yield
+
+
+def caller(eqn: extend_core.JaxprEqn, code: Any) -> tuple[Any, int] | None:
+    """Whose call of a function (by its code) made an equation: the code and instruction; None if nobody knows."""
+    traceback = eqn.source_info.traceback
+    codes, instructions = ((), ()) if traceback is None else traceback.raw_frames()
+    frames = iter(zip(codes, instructions, strict=True))  # the innermost first
+    return next(frames, None) if any(frame[0] is code for frame in frames) else None
+
+
+def is_current(tracer: Any) -> bool:
+    """Whether a tracer belongs to the trace that is being made now."""
+    return tracer._trace is _core.trace_ctx.trace
+
+
+def hidden_programs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
+    """The jaxprs in an equation that is a Python object ("hijax"; `jax.lax.custom_root` since JAX 0.12)."""
+    parts = getattr(eqn.params.get("_prim"), "params", {}).values()
+    programs = [getattr(part, "jaxpr", part) for part in parts]  # a `jax.stages.Traced`, or a jaxpr with constants
+    return [program for program in programs if isinstance(program, extend_core.Jaxpr)]
+
+
+def primitive_name(eqn: extend_core.JaxprEqn) -> str:
+    """The name of an equation's primitive, for people."""
+    return type(eqn.params["_prim"]).__name__ if "_prim" in eqn.params else eqn.primitive.name
+
+
+def computes_now(values: Sequence[Any]) -> bool:
+    """Whether a primitive of these values is evaluated now, though a trace is being made."""
+    return _config.eager_constant_folding.value and not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def into_the_trace():
+    """A context in which `jax.ensure_compile_time_eval` is off."""
+    return _config.eager_constant_folding(False)
+
+
+def add_jet_rule(primitive: Any, rule: Callable) -> None:
+    """Gives a primitive a rule for `jax.experimental.jet`."""
+    _jet.jet_rules[primitive] = rule
+
+
+def forward_keys(primitive: Any) -> None:
+    """Tells the checker of key reuse (`jax.debug_key_reuse`) that a primitive returns the keys that it is given."""
+
+    @_key_reuse.dynamic_key_reuse_signature
+    def signature(eqn):
+        return _key_reuse.KeyReuseSignature(*(_key_reuse.Forward(k, k) for k in range(len(eqn.invars))))
+
+    _key_reuse.key_reuse_signatures[primitive] = signature
+
+
+def tuple_tree(count: int, like: Any) -> Any:
+    """The structure of a tuple of so many leaves, of the kind that a structure in the params of a primitive is."""
+    try:
+        jax.tree_util.treedef_tuple([like])
+    except ValueError:  # of a registry of its own, for some primitives since JAX 0.10
+        return _tree_util.tracing_registry.flatten((0,) * count)[1]
+    return jax.tree.structure((0,) * count)
+
+
+# Params of primitives.
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are the carry."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
+    return len(consts), len(carry)
+
+
+def scan_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_consts: int, more_xs: int):
+    """Params of a scan over `jaxpr`, with further constants in front and further `xs` before those there were."""
+    consts, carry = scan_counts(params)
+    params = dict(params, jaxpr=jaxpr)
+    if "num_consts" in params:
+        params["num_consts"] = consts + more_consts
+    if "linear" in params:  # gone since JAX 0.10
+        fixed, linear = consts + carry, list(params["linear"])
+        params["linear"] = (*[False] * more_consts, *linear[:fixed], *[False] * more_xs, *linear[fixed:])
+    if "ft_in" in params:
+        consts += more_consts
+        nones, pack = _flattree.nones, _flattree.pack
+        xs, ys = len(jaxpr.in_avals) - consts - carry, len(jaxpr.out_avals) - carry
+        params["ft_in"] = pack((nones(consts), nones(carry), nones(xs)))
+        params["ft_out"] = pack((nones(carry), nones(ys)))
+    return params
+
+
+def jit_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_in: int, more_out: int) -> dict[str, Any]:
+    """Params of a jit of `jaxpr`, with further operands in front and further outputs at the end."""
+    return dict(
+        params,
+        jaxpr=jaxpr,
+        donated_invars=(False,) * more_in + tuple(params["donated_invars"]),
+        in_shardings=(UNSPECIFIED,) * more_in + tuple(params["in_shardings"]),
+        in_layouts=(None,) * more_in + tuple(params["in_layouts"]),
+        out_shardings=tuple(params["out_shardings"]) + (UNSPECIFIED,) * more_out,
+        out_layouts=tuple(params["out_layouts"]) + (None,) * more_out,
+    )
+
+
+def remat_params(params: dict[str, Any], jaxpr: extend_core.Jaxpr, more_in: int) -> dict[str, Any]:
+    """Params of a `jax.checkpoint` of `jaxpr`, with further operands in front."""
+    prevent_cse = params["prevent_cse"]
+    if isinstance(prevent_cse, tuple):  # since JAX 0.10, one flag per input
+        prevent_cse = (True,) * more_in + prevent_cse
+    return dict(params, jaxpr=jaxpr, prevent_cse=prevent_cse)
+
+
+def manual_axes(params: dict[str, Any]) -> frozenset[str]:
+    """The mesh axes that a `shard_map` makes manual."""
+    return params["manual_axes"] if "manual_axes" in params else params["newly_manual_axes"]  # renamed in JAX 0.10
+
+
+# Rules of custom derivatives, as they lie in the params of traced calls.
+
+_FOLDER = os.path.dirname(jax.__file__) + os.sep
+
+# Whether backward rules return what they log, too: `defvjp_with_logs`, since JAX 0.11.
+RULES_LOG = hasattr(jax.custom_vjp, "defvjp_with_logs")
+
+
+def jvp_rule(params: dict[str, Any], zeros: Sequence[bool]) -> tuple[extend_core.Jaxpr, list[Any], list[bool]]:
+    """The rule of a custom_jvp call as a program, its constants, and which of the outputs' tangents are zero."""
+    return params["jvp_jaxpr_fun"].call_wrapped(*zeros)
+
+
+def forward_rule(params: dict[str, Any], perturbed: Sequence[bool]) -> tuple[extend_core.Jaxpr, list[Any]]:
+    """The forward rule of a custom_vjp call as a program, and its constants."""
+    return params["fwd_jaxpr_thunk"].call_wrapped(*perturbed)
+
+
+def backward_rule(params: dict[str, Any], residuals: Sequence[Any], cotangents: Sequence[Any]) -> tuple[list, Any]:
+    """Runs the backward rule of a custom_vjp call: the cotangents of its operands, and what it logs (or None)."""
+    returned = params["bwd"].call_wrapped(*residuals, *cotangents)
+    return returned if isinstance(returned, tuple) else (returned, None)  # a pair since JAX 0.11
+
+
+def backward_params(params: dict[str, Any], rule: Callable, more: int) -> dict[str, Any]:
+    """Params of a call of a backward rule (`custom_lin`) with another rule, which takes `more` residuals."""
+    rule = linear_util.wrap_init(rule, debug_info=params["bwd"].debug_info)
+    return dict(params, bwd=rule, num_res=params["num_res"] + more)
+
+
+# By primitive, its params that are rules: those that are traced, and those that run where they are called.
+_RULES = {
+    "custom_jvp_call": (("jvp_jaxpr_fun",), ()),
+    "custom_vjp_call": (("fwd_jaxpr_thunk",), ("bwd",)),
+    "custom_lin": ((), ("bwd",)),
+    "custom_vmap_call": ((), ("rule",)),
+}
+
+
+def with_rules(eqn: extend_core.JaxprEqn, params: dict[str, Any], change: Callable, around: Callable) -> dict[str, Any]:
+    """Params of an equation, with other rules if it calls a function that has some.
+
+    Args:
+        change: of the jaxpr of a rule that is traced, the one to use.
+        around: a function that makes the context in which another rule runs.
+    """
+    traced, called = _RULES.get(eqn.primitive.name, ((), ()))
+    rules = {name: _changed(params[name], change) for name in traced}
+    return {**params, **rules, **{name: _inside(params[name], around) for name in called}}
+
+
+def has_foreign_rules(eqn: extend_core.JaxprEqn) -> bool:
+    """Whether an equation calls a function with rules that are not JAX's own, as those of `jax.nn.relu` are."""
+    traced, called = _RULES.get(eqn.primitive.name, ((), ()))
+    infos = [getattr(eqn.params[name], "debug_info", None) for name in (*traced, *called)]
+    return any(info is None or not _is_of_jax(info.func_src_info) for info in infos)
+
+
+def _is_of_jax(source: str) -> bool:
+    """Whether a function is in JAX, by "name at file:line"; those of `jax.custom_gradient` run functions of users."""
+    file = source.partition(" at ")[2].rpartition(":")[0]
+    return file.startswith(_FOLDER) and file != _custom_derivatives.__file__
+
+
+def _changed(thunk: Any, change: Callable) -> Any:
+    @functools.cache
+    def changed(*flags):
+        jaxpr, *rest = thunk.call_wrapped(*flags)
+        return (change(jaxpr), *rest)
+
+    return linear_util.wrap_init(changed, debug_info=thunk.debug_info)
+
+
+def _inside(rule: Any, around: Callable) -> Any:
+    call = getattr(rule, "call_wrapped", rule)
+
+    @functools.wraps(call)
+    def inside(*args):
+        with around():
+            return call(*args)
+
+    return inside if call is rule else linear_util.wrap_init(inside, debug_info=rule.debug_info)
+
+
+def intercept_rules(around: Callable[[Callable, bool], Callable]) -> None:
+    """From now on the rules of every custom_jvp, custom_vjp and custom_vmap are called through `around`.
+
+    `around(rule, derivative)` is asked when the function is called, and again for each call. JAX has no public way to
+    tell a rule in which context its function was called: it runs the rule later, when it transforms what it traced.
+    """
+    for kind, rules in ((jax.custom_jvp, ("jvp",)), (jax.custom_vjp, ("fwd", "bwd"))):
+        kind.__call__ = _with_wrapped_rules(kind.__call__, rules, lambda rule: around(rule, True))
+    kind = jax.custom_batching.custom_vmap
+    kind.__call__ = _with_wrapped_rules(kind.__call__, ("vmap_rule",), lambda rule: around(rule, False))
+
+
+def _with_wrapped_rules(call: Callable, rules: tuple[str, ...], around: Callable[[Callable], Callable]) -> Callable:
+    @functools.wraps(call)
+    def wrapped(self, *args, **kwargs):
+        changes = {name: around(rule) for name in rules if (rule := getattr(self, name, None)) is not None}
+        if any(changes[name] is not getattr(self, name) for name in changes):
+            copy = object.__new__(type(self))
+            copy.__dict__.update(self.__dict__, **changes)
+            self = copy
+        return call(self, *args, **kwargs)
+
+    return wrapped
+
+
+# Telling a user's call of a construct from JAX's own handling of one that is there already.
+
+# By primitive, the functions of JAX that bind it when a user calls the construct: all others transform programs.
+_CALLERS = {
+    primitives.jit_p: {"_run_python_pjit", "_python_pjit_helper"},
+    primitives.scan_p: {"scan"},
+    primitives.while_p: {"while_loop"},
+    primitives.cond_p: {"cond", "_cond", "_switch_internal", "switch"},
+    primitives.remat_p: {"fun_remat"},
+}
+_TRUE_FIRST = {"cond", "_cond"}  # these trace the branch for True first, and bind it last
+
+
+def intercept_calls(change: Callable[[extend_core.Primitive, dict[str, Any], bool], dict[str, Any]]) -> None:
+    """From now on a user's jit, scan, while, cond and remat get the params that `change` returns.
+
+    It is asked with the primitive, its params, and whether the last of the branches (of a cond) comes first in the
+    source. How JAX itself changes these constructs (differentiation, vmap, ...) goes past it.
+    """
+    for primitive, callers in _CALLERS.items():
+        primitive.bind = _intercepted(primitive, primitive.bind, callers, change)
+
+
+def _intercepted(primitive: Any, bind: Callable, callers: set[str], change: Callable) -> Callable:
+    def intercepted(*args, **params):
+        caller = sys._getframe(1).f_code.co_name
+        if caller in callers:
+            params = change(primitive, params, caller in _TRUE_FIRST)
+        return bind(*args, **params)
+
+    return intercepted
+
+
+def keep_calls_with_rules() -> None:
+    """From now on partial evaluation keeps custom_vjp calls with effects that are to be kept, as other equations.
+
+    JAX (0.8.2 to 0.12) forgets it for these calls: one whose result nobody uses would go, with the taps in it.
+    """
+    original = _partial_eval.JaxprTrace.process_custom_vjp_call
+
+    @functools.wraps(original)
+    def process(self, *args, **kwargs):
+        outs = original(self, *args, **kwargs)
+        recipe = getattr(outs[0], "recipe", None) if outs else None
+        if isinstance(recipe, _partial_eval.JaxprEqnRecipe) and _effects.partial_eval_kept_effects.filter_in(
+            recipe.effects
+        ):
+            self.effect_handles.append(_partial_eval.EffectHandle(list(recipe.in_tracers), recipe))
+        return outs
+
+    _partial_eval.JaxprTrace.process_custom_vjp_call = process
+
+    # A call without results would be out of reach there: where none is used, the first one stays.
+    call = _custom_derivatives.custom_vjp_call_p
+    remove = _partial_eval.dce_rules[call]
+
+    @functools.wraps(remove)
+    def leave_one(used_outs, *rest):  # since JAX 0.11 also which inputs are live; the equation is the last
+        if not any(used_outs) and used_outs and _effects.partial_eval_kept_effects.filter_in(rest[-1].effects):
+            used_outs = [True, *used_outs[1:]]
+        return remove(used_outs, *rest)
+
+    _partial_eval.dce_rules[call] = leave_one
+
+
+def runs_in_shards() -> bool:
+    """Whether what runs now is the body of a shard_map that nobody traces."""
+    return type(_core.trace_ctx.trace).__name__ == "ShardMapTrace"
+
+
+def is_hoisting() -> bool:
+    """Whether JAX is moving what does not change out of a scan, while it differentiates it."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name == "_scan_known_hoisting" or (name == "_scan_partial_eval_custom" and _in_last_step(frame)):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _in_last_step(frame: Any) -> bool:
+    """Of `_scan_partial_eval_custom`: whether what is known was told from what is not, and hoisting has begun."""
+    return "const_donthoist" in frame.f_locals or "num_const_known" in frame.f_locals
+
+
+def stage(trace: Any, tracers: Sequence[Any], primitive: extend_core.Primitive, params: dict[str, Any]) -> list[Any]:
+    """Puts an equation into what a partial evaluation leaves for later, even where all its operands are known."""
+    tracers = [trace.instantiate_const(trace.to_jaxpr_tracer(tracer)) for tracer in tracers]
+    return trace.default_process_primitive(primitive, tracers, params)
+
+
+def evaluate_partially(trace: Any, tracers: Sequence[Any], primitive: extend_core.Primitive, params: dict) -> list[Any]:
+    """What a partial evaluation does with a primitive that has no rule of its own."""
+    return trace.default_process_primitive(primitive, [trace.to_jaxpr_tracer(t) for t in tracers], params)

@@ -10,6 +10,7 @@ import ast
 import linecache
 
 from mishax_lite.rewriting import REGION
+from mishax_lite.sources import Source, split_lines
 
 # Expressions that need no parentheses wherever they stand.
 _ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.List, ast.Dict, ast.Set, ast.JoinedStr)
@@ -20,19 +21,21 @@ def patched_lines(text: str, tree: ast.Module) -> list[str]:
 
     A line may hold several lines: an inserted compound statement that does not fit where it belongs.
     """
-    lines = [line.encode() for line in text.splitlines(keepends=True)]
+    lines = [line.encode() for line in split_lines(text, keepends=True)]
     for nodes in sorted(_edited(tree), key=lambda nodes: _region(nodes), reverse=True):
         _replace(lines, _region(nodes), nodes)
     return [line.decode() for line in lines]
 
 
-def show(filename: str, lines: list[str] | None) -> None:
-    """Makes Python show these lines for a file, or again what is on disk."""
-    if lines is None:
-        linecache.cache.pop(filename, None)
-    else:
-        # No time of modification: `linecache.checkcache` then leaves the entry alone.
-        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
+def show(source: Source, lines: list[str] | None) -> None:
+    """Makes Python show these lines for a source, or the source itself again."""
+    if lines is None and not source.cell:
+        linecache.cache.pop(source.filename, None)
+        return
+    # The entry is the only copy of a cell.
+    lines = split_lines(source.text, keepends=True) if lines is None else lines
+    # No time of modification: `linecache.checkcache` then leaves the entry alone.
+    linecache.cache[source.filename] = (sum(map(len, lines)), None, lines, source.filename)
 
 
 def _edited(tree: ast.Module) -> list[list[ast.AST]]:
@@ -94,7 +97,8 @@ def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[
     first, column, last, end_column = region
     before, rest = lines[first - 1][:column], lines[last - 1][end_column:]
     height = last - first + 1
-    new = _expression(nodes[0], height) if isinstance(nodes[0], ast.expr) else _statements(nodes, height, column)
+    margin = before if before.isspace() else b" " * column  # tabs stay tabs, or Python could not read the lines again
+    new = _expression(nodes[0], height) if isinstance(nodes[0], ast.expr) else _statements(nodes, height, margin)
     new[0] = before + new[0]
     new[-1] = new[-1] + rest
     lines[first - 1 : last] = new
@@ -112,13 +116,12 @@ def _expression(node: ast.expr, height: int) -> list[bytes]:
     return [text[:-1].encode() + b"\n", *[b"\n"] * (height - 2), b")"]
 
 
-def _statements(nodes: list[ast.stmt], height: int, indent: int) -> list[bytes]:
-    rows = [ast.unparse(node).splitlines() for node in nodes]
+def _statements(nodes: list[ast.stmt], height: int, margin: bytes) -> list[bytes]:
+    rows = [split_lines(ast.unparse(node)) for node in nodes]
     flat = [line for row in rows for line in row]
     if len(flat) > height and all(len(row) == 1 for row in rows):
         kept = flat[: height - 1]
         flat = [*kept, "; ".join(flat[height - 1 :])]  # simple statements fit on one line
-    margin = b" " * indent
     new = [(b"" if k == 0 else margin) + line.encode() for k, line in enumerate(flat)]
     new += [b""] * (height - len(new))
     if len(new) > height:

@@ -1,109 +1,166 @@
-"""What is installed in each module, and going from one set of patches to another, all or nothing."""
+"""Going from one set of patches in a module to another, all or nothing."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import types
-import weakref
 from typing import Any
 
 import jax
 
-from mishax_lite import display, live
+from mishax_lite import codes, display, live, sources, versions
+from mishax_lite.codes import Codes, Index, Key
 from mishax_lite.members import apply_edit
 from mishax_lite.report import Finding, PatchError, Report
-
-
-@dataclasses.dataclass
-class State:
-    """A module as it was imported, and what is installed in it.
-
-    `original`: the code of its functions, compiled from the source. `untouched`: what each function that was ever
-    changed had before, the object itself. `codes`: by the function's key, the code that is installed now.
-    """
-
-    module: types.ModuleType
-    filename: str
-    text: str
-    original: dict[live.Key, list[types.CodeType]]
-    codes: dict[live.Key, list[types.CodeType]]
-    installed: list[Any] = dataclasses.field(default_factory=list)
-    untouched: weakref.WeakKeyDictionary = dataclasses.field(default_factory=weakref.WeakKeyDictionary)
+from mishax_lite.states import State, own
+from mishax_lite.versions import Origin, Version
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A module with some patches in it: its lines, what was found about each edit, and the code that functions get."""
+    """A module with some patches in it: its lines, a finding for each edit, and the code that functions get.
+
+    `changes`: each function that gets other code, with the version that it is of. `versions`: those in use.
+    """
 
     lines: list[str]
     findings: list[tuple[Any, Finding]]
-    changes: list[tuple[types.FunctionType, types.CodeType]]
-    codes: dict[live.Key, list[types.CodeType]]
-
-
-_states: weakref.WeakKeyDictionary[types.ModuleType, State] = weakref.WeakKeyDictionary()
-
-
-def state_of(module: types.ModuleType) -> State:
-    if module not in _states:
-        loader = getattr(module, "__loader__", None)
-        text = loader.get_source(module.__name__) if hasattr(loader, "get_source") else None
-        filename = getattr(module, "__file__", None)
-        if text is None or filename is None:
-            raise ValueError(
-                f"Patch: module {module.__name__!r} has no source in Python (it is built in, compiled, or was typed "
-                "in), so that nothing can be rewritten in it"
-            )
-        original = live.code_of(ast.parse(text), filename, {})
-        _states[module] = State(module, filename, text, original, original)
-    return _states[module]
+    changes: list[tuple[types.FunctionType, types.CodeType, Version]]
+    codes: Codes
+    versions: list[Version]
 
 
 def plan(state: State, patches: list[Any]) -> Plan:
-    """What the module would be with these patches, in this order, from its original source."""
-    tree = ast.parse(state.text)
-    alive = live.live_functions(state.module, state.filename)
-    findings = []
-    for patch in patches:
-        for member, rewrites in patch.edits.items():
-            for index, rewrite in enumerate(rewrites):
-                names = vars(patch.names)
-                found = apply_edit(state.module, state.text, tree, alive, member, index, rewrite, id(patch), names)
-                findings.append((patch, found))
-    lines = display.patched_lines(state.text, tree)
-    codes = live.code_of(tree, state.filename, {id(patch): patch.names for patch in patches})
-    problems: dict[live.Key, str] = {}
-    for key, original in state.original.items():
-        problem = live.incompatible(original, codes.get(key, []))
+    """What the module would be with these patches, in this order, from its source."""
+    present = state.present
+    functions = own(state, live.functions_of(state.module))
+    survey = versions.survey(functions, live.members_of(state.module), state.versions, state.patched, state.codes)
+    unknown = survey.unknown_keys(present)
+    alive = {*(origin.key for _, origin in survey.placed if origin.version is present), *unknown}
+    lines, findings, new = _edited(state, patches, alive)
+    problems: dict[Key, str] = {}
+    for key, original in present.index.codes.items():
+        alike = new.get(key, [])
+        problem = codes.incompatible(original, alike)
+        if not problem and key in unknown and not codes.all_same(original, alike):
+            problem = (
+                "the code in memory is not that of the source file: the file changed after it was imported, or "
+                "another tool (a tracer, an import hook) changed the code; import the module afresh, without that tool"
+            )
         if problem:
             problems[key] = problem
     changes = []
-    for key, functions in alive.items():
-        for function in [] if key in problems else functions:
-            try:
-                code = live.new_code(function, state.codes.get(key, []), codes.get(key, []))
-            except ValueError as error:
-                problems[key] = str(error)
-                break
-            if code is not function.__code__:
-                changes.append((function, _untouched(state, function, key, code)))
+    for function, origin in survey.placed:
+        # Functions from before a reload get back what they had: the patches are written for the present source.
+        after = new if origin.version is present else origin.version.index.codes
+        try:
+            code = function.__code__ if origin.key in problems else _new_code(state, function, origin, after)
+        except ValueError as error:
+            problems[origin.key] = str(error)
+            continue
+        if code is not function.__code__:
+            changes.append((function, code, origin.version))
     for key, problem in problems.items():
         findings += [(patch, _refused(state, patch, key, problem)) for patch in patches]
-    return Plan(lines, findings, changes, codes)
+    in_use = {id(origin.version) for _, origin in survey.placed}
+    kept = [version for version in state.versions if version is present or id(version) in in_use]
+    return Plan(lines, findings, changes, new, kept)
+
+
+def _edited(state: State, patches: list[Any], alive: set[Key]) -> tuple[list[str], list[tuple[Any, Finding]], Codes]:
+    """The present source with those edits of `patches` that fit: its lines, a finding for each edit, and the code.
+
+    All edits are compiled together; only if that fails, one after the other, to say which ones make no program.
+    """
+    try:
+        tree, findings = _edited_tree(state, patches, alive)
+        lines = display.patched_lines(state.source.text, tree)
+        return lines, findings, codes.code_of(state.module, tree, state.source, _namespaces(patches))
+    except codes.COMPILE_ERRORS:
+        tree, findings = _edited_tree(state, patches, alive, compile_each=True)
+        lines = display.patched_lines(state.source.text, tree)
+        return lines, findings, codes.code_of(state.module, tree, state.source, _namespaces(patches))
+
+
+def _edited_tree(
+    state: State, patches: list[Any], alive: set[Key], compile_each: bool = False
+) -> tuple[ast.Module, list[tuple[Any, Finding]]]:
+    tree = sources.parse(state.source)
+    findings: list[tuple[Any, Finding]] = []
+    for patch in patches:
+        for member, rewrites in patch.edits.items():
+            for index, rewrite in enumerate(rewrites):
+                former = copy.deepcopy(tree) if compile_each else tree
+                finding = apply_edit(
+                    state.module, state.source.text, tree, alive, member, index, rewrite, id(patch), vars(patch.names)
+                )
+                if compile_each and finding.status == "ok":
+                    try:
+                        codes.code_of(state.module, copy.deepcopy(tree), state.source, _namespaces(patches))
+                    except codes.COMPILE_ERRORS as error:
+                        message = f"Python does not compile the function with it: {getattr(error, 'msg', error)}"
+                        finding = dataclasses.replace(finding, status="refused", message=message)
+                        tree = former
+                elif compile_each:
+                    tree = former  # an edit that was refused halfway
+                findings.append((patch, finding))
+    return tree, findings
+
+
+def _namespaces(patches: list[Any]) -> dict[int, codes.Names]:
+    return {id(patch): patch.names for patch in patches}
 
 
 def change(state: State, patches: list[Any], cause: Any, problem: str) -> None:
     """Makes `patches` those that are installed, or changes nothing and raises PatchError."""
     new = plan(state, patches)
     raise_failures(cause, new, problem)
-    for function, code in new.changes:
-        state.untouched.setdefault(function, function.__code__)
-        function.__code__ = code
-    state.installed, state.codes = patches, new.codes
-    display.show(state.filename, new.lines if patches else None)
+    _assign(state, new.changes)
+    state.patched.add(state.present, new.codes)
+    state.installed, state.codes, state.versions, state.left = patches, Index(new.codes), new.versions, False
+    display.show(state.source, new.lines if patches else None)
     if new.changes and not live.is_importing(state.module):
         jax.clear_caches()
+
+
+def _assign(state: State, changes: list[tuple[types.FunctionType, types.CodeType, Version]]) -> None:
+    former = [(function, function.__code__) for function, _, _ in changes]
+    for function, _, version in changes:
+        if state.patched.origin(function.__code__) is None:
+            state.before[function] = function.__code__
+            version.remember(function.__code__)
+    try:
+        for function, code, _ in changes:
+            function.__code__ = code
+    except BaseException:
+        for function, code in former:
+            function.__code__ = code
+        raise
+
+
+def _new_code(state: State, function: types.FunctionType, origin: Origin, new: Codes) -> types.CodeType:
+    """The code that a living function gets, out of `new`: that very object which an import made, if it is no other.
+
+    Raises:
+        ValueError: if nobody can say which of several is its code.
+    """
+    alike = new.get(origin.key, [])
+    if not alike:  # an edit removed the inner function, or put it in; the one that is alive goes on as it is
+        return function.__code__
+    if len(alike) != origin.count:
+        raise ValueError("several functions begin on this line, and the edit changes how many; edit them apart")
+    code = alike[origin.k]
+    if codes.same_code(code, function.__code__):
+        return function.__code__
+    original = origin.version.index.codes.get(origin.key, [])
+    if len(original) == len(alike) and codes.same_code(original[origin.k], code):
+        before = state.before.get(function)
+        if before is not None and codes.same_code(before, code):
+            return before
+        return origin.version.imported.get((origin.key, origin.k), code)
+    return code
 
 
 def raise_failures(patch: Any, planned: Plan, problem: str) -> None:
@@ -112,18 +169,5 @@ def raise_failures(patch: Any, planned: Plan, problem: str) -> None:
         raise PatchError(f"the patch of {patch.module.__name__} {problem}:", report)
 
 
-def _untouched(state: State, function: types.FunctionType, key: live.Key, code: types.CodeType) -> types.CodeType:
-    """The very code that was there before any patch, if `code` is no other than that."""
-    for original in state.original.get(key, []):
-        if live.same_code(original, code):
-            if function in state.untouched:
-                return state.untouched[function]
-            for outer in state.untouched.values():  # a closure made while the patch was in
-                for inner in live.codes_inside(outer).get(key, []):
-                    if live.same_code(inner, code):
-                        return inner
-    return code
-
-
-def _refused(state: State, patch: Any, key: live.Key, problem: str) -> Finding:
+def _refused(state: State, patch: Any, key: Key, problem: str) -> Finding:
     return Finding(state.module.__name__, key[0].replace(".<locals>", ""), -1, "refused", problem, (key[1],))

@@ -8,45 +8,69 @@ import dataclasses
 import difflib
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from mishax_lite import match as matching
 from mishax_lite import rewriting
 from mishax_lite.report import Finding, nearest
 from mishax_lite.rewriting import Rewrite
+from mishax_lite.sources import split_lines
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A function definition. `path`: its name with those of the classes and functions around it.
+    """A function definition, or a lambda.
 
-    `outermost`: the (qualified name, first line) of the outermost function around it, itself if there is none.
+    Attributes:
+        path: its name with those of the classes and functions around it. A lambda has the name that it is assigned to,
+            directly or in a call (`f = jax.jit(lambda x: x)`), and otherwise `<lambda>`.
+        node: the definition.
+        outermost: the (qualified name, first line) of the outermost function around it, itself if there is none.
     """
 
     path: str
-    node: ast.FunctionDef | ast.AsyncFunctionDef
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     outermost: tuple[str, int]
 
 
 def definitions(tree: ast.Module) -> Iterator[Definition]:
     """All function definitions of a module, in the order of its source."""
+    return _definitions(tree.body, "", None)
 
-    def visit(node: ast.AST, path: str, outermost: tuple[str, int] | None) -> Iterator[Definition]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ClassDef):
-                yield from visit(child, f"{path}{child.name}.", outermost)
-            elif isinstance(child, _FUNCTIONS):
-                first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
-                own = outermost or (path + child.name, first)
-                yield Definition(path + child.name, child, own)
-                yield from visit(child, f"{path}{child.name}.", own)
-            else:
-                yield from visit(child, path, outermost)
 
-    return visit(tree, "", None)
+def _definitions(
+    nodes: Iterable[ast.AST], path: str, outermost: tuple[str, int] | None, name: str = "<lambda>"
+) -> Iterator[Definition]:
+    """The definitions in `nodes`; `name`: the variable that lambdas among them are assigned to."""
+    for node in nodes:
+        if isinstance(node, ast.ClassDef):
+            yield from _definitions([*node.decorator_list, *node.bases, *node.keywords], path, outermost)
+            yield from _definitions(node.body, f"{path}{node.name}.", outermost)
+        elif isinstance(node, _FUNCTIONS):
+            yield from _definitions([*node.decorator_list, node.args], path, outermost)
+            own = outermost or (path + node.name, _first_line(node))
+            yield Definition(path + node.name, node, own)
+            yield from _definitions(node.body, f"{path}{node.name}.", own)
+        elif isinstance(node, ast.Lambda):
+            yield from _definitions([node.args], path, outermost)
+            own = outermost or (path + "<lambda>", node.lineno)
+            yield Definition(path + name, node, own)
+            yield from _definitions([node.body], f"{path}{name}.", own)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            # A name of the module wins over others for the same function: they are one definition.
+            yield from _definitions([node.value], path, outermost, names[-1] if names else "<lambda>")
+        else:
+            calls = isinstance(node, (ast.Call, ast.IfExp, ast.keyword, ast.Starred))
+            yield from _definitions(ast.iter_child_nodes(node), path, outermost, name if calls else "<lambda>")
+
+
+def _first_line(node: ast.AST) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
 
 
 def lines_of(tree: ast.Module, member: str) -> list[int]:
@@ -59,7 +83,7 @@ def apply_edit(
     module: types.ModuleType,
     text: str,
     tree: ast.Module,
-    alive: Mapping[tuple[str, int], Any],
+    alive: Container[tuple[str, int]],
     member: str,
     index: int,
     rewrite: Rewrite,
@@ -94,7 +118,10 @@ def apply_edit(
     lines = tuple(match.nodes[0].lineno for match in matches)
     if not matches:
         diffs = (nearest(before.body, d.node, text) for d in found)
-        return finding("stale", "`before` is not there", pin=pin, diff=next(filter(None, diffs), ""))
+        message = "`before` is not there"
+        if not before.is_expression and all(isinstance(d.node, ast.Lambda) for d in found):
+            message += ": a lambda has one expression and no statements, so `before` and `after` must be expressions"
+        return finding("stale", message, pin=pin, diff=next(filter(None, diffs), ""))
     if len(matches) != rewrite.count:
         message = (
             f"`before` is there {len(matches)} times (lines {', '.join(map(str, lines))}), expected {rewrite.count}; "
@@ -129,8 +156,7 @@ def _no_such_member(module: types.ModuleType, member: str, everything: list[Defi
 
 
 def _source(text: str, node: ast.AST) -> str:
-    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
+    return textwrap.dedent("\n".join(split_lines(text)[_first_line(node) - 1 : node.end_lineno]))
 
 
 def _unknown_names(

@@ -1,4 +1,4 @@
-"""Rebuilding equations that hold jaxprs: jit, scan, while, cond, remat, shard_map and calls.
+"""Rebuilding equations that hold jaxprs: jit, scan, remat, shard_map and calls (`turns.py` has while and cond).
 
 Each rule traces the inner jaxpr anew with the actions in it, and binds the same primitive with the same params but for
 what must change: inputs for the values that edits close over, and outputs for what is captured.
@@ -17,26 +17,53 @@ from jax.extend.core import primitives
 from jax.sharding import PartitionSpec
 
 from mishax_lite import _jax_internals
-from mishax_lite._jax_internals import UNSPECIFIED
 from mishax_lite.interpret import RULES, Run, interpret
 from mishax_lite.primitive import is_watched
-from mishax_lite.survey import branch_order, survey
+from mishax_lite.reading import MeshAxis
+from mishax_lite.survey import survey
+
+# What JAX compiled is found again by the identity of its jaxpr. Captures depend on nothing but the jaxpr and on which
+# taps are captured, so that a second call of `capture(f)` outside jit finds the first call's programs.
+_rebuilt: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def rebuilt_once(
+    run: Run,
+    programs: Sequence[extend_core.ClosedJaxpr],
+    start: int,
+    make: Callable[[], tuple[Any, list[Any]]],
+) -> tuple[Any, list[Any]]:
+    """What `make` returns for the actions in these programs, which stand in a row from `start` on; made once if it can be.
+
+    Args:
+        make: returns new programs, and the values of their first inputs: those that they close over.
+    """  # noqa: E501
+    count = sum(len(survey(program.jaxpr)) for program in programs)
+    if run.edits(start, count):
+        return make()
+    versions = _rebuilt.setdefault(programs[0], {})
+    key = (run.captures(start, count), is_watched(), run.turns, run.copies, *map(id, programs[1:]))
+    if key not in versions:
+        new, extra = make()
+        if any(isinstance(value, jax.core.Tracer) for value in extra):
+            return new, extra
+        versions[key] = new, extra, programs[1:]  # held, so that nothing else gets their ids
+    return versions[key][:2]
 
 
 def trace_inner(
     run: Run,
-    jaxpr: extend_core.Jaxpr,
-    consts: Sequence[Any],
+    inner: extend_core.ClosedJaxpr,
     start: int,
     loops: tuple[Any, ...],
     avals: Sequence[Any] | None = None,
     arrange: Callable[[list[Any]], tuple[list[Any], tuple[Any, ...]]] | None = None,
-) -> tuple[extend_core.Jaxpr, list[Any]]:
-    """Traces `jaxpr` with its actions.
+) -> tuple[extend_core.ClosedJaxpr, list[Any]]:
+    """Traces an inner program with its actions.
 
     Args:
         run, start, loops: as for `interpret`.
-        jaxpr, consts: the inner program.
+        inner: the program.
         avals: the types of the inputs of the new jaxpr; those of the old one by default.
         arrange: of the inputs of the new jaxpr, those of the old one and the indices of further loops.
 
@@ -44,17 +71,26 @@ def trace_inner(
         The new jaxpr, which returns what is captured after its outputs, and the values of its first inputs: those
         that edits close over.
     """
-    avals = [v.aval for v in jaxpr.invars] if avals is None else avals
 
     def fun(*inputs):
         old, more = arrange(list(inputs)) if arrange else (list(inputs), ())
-        outs, captured = interpret(run, jaxpr, consts, old, start, (*loops, *more))
+        outs, captured = interpret(run, inner.jaxpr, inner.consts, old, start, (*loops, *more))
         return [*outs, *captured]
 
-    return _jax_internals.trace(fun, avals, _jax_internals.unknown_names(jaxpr.debug_info))
+    types = [v.aval for v in inner.jaxpr.invars] if avals is None else avals
+    return rebuilt_once(run, [inner], start, lambda: trace_closed(fun, types, inner))
 
 
-def _split(outs: list[Any], eqn: extend_core.JaxprEqn) -> tuple[list[Any], list[Any]]:
+def trace_closed(
+    fun: Callable[..., list[Any]], avals: Sequence[Any], old: extend_core.ClosedJaxpr
+) -> tuple[extend_core.ClosedJaxpr, list[Any]]:
+    """Traces what takes the place of an old program: a closed jaxpr, and the values of its first inputs."""
+    jaxpr, extra = _jax_internals.trace(fun, avals, _jax_internals.unknown_names(old.jaxpr.debug_info))
+    return closed(jaxpr), extra
+
+
+def split(outs: list[Any], eqn: extend_core.JaxprEqn) -> tuple[list[Any], list[Any]]:
+    """The outputs of a rebuilt equation, and what was captured in it."""
     return outs[: len(eqn.outvars)], outs[len(eqn.outvars) :]
 
 
@@ -62,42 +98,30 @@ def closed(jaxpr: extend_core.Jaxpr) -> extend_core.ClosedJaxpr:
     return extend_core.ClosedJaxpr(jaxpr, ())
 
 
-# What jit compiled is found again by the identity of its jaxpr. Captures depend on nothing but the jaxpr and on which
-# taps are captured, so that a second call of `capture(f)` outside jit finds the first call's programs.
-_captured_jits: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_closed: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def closed_once(jaxpr: extend_core.Jaxpr) -> extend_core.ClosedJaxpr:
+    """The same closed jaxpr for the same jaxpr, as long as somebody holds it."""
+    reference = _closed.get(jaxpr)
+    new = reference() if reference is not None else None
+    if new is None:
+        new = closed(jaxpr)
+        _closed[jaxpr] = weakref.ref(new)
+    return new
 
 
 def _jit(run: Run, eqn, args, start, loops):
-    inner = eqn.params["jaxpr"]
-    count = len(survey(inner.jaxpr))
-    if run.edits(start, count):
-        jaxpr, extra = trace_inner(run, inner.jaxpr, inner.consts, start, loops)
-        new = closed(jaxpr)
-    else:
-        known = _captured_jits.setdefault(inner, {})
-        key = (run.captures(start, count), is_watched())
-        if key not in known:
-            jaxpr, extra = trace_inner(run, inner.jaxpr, inner.consts, start, loops)
-            known[key] = (closed(jaxpr), extra)
-        new, extra = known[key]
-    more_in, more_out = len(extra), len(new.jaxpr.outvars) - len(eqn.outvars)
-    old = eqn.params
-    params = dict(
-        old,
-        jaxpr=new,
-        donated_invars=(False,) * more_in + tuple(old["donated_invars"]),
-        in_shardings=(UNSPECIFIED,) * more_in + tuple(old["in_shardings"]),
-        in_layouts=(None,) * more_in + tuple(old["in_layouts"]),
-        out_shardings=tuple(old["out_shardings"]) + (UNSPECIFIED,) * more_out,
-        out_layouts=tuple(old["out_layouts"]) + (None,) * more_out,
-    )
-    return _split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
+    new, extra = trace_inner(run, eqn.params["jaxpr"], start, loops)
+    more_out = len(new.out_avals) - len(eqn.outvars)
+    params = _jax_internals.jit_params(eqn.params, new, len(extra), more_out)
+    return split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
 
 
 def _scan(run: Run, eqn, args, start, loops):
     """Captures come out stacked, like the `ys`; the index is one more of the `xs`, and so follows `reverse`."""
     old = eqn.params
-    inner, fixed = old["jaxpr"], old["num_consts"] + old["num_carry"]
+    inner, fixed = old["jaxpr"], sum(_jax_internals.scan_counts(old))
     indexed = run.edits(start, len(survey(inner.jaxpr)))
     avals = [v.aval for v in inner.jaxpr.invars]
     if indexed:
@@ -108,66 +132,27 @@ def _scan(run: Run, eqn, args, start, loops):
     def arrange(inputs):
         return (inputs[:fixed] + inputs[fixed + 1 :], (inputs[fixed],)) if indexed else (inputs, (None,))
 
-    jaxpr, extra = trace_inner(run, inner.jaxpr, inner.consts, start, loops, avals, arrange)
-    params = dict(old, jaxpr=closed(jaxpr), num_consts=len(extra) + old["num_consts"])
-    if "linear" in old:  # gone since JAX 0.10
-        linear = list(old["linear"])
-        params["linear"] = (*[False] * len(extra), *linear[:fixed], *[False] * indexed, *linear[fixed:])
-    return _split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
-
-
-def _while(run: Run, eqn, args, start, loops):
-    """The surveyed order is the condition first, then the body; nothing is captured in either."""
-    old = eqn.params
-    cond, body = old["cond_jaxpr"], old["body_jaxpr"]
-    new_cond, extra_cond = trace_inner(run, cond.jaxpr, cond.consts, start, loops)
-    new_body, extra_body = trace_inner(run, body.jaxpr, body.consts, start + len(survey(cond.jaxpr)), loops)
-    n = old["cond_nconsts"]
-    params = dict(
-        old,
-        cond_jaxpr=closed(new_cond),
-        body_jaxpr=closed(new_body),
-        cond_nconsts=len(extra_cond) + n,
-        body_nconsts=len(extra_body) + old["body_nconsts"],
-    )
-    return _jax_internals.bind(eqn, [*extra_cond, *args[:n], *extra_body, *args[n:]], params), []
-
-
-def _cond(run: Run, eqn, args, start, loops):
-    """All branches take the same operands, so each gets the values that any branch's edits close over."""
-    branches, extras = {}, []
-    for k in branch_order(eqn):
-        branch = eqn.params["branches"][k]
-        jaxpr, extra = trace_inner(run, branch.jaxpr, branch.consts, start, loops)
-        start += len(survey(branch.jaxpr))
-        branches[k] = (jaxpr, slice(len(extras), len(extras) + len(extra)))
-        extras.extend(extra)
-    new = []
-    for _, (jaxpr, own) in sorted(branches.items()):
-        avals = [*map(jax.typeof, extras), *(v.aval for v in jaxpr.invars[own.stop - own.start :])]
-
-        def fun(*inputs, jaxpr=jaxpr, own=own):
-            return jax.core.eval_jaxpr(jaxpr, (), *inputs[own], *inputs[len(extras) :])
-
-        again, _ = _jax_internals.trace(fun, avals, _jax_internals.unknown_names(jaxpr.debug_info))
-        new.append(closed(again))
-    return _jax_internals.bind(eqn, [args[0], *extras, *args[1:]], dict(eqn.params, branches=tuple(new))), []
+    new, extra = trace_inner(run, inner, start, loops, avals, arrange)
+    params = _jax_internals.scan_params(old, new, len(extra), int(indexed))
+    return split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
 
 
 def _remat(run: Run, eqn, args, start, loops):
-    jaxpr, extra = trace_inner(run, eqn.params["jaxpr"], (), start, loops)
-    prevent_cse = eqn.params["prevent_cse"]
-    if isinstance(prevent_cse, tuple):  # since JAX 0.10, one flag per input
-        prevent_cse = (True,) * len(extra) + prevent_cse
-    params = dict(eqn.params, jaxpr=jaxpr, prevent_cse=prevent_cse)
-    return _split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
+    new, extra = trace_inner(run, closed_once(eqn.params["jaxpr"]), start, loops)
+    params = _jax_internals.remat_params(eqn.params, new.jaxpr, len(extra))
+    return split(_jax_internals.bind(eqn, [*extra, *args], params), eqn)
 
 
-def _call(run: Run, eqn, args, start, loops):
+def _call(run: Run, eqn, args, start, loops, name="call_jaxpr"):
     """Calls without a meaning of their own are evaluated in place."""
-    inner = eqn.params["call_jaxpr"]
+    inner = eqn.params[name]
     inner = inner if isinstance(inner, extend_core.ClosedJaxpr) else closed(inner)
     return interpret(run, inner.jaxpr, inner.consts, args, start, loops)
+
+
+def _remat_opt(run: Run, eqn, args, start, loops):
+    """The forward rule of a `custom_vjp(..., optimize_remat=True)`: run in place, a checkpoint around runs it again."""
+    return _call(run, eqn, args, start, loops, name="fwd_jaxpr")
 
 
 def _shard_map(run: Run, eqn, args, start, loops):
@@ -177,11 +162,12 @@ def _shard_map(run: Run, eqn, args, start, loops):
     """
     old = eqn.params
     mesh, jaxpr = old["mesh"], old["jaxpr"]
-    axes = old["manual_axes"] if "manual_axes" in old else old["newly_manual_axes"]  # renamed in JAX 0.10
+    axes = _jax_internals.manual_axes(old)
     manual = [axis for axis in mesh.axis_names if axis in axes]
+    around = (*loops, *(MeshAxis(axis, old["check_vma"]) for axis in manual))
 
     def body(*inputs):
-        outs, captured = interpret(run, jaxpr, (), list(inputs), start, loops)
+        outs, captured = interpret(run, jaxpr, (), list(inputs), start, around)
         return outs, [leaf.reshape((1,) * len(manual) + leaf.shape) for leaf in captured]
 
     outs, captured = jax.shard_map(
@@ -199,11 +185,10 @@ RULES.update(
     {
         primitives.jit_p.name: _jit,
         primitives.scan_p.name: _scan,
-        primitives.while_p.name: _while,
-        primitives.cond_p.name: _cond,
         primitives.remat_p.name: _remat,
         primitives.call_p.name: _call,
         primitives.closed_call_p.name: _call,
         "shard_map": _shard_map,  # its primitive is not exported
+        "remat_opt": _remat_opt,
     }
 )

@@ -6,7 +6,6 @@ functions stay the same objects, so whatever holds them (aliases, subclasses, wr
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import importlib
@@ -15,11 +14,14 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mishax_lite.installing import State, change, plan, raise_failures, state_of
+from mishax_lite import sources
+from mishax_lite.codes import Names
+from mishax_lite.installing import change, plan, raise_failures
 from mishax_lite.members import lines_of
 from mishax_lite.primitive import tap
 from mishax_lite.report import Report
 from mishax_lite.rewriting import Rewrite
+from mishax_lite.states import State, state_of, states_of
 
 # One lock for all patches: installing is rare, and two patches of one module must see each other.
 _lock = threading.RLock()
@@ -29,11 +31,13 @@ class Patch:
     """Edits of the functions of one module.
 
     Args:
-        module: the module, or its dotted name.
+        module: the module, or its dotted name; also a script (`"__main__"`) or a notebook.
         edits: for each member the edits of its body, in order. A member is a function (`"f"`), a method or property
-            (`"Block.__call__"`) or a function in a function (`"outer.inner"`).
+            (`"Block.__call__"`), a function in a function (`"outer.inner"`), or a lambda by the name that it is
+            assigned to (`f = jax.jit(lambda x: x)` is `"f"`, others are `"<lambda>"`). Of a notebook, all members of a
+            patch are of one cell.
         names: what the inserted code may use by name, beside what the module knows, and `tap`. The module gets no new
-            name from it.
+            name from it. A variable that the inserted code binds itself wins over a name here.
 
     Raises:
         ValueError: for arguments of the wrong kind. Whether the edits fit the source is said by `check` and `install`.
@@ -47,6 +51,12 @@ class Patch:
     Several patches of one member compose in order of installation and can be taken off in any order. Installing and
     taking off clears JAX's caches, so that functions traced before are traced anew, unless the module or its package is
     still being imported. What was compiled ahead of time (`.lower().compile()`, `jax.export`) stays as it is.
+
+    Loading the module again (`importlib.reload`, IPython's autoreload, a cell that runs again) takes all its patches
+    off; `install` puts this one into the new functions. Functions from before that others still hold get back what they
+    had when the next patch of the module goes in or out, or the patch too, where the new source has the same function.
+
+    Functions that go by value, with cloudpickle, keep what was in them; code with extra names cannot be marshalled.
 
     Threads may install and take off at any time, but it is not one instant for all of them: a call that is running goes
     on in the old code, and a thread that traces meanwhile may see some members old and some new.
@@ -76,7 +86,7 @@ class Patch:
                 raise ValueError(
                     f"Patch: an extra name must be an identifier that does not begin with __; got {name!r}"
                 )
-        self.names = types.SimpleNamespace(**{"tap": tap, **(names or {})})
+        self.names = Names({"tap": tap, **(names or {})})
         self._entered = 0
         self._kept = False
 
@@ -85,12 +95,14 @@ class Patch:
 
     @property
     def installed(self) -> bool:
-        return self in state_of(self.module).installed
+        """Whether the edits are in the functions that the module has now; a reload takes them off."""
+        with _lock:
+            return any(self in state.installed for state in states_of(self.module))
 
     def check(self) -> Report:
         """A dry run: for every edit, whether it fits the source as it is with the patches installed now."""
         with _lock:
-            state = state_of(self.module)
+            state = self._state()
             patches = state.installed if self in state.installed else [*state.installed, self]
             return Report(tuple(f for patch, f in plan(state, patches).findings if patch is self))
 
@@ -116,7 +128,8 @@ class Patch:
 
     def __enter__(self) -> Patch:
         with _lock:
-            self._put_in()
+            if self._put_in() and not self._entered:
+                self._kept = False  # a reload had taken off what `install` put in
             self._entered += 1
         return self
 
@@ -133,45 +146,51 @@ class Patch:
             PatchError: if it does not fit.
         """
         with _lock:
-            state = state_of(self.module)
+            state = self._state()
             others = [patch for patch in state.installed if patch is not self]
             old, new = plan(state, others).lines, plan(state, [*others, self])
             raise_failures(self, new, "cannot be shown")
             return _diff(state, old, new.lines)
 
-    def _put_in(self) -> None:
+    def _put_in(self) -> bool:
+        """Installs the patch and returns True, or returns False if it is in already."""
         if _collected is not None:
             _collected.append(self)
-            return
-        state = state_of(self.module)
-        if self not in state.installed:
-            change(state, [*state.installed, self], self, "cannot be installed; nothing was changed")
+            return False
+        state = self._state()
+        if self in state.installed:
+            return False
+        change(state, [*state.installed, self], self, "cannot be installed; nothing was changed")
+        return True
 
     def _take_out(self) -> None:
-        state = state_of(self.module)
-        if self in state.installed:
-            left = [patch for patch in state.installed if patch is not self]
-            change(state, left, self, "cannot be taken out: another patch was written on top of it")
+        for state in states_of(self.module):
+            if self in state.installed or state.left:
+                others = [patch for patch in state.installed if patch is not self]
+                change(state, others, self, "cannot be taken out: another patch was written on top of it")
+
+    def _state(self) -> State:
+        return state_of(self.module, self.edits)
 
 
 def check_together(patches: Sequence[Patch]) -> Report:
     """A dry run of several patches in this order, whatever is installed now."""
     with _lock:
-        found = []
-        for module, group in _by_module(patches):
-            found += [finding for _, finding in plan(state_of(module), group).findings]
-        return Report(tuple(dict.fromkeys(found)))
+        findings = []
+        for state, group in _by_state(patches):
+            findings += [finding for _, finding in plan(state, group).findings]
+        return Report(tuple(dict.fromkeys(findings)))
 
 
 def diff_together(patches: Sequence[Patch], member: str | None = None) -> str:
     """What several patches change in the sources of their modules, or in one member only, as a unified diff."""
     with _lock:
         diffs = []
-        for module, group in _by_module(patches):
-            state, lines = state_of(module), plan(state_of(module), group).lines
-            old = state.text.splitlines(keepends=True)
+        for state, group in _by_state(patches):
+            lines = plan(state, group).lines
+            old = sources.split_lines(state.source.text, keepends=True)
             if member is not None:
-                kept = set(lines_of(ast.parse(state.text), member))
+                kept = set(lines_of(sources.parse(state.source), member))
                 lines = [new if k in kept else line for k, (line, new) in enumerate(zip(old, lines, strict=True), 1)]
             diffs.append(_diff(state, old, lines))
         return "".join(diffs)
@@ -194,12 +213,13 @@ def collecting() -> Iterator[list[Patch]]:
 _collected: list[Patch] | None = None
 
 
-def _by_module(patches: Sequence[Patch]) -> list[tuple[types.ModuleType, list[Patch]]]:
-    groups: dict[int, tuple[types.ModuleType, list[Patch]]] = {}
+def _by_state(patches: Sequence[Patch]) -> list[tuple[State, list[Patch]]]:
+    groups: dict[int, tuple[State, list[Patch]]] = {}
     for patch in patches:
-        groups.setdefault(id(patch.module), (patch.module, []))[1].append(patch)
+        state = state_of(patch.module, patch.edits)
+        groups.setdefault(id(state), (state, []))[1].append(patch)
     return list(groups.values())
 
 
 def _diff(state: State, old: list[str], new: list[str]) -> str:
-    return "".join(difflib.unified_diff(old, new, state.filename, f"{state.filename} (patched)"))
+    return "".join(difflib.unified_diff(old, new, state.source.filename, f"{state.source.filename} (patched)"))

@@ -7,26 +7,49 @@ that `capture` and `edit` (see `hooks.py`) find it there.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as extend_core
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-from mishax_lite import _jax_internals
+from mishax_lite import _jax_internals, identity, mapping, slopes
 
 T = TypeVar("T")
 
-tap_p = extend_core.Primitive("tap")
+tap_p = extend_core.Primitive(identity.TAP)
 tap_p.multiple_results = True
 
-# (prefix of names, is somebody looking). It is part of the key of JAX's caches, so that a jitted function is traced
-# anew where the prefix differs. None stands for ("", False): the state in which all code outside a hook runs.
+
+class _Context(NamedTuple):
+    """In what context taps are called.
+
+    Attributes:
+        prefix: of the names, by the scopes around.
+        watched: whether a hook is tracing.
+        sloped: whether it is tracing a derivative rule, where derivatives are marked (`slopes.py`).
+        branches: in a rule, in how many branches of conds the call of its function stands.
+    """
+
+    prefix: str = ""
+    watched: bool = False
+    sloped: bool = False
+    branches: int = 0
+
+
+# It is part of the key of JAX's caches, so that a jitted function is traced anew where the context differs. None stands
+# for the context in which all code outside a hook runs.
 _context = jax.make_user_context(None)
-_serials = itertools.count()
+# Called before each tap: rules for tools that are entered once somebody has imported the tool (`tool_rules.py`).
+before_tapping: list[Callable[[], None]] = []
+
+
+def _now() -> _Context:
+    return _context.value or _Context()
 
 
 class TapEffect(_jax_internals.Effect):
@@ -38,8 +61,21 @@ class TapEffect(_jax_internals.Effect):
     __str__ = lambda self: "Tap"  # noqa: E731
 
 
-_EFFECT = TapEffect()
+class KeptTapEffect(TapEffect):
+    """The same, which partial evaluations keep too: what is in a loop's body though nobody uses its result."""
+
+
 _jax_internals.allow_effect(TapEffect)
+_jax_internals.keep_effect(KeptTapEffect)
+
+
+_EFFECT, _KEPT_EFFECT = TapEffect(), KeptTapEffect()
+
+
+def _effect() -> TapEffect:
+    # JAX's checker of leaks takes every effect that is kept for a leak: while it runs, a tap in a loop whose result
+    # nobody uses is lost when the loop is differentiated.
+    return _EFFECT if jax.config.jax_check_tracer_leaks else _KEPT_EFFECT
 
 
 def tap(name: str, value: T) -> T:
@@ -71,18 +107,27 @@ def tap(name: str, value: T) -> T:
             )
     if not leaves:
         return value
-    prefix, watched = _context.value or ("", False)
-    outs = tap_p.bind(
-        *leaves,
-        name=prefix + name,
-        prefix=prefix,
-        tree=tree,
-        levels=(),
-        serial=next(_serials),
-        watched=watched,
-        again=False,
-        absent="",
-    )
+    for prepare in before_tapping:
+        prepare()
+    prefix, watched, _, branches = _now()
+    # Under `jax.ensure_compile_time_eval` what follows is computed now, with the concrete value. A hook finds a tap of
+    # it in the trace all the same.
+    now = watched and _jax_internals.computes_now(leaves)
+    with _jax_internals.into_the_trace() if now else contextlib.nullcontext():
+        outs = tap_p.bind(
+            *leaves,
+            name=prefix + name,
+            tree=tree,
+            levels=(),
+            path=identity.new_path() if watched else (),
+            branches=branches,
+            watched=watched,
+            again=False,
+            absent="",
+            concrete=now,
+        )
+    if now:
+        return value
     # Outside of any trace, a Python scalar comes back as the Python scalar that it was.
     outs = [out if isinstance(out, jax.Array) else leaf for out, leaf in zip(outs, leaves, strict=True)]
     return jax.tree.unflatten(tree, outs)
@@ -105,20 +150,20 @@ def absent(name: str, reason: str) -> None:
     """
     if not isinstance(name, str) or not name or "#" in name or not reason:
         raise ValueError(f"absent: expected a name without '#' and a reason; got {name!r} and {reason!r}")
-    prefix, watched = _context.value or ("", False)
+    prefix, watched, _, branches = _now()
     if watched:
-        tree = jax.tree.structure(())
-        serial = next(_serials)
-        tap_p.bind(
-            name=prefix + name,
-            prefix=prefix,
-            tree=tree,
-            levels=(),
-            serial=serial,
-            watched=True,
-            again=False,
-            absent=reason,
-        )
+        with _jax_internals.into_the_trace():
+            tap_p.bind(
+                name=prefix + name,
+                tree=jax.tree.structure(()),
+                levels=(),
+                path=identity.new_path(),
+                branches=branches,
+                watched=True,
+                again=False,
+                absent=reason,
+                concrete=False,
+            )
 
 
 @contextlib.contextmanager
@@ -132,60 +177,112 @@ def scope(prefix: str) -> Iterator[None]:
     """
     if not isinstance(prefix, str) or "#" in prefix:
         raise ValueError(f"scope: the prefix must be a string without '#'; got {prefix!r}")
-    outer, watched = _context.value or ("", False)
-    with _context((outer + prefix, watched)):
+    _intercept_rules()
+    now = _now()
+    with _context(now._replace(prefix=now.prefix + prefix)):
         yield
 
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-    """The context in which a hook traces: taps are kept even where their results are not used."""
-    prefix, _ = _context.value or ("", False)
-    with _context((prefix, True)):
+    """The context in which a hook traces: taps are kept even where their results are not used, and have paths."""
+    _intercept_rules()
+    with identity.numbering(), _context(_now()._replace(watched=True, branches=0)):
         yield
+
+
+def in_this_scope(rule: Callable[..., Any], derivative: bool = True) -> Callable[..., Any]:
+    """A rule that runs in the scope in which its function is called now, as a part of that call.
+
+    `derivative`: it is one of custom derivatives, not the one for `vmap`.
+    """
+    now = _now()
+    if not (now.prefix or now.watched):
+        return rule
+    prefix, label = now.prefix, identity.new_label()
+
+    @functools.wraps(rule)
+    def in_scope(*args, **kwargs):
+        now = _now()
+        sloped = now.watched if derivative else now.sloped
+        context = _Context(prefix, now.watched, sloped, identity.branches_around())
+        with identity.around(label), _context(context), _jax_internals.own_tracebacks():
+            return rule(*args, **kwargs)
+
+    return in_scope
+
+
+@functools.cache
+def _intercept_rules() -> None:
+    """Sees to it that rules run in scopes, from the first scope or hook on."""
+    _jax_internals.intercept_rules(in_this_scope)
 
 
 def is_watched() -> bool:
     """Whether some hook further out is tracing what runs now."""
-    return (_context.value or ("", False))[1]
+    return _now().watched
+
+
+def is_sloped() -> bool:
+    """Whether some hook further out is tracing a derivative rule, of which what runs now is a part."""
+    return _now().sloped
 
 
 def bind_again(params: dict[str, Any], leaves: list[Any], **changes: Any) -> list[Any]:
     """Puts a tap that was interpreted back, for the hooks further out."""
-    return tap_p.bind(*leaves, **{**params, "watched": is_watched(), **changes})
+    now = _now()
+    branches = params["branches"] + now.branches  # of a hook in a rule
+    return tap_p.bind(*leaves, **{**params, "watched": now.watched, "branches": branches, **changes})
 
 
-# The rules. `name`: the full name; `prefix`: the part of it that came from scopes; `tree`: the structure of the value.
-# `levels`: for each vmap around, outermost first, the mapped axis of each leaf or None (relative to the value with the
-# axes of the levels before taken away). `serial`: one per call of `tap`, by which a recomputation finds its first run.
-# `watched`: see TapEffect. `again`: this is the recomputation of a `jax.checkpoint`. `absent`: why there is no value.
+# The rules. Params of a tap:
+#   name      the full name, with its scopes
+#   tree      the structure of the value
+#   levels    a `mapping.Level` for each vmap around, outermost first; one without a name that maps no leaf is left out
+#   path      which call it is, see `identity.py`
+#   branches  of how many conds it was in a branch when it was traced
+#   watched   see TapEffect
+#   again     it is the recomputation of a `jax.checkpoint`
+#   absent    why there is no value
+#   concrete  the function goes on with the concrete value, whatever this tap returns
 
 
 @tap_p.def_impl
 def _run(*leaves, **params):
+    if jax.config.jax_debug_key_reuse:
+        # The checker counts uses of a key by the object, and takes one that is given and returned for used.
+        return [_same_key(leaf) for leaf in leaves]
     return list(leaves)
+
+
+def _same_key(leaf):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jax.random.key_data(leaf), impl=jax.random.key_impl(leaf))
+    return leaf
 
 
 @tap_p.def_effectful_abstract_eval
 def _types(*avals, watched, again, **params):
     # A recomputation that nobody needs may go: its first run stands for it.
-    return list(avals), {_EFFECT} if watched and not again else set()
+    return list(avals), {_effect()} if watched and not again else set()
 
 
 mlir.register_lowering(tap_p, lambda ctx, *leaves, **params: leaves)
 
 
 def _jvp(primals, tangents, **params):
-    return tap_p.bind(*primals, **params), list(tangents)
+    moved = slopes.slope(primals, tangents, params) if is_sloped() and params["watched"] else list(tangents)
+    return tap_p.bind(*primals, **params), moved
 
 
 def _transpose(cotangents, *leaves, **params):
     return [ct if ad.is_undefined_primal(leaf) else None for ct, leaf in zip(cotangents, leaves, strict=True)]
 
 
-def _batch(leaves, axes, *, levels, **params):
+def _batch(axis_data, leaves, axes, *, levels, **params):
     # The axes stay where they are: moving them to the front would leave a transpose in the program.
-    return tap_p.bind(*leaves, levels=(tuple(axes), *levels), **params), list(axes)
+    new = mapping.level(axis_data, axes)
+    return tap_p.bind(*leaves, levels=levels if new is None else (new, *levels), **params), list(axes)
 
 
 def _recompute(saveable, unknown, instantiated, eqn):
@@ -195,13 +292,25 @@ def _recompute(saveable, unknown, instantiated, eqn):
     """
     missing = [v for v, there in zip(eqn.invars, instantiated, strict=True) if not there]
     missing = [v for v in missing if not isinstance(v, extend_core.Literal)]
-    if any(unknown):
+    if any(unknown) or _must_stay(eqn.params):
         return None, eqn, [True] * len(unknown), [True] * len(unknown), missing
     second = eqn.replace(params={**eqn.params, "again": True}, effects=frozenset())
     return eqn, second, [False] * len(unknown), [True] * len(unknown), missing
 
 
+def _must_stay(params: dict[str, Any]) -> bool:
+    """JAX moves out of a scan what is the same in all its turns; a tap that somebody looks at stays in its loop."""
+    return params["watched"] and _jax_internals.is_hoisting()
+
+
+def _evaluate_partially(trace, *tracers, **params):
+    if _must_stay(params):
+        return _jax_internals.stage(trace, tracers, tap_p, params)
+    return _jax_internals.evaluate_partially(trace, tracers, tap_p, params)
+
+
 ad.primitive_jvps[tap_p] = _jvp
 ad.primitive_transposes[tap_p] = _transpose
-batching.primitive_batchers[tap_p] = _batch
+batching.fancy_primitive_batchers[tap_p] = _batch
+partial_eval.custom_partial_eval_rules[tap_p] = _evaluate_partially
 partial_eval.partial_eval_jaxpr_custom_rules[tap_p] = _recompute

@@ -8,6 +8,8 @@ import difflib
 import textwrap
 from typing import Any
 
+from mishax_lite.sources import split_lines
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -63,7 +65,7 @@ class PatchError(ValueError):
 def nearest(before: Any, root: ast.AST, text: str) -> str:
     """The code in the function `root` that is most like the pattern `before`, as a diff against it ("" if none is)."""
     wanted = ast.unparse(before if isinstance(before, ast.expr) else ast.Module(before, []))
-    lines = text.splitlines()
+    lines = split_lines(text)
     best, best_score = None, 0.3  # less alike than this is of no help
     for nodes in _candidates(before, root):
         there = "\n".join(ast.unparse(node) for node in nodes)
@@ -77,7 +79,7 @@ def nearest(before: Any, root: ast.AST, text: str) -> str:
     first, last = best[0].lineno, best[-1].end_lineno
     there = "\n".join(ast.unparse(node) for node in best)
     ours, theirs = "before, as the edit has it", f"line {first} of the source"
-    rows = difflib.unified_diff(wanted.splitlines(), there.splitlines(), ours, theirs, lineterm="", n=2)
+    rows = difflib.unified_diff(split_lines(wanted), split_lines(there), ours, theirs, lineterm="", n=2)
     source = textwrap.dedent("\n".join(lines[first - 1 : last]))
     where = f"line {first}" if first == last else f"lines {first} to {last}"
     return "\n".join([f"nearest source, {where}:", textwrap.indent(source, "  "), *rows])

@@ -15,11 +15,11 @@ from typing import Any
 
 from mishax_lite import match as matching
 from mishax_lite.match import WRAPPED, Match, Pattern
+from mishax_lite.scopes import NAMESPACE, SPELLED
+from mishax_lite.sources import split_lines
 
 # On the root of inserted code: the extent in the file of what it replaced, as (line, column, end line, end column).
 REGION = "_mishax_region"
-# On a name in inserted code that the module need not know: which patch's extra names it is looked up in.
-NAMESPACE = "_mishax_namespace"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Rewrite:
     Attributes:
         before: an expression, or statements in a row; see `match.py` for wildcards (`...` and `$name`).
         after: what stands there instead. `$name` is what it matched in `before`, the k-th `...` what the k-th `...`
-            matched. It may use `tap` and the extra names of its `Patch` without importing them.
+            matched; what was assigned to may be read, and the other way round. It may use `tap` and the extra names of
+            its `Patch` without importing them. A variable that `after` itself binds wins over an extra name, as it
+            wins over a global one.
         count: in how many places `before` must occur; in any other number it is stale or ambiguous.
         pin: if given, the hash of the member's source that the edit was written for (`Patch.check` prints it, as does
             `python -m mishax_lite check`); when the source is another, the edit counts as stale even if it matches.
@@ -82,7 +84,7 @@ def _as_statements(pattern: Pattern) -> Pattern:
 
 def pin_of(source: str) -> str:
     """The hash by which `Rewrite.pin` knows a member's source; layout at the ends of lines does not count."""
-    text = "\n".join(line.rstrip() for line in source.strip().splitlines())
+    text = "\n".join(line.rstrip() for line in split_lines(source.strip()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -104,7 +106,7 @@ def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, name
     earlier = [node for node in unspoken if hasattr(node, REGION)]
     substitute = _Substitute(before, after, match, region, namespace, frozenset(names))
     new = substitute.expression() if after.is_expression else substitute.statements()
-    kept = {id(node) for root in new for node in ast.walk(root)}
+    kept = {id(node) for root in new for node in ast.walk(root)} | substitute.copied
     if any(id(node) not in kept for node in earlier):
         raise ValueError(
             "it would drop what an earlier edit inserted there; let `after` contain `before` as it is (or its parts, "
@@ -126,6 +128,7 @@ class _Substitute(ast.NodeTransformer):
         self.wild = after.wildcards()
         self.body = after.body
         self.used: set[int] = set()
+        self.copied: set[int] = set()  # ids of nodes of which only copies are in the new code
 
     def expression(self) -> list[ast.expr]:
         root = self.visit(self.body)
@@ -152,10 +155,38 @@ class _Substitute(ast.NodeTransformer):
         self.used.add(id(node))
         return node
 
+    def once_as(self, node: ast.expr, ctx: ast.expr_context) -> ast.expr:
+        """As `once`, for a place where it is assigned to, deleted or read; a copy, unless it was that in the source."""
+        if type(getattr(node, "ctx", ast.Load())) is type(ctx):
+            return self.once(node)
+        self.copied.update(id(child) for child in ast.walk(node))
+        node = copy.deepcopy(node)
+        _set_context(node, ctx)
+        return node
+
+    def spell(self, nodes: list[ast.AST]) -> None:
+        """Notes of code from the source that `after` repeats it; what its wildcards stand for is not repeated."""
+        todo = list(nodes)
+        wild = {id(node) for bound in self.match.bound.values() for node in bound}
+        while todo:
+            node = todo.pop()
+            if id(node) in wild:
+                continue
+            if hasattr(node, "lineno"):  # others bind nothing, and contexts are one object for all trees
+                setattr(node, SPELLED, getattr(node, SPELLED, frozenset()) | {self.namespace})
+            todo += ast.iter_child_nodes(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+        self.generic_visit(node)
+        node.simple = int(isinstance(node.target, ast.Name))  # the wildcard may stand for an attribute
+        return node
+
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr):
+            ctx = getattr(node, "ctx", ast.Load())
             if self.before.is_expression and matching.same(self.before.body, node):
-                return self.once(self.match.nodes[0])
+                self.spell(self.match.nodes)
+                return self.once_as(self.match.nodes[0], ctx)
             key = self.wild.get(id(node))
             if key is not None:
                 bound = self.match.bound[key]
@@ -164,11 +195,12 @@ class _Substitute(ast.NodeTransformer):
                         f"wildcard {key!r} stands for {len(bound)} arguments or statements, not for one "
                         "expression; use it in `after` where it is used in `before`"
                     )
-                return self.once(bound[0])
+                return self.once_as(bound[0], ctx)
         node = super().visit(node)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.names:
             setattr(node, NAMESPACE, self.namespace)
         if hasattr(node, "lineno"):
+            setattr(node, SPELLED, frozenset([self.namespace]))
             line, column, last, end = self.region
             # On one line: of what spans several, Python takes now the first, now the last for a traceback.
             node.lineno, node.col_offset = line, column
@@ -195,6 +227,7 @@ class _Substitute(ast.NodeTransformer):
             if not self.before.is_expression:
                 row = statements[k : k + len(self.before.body)]
                 if matching.same(self.before.body, row):
+                    self.spell(self.match.nodes)
                     new.extend(self.once(node) for node in self.match.nodes)
                     k += len(row)
                     continue
@@ -217,6 +250,20 @@ class _Substitute(ast.NodeTransformer):
             elif isinstance(value, ast.AST):
                 setattr(node, field, self.visit(value))
         return node
+
+
+def _set_context(node: ast.expr, ctx: ast.expr_context) -> None:
+    if isinstance(node, (ast.Tuple, ast.List)):
+        for element in node.elts:
+            _set_context(element, ctx)
+    elif isinstance(node, ast.Starred):
+        _set_context(node.value, ctx)
+    elif not isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
+        raise ValueError(
+            f"`after` assigns to {ast.unparse(node)!r}, which is what a wildcard or `before` stands for; only names, "
+            "attributes, items and tuples of them can be assigned to"
+        )
+    node.ctx = ctx
 
 
 class _Replace(ast.NodeTransformer):

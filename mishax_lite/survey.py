@@ -10,31 +10,65 @@ from typing import Any
 from jax.extend import core as extend_core
 from jax.extend.core import primitives
 
+from mishax_lite import _jax_internals, identity
 from mishax_lite.primitive import tap_p
+from mishax_lite.slopes import slope_p
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
     """One tap in a traced program.
 
-    `name`: as tapped, with its scopes. `params`, `avals`: of the tap's equation. `loops`: how many scans stand around
-    it. `uncapturable`: what forbids to carry the value out ("" if nothing does). `closed`: what forbids to change it.
-    `again`: it is the recomputation, in a backward pass, of another tap. `absent`: it only says why there is no value.
+    Attributes:
+        name: as tapped, with its scopes.
+        eqn: the tap's equation; `params` are its params, `avals` the types of its leaves.
+        loops: how many scans stand around it.
+        turns: the constructs around it that decide how often it runs, "while" or "cond", outermost first.
+        uncapturable: what forbids to carry the value out ("" if nothing does).
+        closed: what forbids to change it.
+        ruled: it stands in a function with a derivative rule of its own.
+        recomputed: it stands in a backward pass of `jax.checkpoint`, or is a copy that a hook made.
+        absent: it only says why there is no value.
+        is_slope: it marks the derivative of another tap's value, with the same key (`slopes.py`).
+        is_backward: it is no tap, but a backward rule that runs when the program is transposed, with taps of its own.
     """
 
     name: str
-    params: dict[str, Any]
+    eqn: extend_core.JaxprEqn
     avals: tuple[Any, ...]
     loops: int = 0
+    turns: tuple[str, ...] = ()
     uncapturable: str = ""
     closed: str = ""
-    again: bool = False
+    ruled: bool = False
+    recomputed: bool = False
     absent: str = ""
+    is_slope: bool = False
+    is_backward: bool = False
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.eqn.params
 
     @property
     def counts(self) -> bool:
-        """Whether it is an occurrence of its name."""
-        return not self.again and not self.absent
+        """Whether it is an occurrence of its name, unless it recomputes another."""
+        return not (self.absent or self.is_slope or self.is_backward)
+
+    @property
+    def size(self) -> int:
+        """How many arrays its captured value has: its leaves, and for each of its `turns` how often it ran."""
+        return len(self.avals) + len(self.turns)
+
+    @property
+    def key(self) -> tuple[str, identity.Path]:
+        """What the copies of a tap have in common."""
+        return self.name, self.params["path"]
+
+    @property
+    def selected(self) -> bool:
+        """Whether vmap made a select of a cond around it, so that it runs where its branch is not taken, too."""
+        return self.params["branches"] > self.turns.count("cond")
 
 
 # Jaxprs never change once they are made, and JAX keeps those of jitted functions: each is surveyed once.
@@ -46,22 +80,30 @@ def survey(jaxpr: extend_core.Jaxpr) -> tuple[Tap, ...]:
 
     A function called twice counts twice, the body of a loop once, and each branch of a `cond` once.
     """
-    found = _surveys.get(jaxpr)
-    if found is None:
-        found = _surveys[jaxpr] = tuple(tap for eqn in jaxpr.eqns for tap in survey_equation(eqn))
-    return found
+    taps = _surveys.get(jaxpr)
+    if taps is None:
+        taps = _surveys[jaxpr] = tuple(tap for eqn in jaxpr.eqns for tap in survey_equation(eqn))
+    return taps
 
 
 def survey_equation(eqn: extend_core.JaxprEqn) -> tuple[Tap, ...]:
     """The taps of one equation: itself, or those in the jaxprs that it holds."""
     if eqn.primitive is tap_p:
+        params = eqn.params
         avals = tuple(v.aval for v in eqn.invars)
-        again, absent = eqn.params["again"], eqn.params["absent"]
-        return (Tap(eqn.params["name"], eqn.params, avals, again=again, absent=absent),)
-    if not eqn.params:
+        closed = ""
+        if params["concrete"]:
+            closed = "jax.ensure_compile_time_eval, where the function computes with the value now"
+        recomputed, absent = params["again"], params["absent"]
+        return (Tap(params["name"], eqn, avals, closed=closed, recomputed=recomputed, absent=absent),)
+    if eqn.primitive is slope_p:
+        avals = tuple(v.aval for v in eqn.invars[: len(eqn.params["moving"])])
+        return (Tap(eqn.params["name"], eqn, avals, is_slope=True),)
+    if eqn.primitive.name == identity.BACKWARD:
+        return (Tap("", eqn, (), is_backward=True),)
+    if not identity.holds_taps(eqn):
         return ()
-    taps = [tap for jaxpr in inner_jaxprs(eqn) for tap in survey(jaxpr)]
-    return tuple(_through(eqn, tap) for tap in taps) if taps else ()
+    return tuple(_through(eqn, tap) for jaxpr in inner_jaxprs(eqn) for tap in survey(jaxpr))
 
 
 def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
@@ -70,21 +112,22 @@ def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
         return [eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr]
     if eqn.primitive is primitives.cond_p:
         return [eqn.params["branches"][k].jaxpr for k in branch_order(eqn)]
-    found = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, extend_core.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, extend_core.Jaxpr):
-                found.append(item)
-    return found
+    return [jaxpr for _, jaxpr in identity.jaxprs(eqn.params)] + _jax_internals.hidden_programs(eqn)
 
 
 def branch_order(eqn: extend_core.JaxprEqn) -> list[int]:
-    """The branches of a cond as its source has them: JAX puts that for True last, but traces it first."""
-    branches = [branch.jaxpr for branch in eqn.params["branches"]]
-    firsts = [min((tap.params["serial"] for tap in survey(branch)), default=-1) for branch in branches]
-    return sorted(range(len(branches)), key=lambda k: firsts[k])
+    """The branches of a cond as its source has them: paths tell, since JAX puts the one for True last.
+
+    Where nobody was watching when it was traced, two branches are taken for those of `lax.cond`.
+    """
+    firsts = [
+        min((tap.params["path"] for tap in survey(branch.jaxpr) if not tap.is_backward), default=())
+        for branch in eqn.params["branches"]
+    ]
+    numbers = list(range(len(firsts)))
+    if len(numbers) == 2 and not any(firsts):
+        return numbers[::-1]
+    return sorted(numbers, key=lambda k: firsts[k])
 
 
 def _through(eqn: extend_core.JaxprEqn, tap: Tap) -> Tap:
@@ -93,45 +136,94 @@ def _through(eqn: extend_core.JaxprEqn, tap: Tap) -> Tap:
     if primitive is primitives.scan_p:
         return dataclasses.replace(tap, loops=tap.loops + 1)
     if primitive is primitives.while_p:
-        return dataclasses.replace(tap, uncapturable=tap.uncapturable or "a while loop")
+        lanes = eqn.params["cond_jaxpr"].out_avals[0].shape
+        reason = "a while loop that vmap runs until the last of its lanes is done" if lanes else ""
+        uncapturable = tap.uncapturable or reason
+        return dataclasses.replace(tap, turns=("while", *tap.turns), uncapturable=uncapturable)
     if primitive is primitives.cond_p:
-        return dataclasses.replace(tap, uncapturable=tap.uncapturable or "a branch of a cond or switch")
+        return dataclasses.replace(tap, turns=("cond", *tap.turns))
     if primitive is primitives.remat_p:
-        return dataclasses.replace(tap, again=True) if eqn.params["differentiated"] else tap
+        return dataclasses.replace(tap, recomputed=tap.recomputed or eqn.params["differentiated"])
+    if primitive in (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p):
+        return dataclasses.replace(tap, ruled=True)
     if primitive.name in _OPEN:
         return tap
-    reason = f"the primitive {primitive.name!r}, which mishax_lite cannot rebuild"
-    return dataclasses.replace(tap, uncapturable=reason, closed=reason)
+    reason = f"the primitive {_jax_internals.primitive_name(eqn)!r}, which mishax_lite cannot rebuild"
+    return dataclasses.replace(tap, uncapturable=tap.uncapturable or reason, closed=tap.closed or reason)
 
 
-# The primitives whose jaxprs `nested.py` and `custom_rules.py` can rebuild (that of shard_map is not exported).
+# The primitives whose jaxprs `nested.py` and `further_calls.py` can rebuild (those in quotes are not exported).
 _OPEN = {
     "shard_map",
+    "eval_jaxpr",
+    "xla_metadata_call",
+    "compute_on",
+    "custom_vmap_call",
+    "remat_opt",
     primitives.jit_p.name,
-    primitives.scan_p.name,
-    primitives.while_p.name,
-    primitives.cond_p.name,
-    primitives.remat_p.name,
-    primitives.custom_jvp_call_p.name,
-    primitives.custom_vjp_call_p.name,
     primitives.call_p.name,
     primitives.closed_call_p.name,
 }
+
+
+def first_runs(taps: tuple[Tap, ...]) -> dict[int, int]:
+    """For each tap that recomputes another, by position, the position of the one that it recomputes; so for slopes.
+
+    Both have the same name and path. A backward pass may also hold the only run of a tap; that one recomputes nothing.
+    """
+    runs: dict[Any, list[int]] = {}
+    for position, tap in enumerate(taps):
+        if tap.counts and not tap.recomputed and tap.params["path"]:
+            runs.setdefault(tap.key, []).append(position)
+    firsts: dict[int, int] = {}
+    for position, tap in enumerate(taps):
+        if not (tap.is_slope or (tap.recomputed and tap.counts)) or not tap.params["path"]:
+            continue
+        same = runs.get(tap.key) or ([] if tap.is_slope else runs.setdefault(tap.key, [position]))
+        if same and position not in same:
+            firsts[position] = max((p for p in same if p < position), default=same[0])
+    return firsts
+
+
+def in_source_order(taps: tuple[Tap, ...], positions: list[int]) -> list[int]:
+    """Positions of taps, ordered as the source has them.
+
+    That is the order of the program, but for a cond that vmap made a select, whose branches stand in JAX's order.
+    """
+    anchors: dict[Any, int] = {}
+
+    def branches(tap: Tap) -> list[tuple[Any, int]]:
+        """The conds around a tap, outermost first: what its branches have in common, and which one it is."""
+        path = tap.params["path"]
+        return [((path[:k], number), place) for k, (number, place) in enumerate(path) if place != identity.NO_BRANCH]
+
+    selected = [position for position in positions if taps[position].selected]
+    for position in selected:
+        for cond, _ in branches(taps[position]):
+            anchors.setdefault(cond, position)
+
+    def key(position: int) -> list[int]:
+        around = branches(taps[position]) if taps[position].selected else []
+        return [*(part for cond, place in around for part in (anchors[cond], place)), position]
+
+    return sorted(positions, key=key) if selected else positions
 
 
 def numbered(taps: tuple[Tap, ...], firsts: dict[int, int]) -> list[str]:
     """What each tap is called: its name, or `name#k` where the name occurs more than once.
 
     Recomputations are no occurrences of their own; they are called what their first run is called (`firsts`, as of
-    `recomputation.first_runs`).
+    `first_runs`). What only says that a value is absent is called "".
     """
-    totals = Counter(tap.name for tap in taps if tap.counts)
+    occurrences = [position for position, tap in enumerate(taps) if position not in firsts and tap.counts]
+    occurrences = in_source_order(taps, occurrences)
+    totals = Counter(taps[position].name for position in occurrences)
     seen: Counter[str] = Counter()
     names = [""] * len(taps)
-    for position, tap in enumerate(taps):
-        if tap.counts:
-            names[position] = f"{tap.name}#{seen[tap.name]}" if totals[tap.name] > 1 else tap.name
-            seen[tap.name] += 1
+    for position in occurrences:
+        name = taps[position].name
+        names[position] = f"{name}#{seen[name]}" if totals[name] > 1 else name
+        seen[name] += 1
     for position, first in firsts.items():
         names[position] = names[first]
     return names

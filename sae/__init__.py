@@ -1,11 +1,18 @@
-"""Sparse autoencoders for Gemma: harvesting activations, training on them, measuring and looking at what comes out."""
+"""Sparse autoencoders for any language model that speaks `LanguageModel`: harvesting activations, training on them,
+measuring and looking at what comes out."""
 
+from mishax_lite.hashing import fingerprint
+from sae.adapting import AdaptedModel
 from sae.autoencoder import Info, JumpReLU
+from sae.counted import Counted, Sinks
 from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
 from sae.formats.files import load, save
 from sae.harvesting import harvest
+from sae.interventions import ablate, clamp, of_max, splice, steer
+from sae.language_model import LanguageModel, Site
 from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
+from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
 from sae.store.sharing import share
 from sae.streaming import stream
@@ -16,25 +23,37 @@ from sae.training import TrainingWarning, train
 
 __all__ = [
     "ActivationStore",
+    "AdaptedModel",
+    "Counted",
     "Crosscoder",
     "Info",
     "JumpReLU",
+    "LanguageModel",
     "Metrics",
     "Plan",
     "Preempted",
+    "Sinks",
+    "Site",
+    "SiteKind",
     "TensorBoard",
     "TrainConfig",
     "TrainingWarning",
     "WeightsAndBiases",
+    "ablate",
+    "clamp",
     "evaluate",
+    "fingerprint",
     "gemma_scope",
     "gemma_scope_2",
     "harvest",
     "load",
+    "of_max",
     "plan",
     "save",
     "share",
     "short_run",
+    "splice",
+    "steer",
     "stream",
     "train",
 ]

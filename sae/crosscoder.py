@@ -9,7 +9,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sae.autoencoder import Info
+from sae import showing
+from sae.autoencoder import Info, Largest, check_largest, with_axes_joined
+
+_NAMES, _RANKS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"), (3, 1, 3, 2, 1)
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +24,7 @@ class Crosscoder:
       W_enc: [L, A, Z]. b_enc: [Z]. W_dec: [Z, L, A]; of each latent, the rows of all sites together have unit norm.
       b_dec: [L, A]. threshold: [Z], theta, at least 0.
       info: static; `info.site` has the sites in their order. None where it is not known.
+      largest: static; the largest activation of each latent, None where nobody has recorded it.
 
     Raises:
       ValueError: when made with arrays whose shapes do not belong together.
@@ -32,29 +36,38 @@ class Crosscoder:
     b_dec: jax.Array
     threshold: jax.Array
     info: Info | None = dataclasses.field(default=None, metadata={"static": True})
+    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     def __post_init__(self):
-        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-        arrays = [getattr(self, name) for name in names]
+        arrays = [getattr(self, name) for name in _NAMES]
         if not all(hasattr(array, "shape") for array in arrays):
             return  # a transformation's placeholders
-        if any(array.ndim != rank for array, rank in zip(arrays, (3, 1, 3, 2, 1), strict=True)):
+        if any(array.ndim != rank for array, rank in zip(arrays, _RANKS, strict=True)):
             return  # under vmap or stacked: the leading axes are somebody else's
         L, A, Z = self.W_enc.shape
         want = [(L, A, Z), (Z,), (Z, L, A), (L, A), (Z,)]
         if (got := [tuple(array.shape) for array in arrays]) != want:
             raise ValueError(
-                f"these arrays make no crosscoder: expected {dict(zip(names, want, strict=True))}, "
-                f"got {dict(zip(names, got, strict=True))}"
+                f"these arrays make no crosscoder: expected {dict(zip(_NAMES, want, strict=True))}, "
+                f"got {dict(zip(_NAMES, got, strict=True))}"
             )
+        check_largest(self.largest, Z)
 
     @property
     def width(self) -> int:
         """Z, the number of latents."""
         return self.W_enc.shape[-1]
 
+    def __repr__(self) -> str:
+        return showing.autoencoder(self, _NAMES, _RANKS)
+
     def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, L, A] of all sites -> latents [B, Z]."""
+        """Raw activations [B, L, A] of all sites -> latents [B, Z]; [B, L, N, H] where A is the heads joined.
+
+        Raises:
+          ValueError: for activations of other lengths.
+        """
+        x = with_axes_joined(x, self.W_enc.shape[-3:-1], self.info)
         z = jnp.einsum("...LA,LAZ->...Z", x, self.W_enc, precision="highest") + self.b_enc
         return jnp.where(z > self.threshold, z, 0.0)
 
@@ -63,5 +76,7 @@ class Crosscoder:
         return jnp.einsum("...Z,ZLA->...LA", f, self.W_dec, precision="highest") + self.b_dec
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction [B, L, A] of [B, L, A]."""
-        return self.decode(self.encode(x))
+        """The reconstruction [B, L, A] of [B, L, A]. Heads that were joined are apart again."""
+        flat = with_axes_joined(x, self.W_enc.shape[-3:-1], self.info)
+        out = self.decode(self.encode(flat))
+        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out

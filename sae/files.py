@@ -1,8 +1,55 @@
-"""Small files on disk: replaced whole, and JSON with errors that name the file."""
+"""Files on this machine: paths as the user gives them, files replaced whole, one or several of a folder together, JSON
+with errors that name the file, and whether a folder can be written."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+_NEW = ".new"  # ends the names of files that are not in their places yet
+_JOURNAL = "replacing.json"
+# With one slash where pathlib has been.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|hf|https?):/")
+
+
+def local_path(source: str | os.PathLike) -> Path:
+    """The path of a file or folder, where `~` and `~user` are the home of a user, as in a shell.
+
+    Shells leave `--out_dir=~/runs` as it is, and to the system that is a folder called `~`: `./~` names that one.
+
+    Raises:
+      ValueError: for the home of a user that this machine does not have, the address of a bucket, and nothing.
+
+    Example:
+      >>> local_path("~/runs") == Path.home() / "runs"
+      True
+    """
+    text, path = os.fspath(source), Path(source)
+    if not text:
+        raise ValueError("a path is empty: name a file or a folder, the working folder by '.'")
+    if address := _ADDRESS.match(text):
+        raise ValueError(
+            f"a file or a folder of this machine, or mounted, is needed here, no {address[0]}…; got {text}"
+        )
+    if not path.parts or not path.parts[0].startswith("~"):
+        return path
+    if not text.startswith("~"):
+        return path.absolute()  # pathlib drops the `./`, and the next to ask would see a home
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text!r} begins with the home of a user that this machine does not have") from error
+
+
+# What zipfile and numpy raise of a damaged archive: its directory may call a member encrypted, say.
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def read_json(path: Path):
@@ -21,3 +68,98 @@ def replace_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[BinaryIO], None] | None]) -> None:
+    """Replaces some files of a folder as one: after a crash at any point, `current` gives all old ones or all new ones.
+
+    The new files are written beside the old ones. Then `replacing.json` is, which lists them: from there on they count.
+    Then they are renamed, and the list is removed.
+
+    Args:
+      folder: made where it is missing.
+      contents: by name what a file is to hold, or a function that writes that; None removes a file.
+
+    Raises:
+      OSError: when the disk is full, say; the old files are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _finish(folder)  # what an earlier call was killed in
+    new = {name: content for name, content in contents.items() if content is not None}
+    for name in contents.keys() - new.keys():  # of a call that was killed before it was in the journal
+        (folder / f"{name}{_NEW}").unlink(missing_ok=True)
+    try:
+        for name, content in new.items():
+            with open(folder / f"{name}{_NEW}", "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        replace_file(folder / _JOURNAL, json.dumps({name: name in new for name in contents}))
+    except BaseException:
+        if not (folder / _JOURNAL).exists():
+            for name in (*new, _JOURNAL):
+                (folder / f"{name}{_NEW}").unlink(missing_ok=True)
+        raise
+    _finish(folder)
+
+
+def current(folder: Path, name: str) -> Path | None:
+    """Where the contents of a file are that `replace_together` may have been killed over; None where it was removed."""
+    listed = _journal(folder)
+    if name not in listed:
+        return folder / name
+    if not listed[name]:
+        return None
+    new = folder / f"{name}{_NEW}"
+    return new if new.exists() else folder / name
+
+
+def _finish(folder: Path) -> None:
+    """Puts into their places the files that the journal lists."""
+    for name, kept in _journal(folder).items():
+        if not kept:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):  # renamed before the crash
+                os.replace(folder / f"{name}{_NEW}", folder / name)
+    (folder / _JOURNAL).unlink(missing_ok=True)
+
+
+def _journal(folder: Path) -> dict[str, bool]:
+    """By name whether a file is to be there."""
+    return read_json(folder / _JOURNAL) if (folder / _JOURNAL).exists() else {}
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Checks that files can be written to a folder, which need not exist yet; nothing is left behind.
+
+    Args:
+      folder: where.
+      what: what is to go there, for the message.
+
+    Raises:
+      ValueError: when the folder, or the nearest path above it that exists, is no folder or cannot be written to.
+    """
+    above = _existing(folder)
+    if not above.is_dir():
+        raise ValueError(f"{what} cannot go to {folder}: {above} is no folder. Name another one")
+    problem = f"{what} cannot go to {folder}: {above} cannot be written to. Name another folder"
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(problem)
+    try:  # of some file systems, such as /proc, the permissions alone do not tell
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except (FileNotFoundError, PermissionError):
+        raise ValueError(problem) from None
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest path above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())

@@ -7,16 +7,16 @@ used: two segments are in memory, in buffers that are used again.
 import dataclasses
 import functools
 import queue
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import gemma
-from gemma.sharding import batch_sharding
 from sae.capturing import activations_at
+from sae.language_model import LanguageModel
+from sae.sharding import batch_sharding, rounded_up
 from sae.store.manifest import Manifest
 from sae.text import Sequences, batch_at, segment
 
@@ -33,7 +33,7 @@ class Filled:
 
     Attributes:
       index: its number.
-      activations: site -> [rows, A] float32, views of a buffer.
+      activations: site -> [rows, A] in the dtype in which the model has them, views of a buffer.
       rows: `token`, `position` and `document` of every row, [rows] int32.
       release: gives the buffer back; the activations are overwritten afterwards.
     """
@@ -46,6 +46,9 @@ class Filled:
 
 def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, tuple[int, ...]]) -> int:
     """How many sequences make a segment of so many rows at most, so that harvesting takes no more than the bytes.
+
+    Numbers count as float32, whatever the model's dtype: with bfloat16 half of the bytes are enough, and segments of
+    both have the same sequences.
 
     Raises:
       ValueError: when not even one sequence fits.
@@ -65,7 +68,7 @@ def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, 
 
 
 def filled_segments(
-    model: gemma.Model,
+    model: LanguageModel,
     sequences: Sequences,
     manifest: Manifest,
     indices: Sequence[int],
@@ -83,7 +86,7 @@ def filled_segments(
       buffers: to use again those of a call before.
       progress: called with the batches to come, and `total` and `desc`, as tqdm is.
     """
-    batch = BATCH if mesh is None else -(-BATCH // mesh.shape["data"]) * mesh.shape["data"]
+    batch = rounded_up(BATCH, mesh)
     place = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=batch_sharding(mesh))
     sites = tuple(manifest.sites)
     # On CPU, collectives of steps in flight can starve each other of threads.
@@ -92,8 +95,10 @@ def filled_segments(
     size = manifest.sequences_per_segment
     batches = {index: -(-min(size, len(sequences) - index * size) // batch) for index in indices}
     steps = ((index, number) for index in indices for number in range(batches[index]))
-    part = running = None
+    part = running = last = None
     for index, number in progress(steps, total=sum(batches.values()), desc="harvest"):
+        _check_follows(last, (index, number), batches)
+        last = (index, number)
         if number == 0:
             started(index)
             part = segment(sequences, manifest.seed, index, size)
@@ -109,36 +114,77 @@ def filled_segments(
         running = (index, part, start, min(start + batch, len(part)), captured)
     if running is not None and (done := buffers.take(*running)):
         yield done
+    _check_follows(last, None, batches)
+
+
+def _check_follows(last: tuple[int, int] | None, step: tuple[int, int] | None, batches: Mapping[int, int]) -> None:
+    """Raises ValueError where a progress has left out a batch of a segment, whose rows would be missing.
+
+    Args:
+      last: (segment, batch), the step before; None before the first.
+      step: what the progress gave; None at its end.
+      batches: how many each segment has.
+    """
+    segment_ended = last is None or last[1] + 1 == batches[last[0]]
+    right = step is None or step[1] == 0 if segment_ended else step == (last[0], last[1] + 1)
+    if not right:
+        raise ValueError(
+            f"progress gave {step or 'no more'} after {last or 'nothing'} (segment, batch): it has to give every batch "
+            "that it was called with, in their order"
+        )
+
+
+class Closed(Exception):
+    """Nobody wants the segment any more that was to be filled."""
 
 
 class Buffers:
-    """Memory for two segments, and the rows of the one that is coming in, batch by batch."""
+    """Memory for two segments, and the rows of the one that is coming in, batch by batch.
 
-    def __init__(self, manifest: Manifest):
+    Args:
+      count: how many segments are in memory at once; by default two, or one for a text that makes only one.
+    """
+
+    def __init__(self, manifest: Manifest, count: int | None = None):
         self._manifest = manifest
-        rows = min(manifest.sequences_per_segment, manifest.sequences) * (manifest.length - 1)
-        self._free: queue.Queue[dict[str, np.ndarray]] = queue.Queue()
-        for _ in range(min(BUFFERS, manifest.segments)):
-            # Empty pages cost nothing until they are written.
-            self._free.put(
-                {site: np.empty((rows, int(np.prod(shape))), np.float32) for site, shape in manifest.sites.items()}
-            )
+        # With BOS, in case it counts: pages that nobody writes to cost nothing.
+        self._rows = min(manifest.sequences_per_segment, manifest.sequences) * manifest.length
+        self._free: queue.Queue[dict[str, np.ndarray] | None] = queue.Queue()
+        for _ in range(count or min(BUFFERS, manifest.segments)):
+            self._free.put({})
         self._buffer: dict[str, np.ndarray] | None = None
         self._count = 0
         self._fields: list[dict[str, np.ndarray]] = []
 
+    def close(self) -> None:
+        """Ends the wait for a free buffer, now or later, with `Closed`."""
+        self._free.put(None)
+
     def take(self, index: int, part: Sequences, start: int, stop: int, captured: dict) -> Filled | None:
-        """The text rows of a batch; the segment, once it has all of them."""
+        """The text rows of a batch; the segment, once it has all of them.
+
+        Raises:
+          Closed: when there is no buffer, and `close` was called.
+        """
         if self._buffer is None:
             self._buffer = self._free.get()  # waits until a segment before is done with
+            if self._buffer is None:
+                self._free.put(None)
+                raise Closed
         taken = part.take(slice(start, stop))
-        keep = taken.text(self._manifest.dropped_tokens)
+        keep = self._manifest.counted.text(taken.tokens, taken.left_out)
         count = int(keep.sum())
         rows = np.flatnonzero(keep)
         for site, values in captured.items():
+            values = np.asarray(values)
+            values = values.reshape(-1, values.shape[-1])
+            if site not in self._buffer:
+                # As the model computes them, so that float32 and bfloat16 are moved once and converted never. Empty
+                # pages cost nothing until they are written.
+                self._buffer[site] = np.empty((self._rows, values.shape[-1]), values.dtype)
             out = self._buffer[site][self._count : self._count + count]
             # mode="clip" is far faster than a mask: it moves whole rows.
-            np.take(np.asarray(values).reshape(-1, out.shape[1]), rows, axis=0, out=out, mode="clip")
+            np.take(values, rows, axis=0, out=out, mode="clip")
         position = np.nonzero(keep)[1].astype(np.int32)
         self._fields.append(
             {"token": taken.tokens[keep], "position": position, "document": taken.document_at()[keep].astype(np.int32)}

@@ -2,114 +2,126 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import gemma
-from sae import filling
+from sae import filling, showing
+from sae.counted import Counted
+from sae.language_model import LanguageModel, check_tokenizer
+from sae.parameters import parameters_dtype
+from sae.progress import Progress, chosen, say
+from sae.sites import is_residual, token_site
 from sae.store import claims, writing
 from sae.store import manifest as manifests
-from sae.store.claims import Claim
 from sae.store.manifest import Manifest
 from sae.store.places import Place, place
 from sae.store.reading import ActivationStore
-from sae.text import Sequences
+from sae.text import Sequences, check_sequences
+from sae.text.checking import require_sequences
 
 SHUFFLE_ROWS = 1 << 20
 SHUFFLE_BYTES = 4 << 30
-_hashes: dict[tuple[int, ...], tuple[list[weakref.ref], str]] = {}
 _COUNTED = 4096  # sequences whose text tokens are counted at a time
 
 
 def plan(
-    model: gemma.Model,
+    model: LanguageModel,
     sequences: Sequences,
-    sites: Sequence[str],
+    sites: str | Sequence[str],
     *,
     seed: int = 0,
     dtype: str = "float32",
     shuffle_rows: int = SHUFFLE_ROWS,
     shuffle_bytes: int = SHUFFLE_BYTES,
-    sink_factor: float | None = None,
-    sink_sites: Sequence[str] | None = None,
+    counted: Counted | None = None,
 ) -> Manifest:
     """What a harvest with these arguments would write; nothing is computed.
 
     Raises:
-      ValueError: for a site that the model has not (the nearest are named), or one with no vector for each token.
+      ValueError: for a site that the model lacks (the nearest are named), or one with no vector for each token; a seed
+        that is not from 0 to 2^32 - 1, or another argument that is not possible; no sequences, or sequences that are
+        not of this model's tokenizer (`sae.text.check_sequences`).
     """
+    seed, shuffle_rows, shuffle_bytes = (
+        manifests.whole(name, value)
+        for name, value in (("seed", seed), ("shuffle_rows", shuffle_rows), ("shuffle_bytes", shuffle_bytes))
+    )
+    check_tokenizer(model)
+    require_sequences(sequences)
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites:
         raise ValueError("name one site at least, for example layer_0/resid_post")
-    if model.tokenizer is None:
-        raise ValueError(f"{model.config.name} was loaded without a tokenizer, so its special tokens are unknown")
     if shuffle_rows < 1:
         raise ValueError(f"shuffle_rows must be at least 1, got {shuffle_rows}")
-    shapes = {site: gemma.sites.token_shape(model.config, site) for site in sites}
+    shapes = {site: tuple(token_site(model, site).shape) for site in sites}
     length = sequences.tokens.shape[1]
+    if not len(sequences) or length < 2:
+        raise ValueError(
+            f"a harvest needs sequences of BOS and one token at least, got [S, T] = {[len(sequences), length]}: give "
+            "more text"
+        )
+    check_sequences(sequences, model)
     return Manifest(
-        model=model.config.name,
-        model_sha256=parameter_hash(model),
-        config_sha256=hashlib.sha256(json.dumps(dataclasses.asdict(model.config)).encode()).hexdigest(),
+        model=model.name,
+        model_fingerprint=model.fingerprint,
         tokenizer_sha256=model.tokenizer.sha256,
         sites=shapes,
         dtype=dtype,
+        activation_dtype=np.dtype(model.dtype).name,
         corpus_sha256=sequences.fingerprint(),
         sequences=len(sequences),
         length=length,
         sequences_per_segment=filling.sequences_in(shuffle_bytes, shuffle_rows, length, shapes),
         seed=seed,
-        dropped_tokens=model.tokenizer.special_ids,
-        sink_factor=sink_factor,
-        sink_sites=() if sink_factor is None else _sink_sites(sites, sink_sites),
+        counted=_counted(counted, model, sequences, sites),
+        documents_sha256=manifests.documents_sha256(sequences.documents),
+        origin=sequences.origin,
+        parameters_dtype=parameters_dtype(model),
     )
 
 
-def _sink_sites(sites: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, ...]:
-    """Those chosen, or those of the residual stream, where sinks have their large norms; without any, all."""
-    if chosen is None:
-        return tuple(site for site in sites if "resid_" in site) or tuple(sites)
-    if missing := [site for site in chosen if site not in sites]:
-        raise ValueError(f"sink_sites has {missing[0]!r}, which is not harvested: {', '.join(sites)}")
-    return tuple(chosen)
+def _counted(counted: Counted | None, model: LanguageModel, sequences: Sequences, sites: Sequence[str]) -> Counted:
+    """Returns the rule of a harvest, complete but for the limits of sinks, which its segments find.
 
-
-def parameter_hash(model: gemma.Model) -> str:
-    """sha256 over the parameters, names and values. Arrays do not change: those of one model are hashed once."""
-    leaves = jax.tree.leaves(model.params)
-    key = tuple(map(id, leaves))
-    known = _hashes.get(key)
-    if known is not None and all(there() is leaf for there, leaf in zip(known[0], leaves, strict=True)):
-        return known[1]
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    _hashes[key] = ([weakref.ref(leaf) for leaf in leaves], digest.hexdigest())
-    return digest.hexdigest()
+    Raises:
+      ValueError: for sinks whose factor is missing, limits that another harvest found, sites that are not harvested, or
+        a rule for the other kind of text (`Counted.for_text`).
+    """
+    counted = Counted.or_default(counted, model.tokenizer.special_ids).for_text(sequences.left_out is not None)
+    sinks = counted.sinks
+    if sinks is None:
+        return counted
+    if sinks.factor is None or sinks.limits is not None:
+        raise ValueError(
+            f"`counted` has the limits of another harvest's sinks, {sinks}, and a harvest finds its own: give "
+            "Sinks(factor, sites) without limits"
+        )
+    if missing := [site for site in sinks.sites if site not in sites]:
+        raise ValueError(f"the sites of sinks have {missing[0]!r}, which is not harvested: {', '.join(sites)}")
+    # Sinks have their large norms in the residual stream; without a site of it, norms are measured at all.
+    default = tuple(site for site in sites if is_residual(model.sites[site])) or tuple(sites)
+    return dataclasses.replace(counted, sinks=dataclasses.replace(sinks, sites=sinks.sites or default))
 
 
 def harvest(
-    model: gemma.Model,
+    model: LanguageModel,
     sequences: Sequences,
-    sites: Sequence[str],
+    sites: str | Sequence[str],
     path: str | Path | Place,
     *,
     seed: int = 0,
     dtype: str = "float32",
     shuffle_rows: int = SHUFFLE_ROWS,
     shuffle_bytes: int = SHUFFLE_BYTES,
-    sink_factor: float | None = None,
-    sink_sites: Sequence[str] | None = None,
+    counted: Counted | None = None,
     share: tuple[int, int] = (0, 1),
+    silent_seconds: float = claims.SILENT_SECONDS,
     mesh: Mesh | None = None,
-    progress: Callable[..., Iterable] = lambda steps, **_: steps,
+    progress: Progress | bool | None = None,
 ) -> ActivationStore:
     """Writes the activations of `sites` over `sequences` to a store, or what is missing of it.
 
@@ -117,34 +129,44 @@ def harvest(
     of rows is a mixture of the whole text. A segment depends on the arguments and its number alone, and is there whole
     or not at all, so that a harvest that was stopped, however it was, goes on to the same store, byte for byte.
 
+    The model's dtype is the activations', and recorded: float32 and bfloat16 activations never share a store.
+
     Several processes, on one machine or many, share a harvest without talking to each other: each takes its share of
-    the segments.
+    the segments. Should two have the same share, or one be suspended and another launched in its place, the store is
+    the same too: one of them gets an error. Nothing is written before all arguments are checked.
 
     Args:
       model: with its tokenizer.
       sequences: from `sae.text.cut`.
-      sites: names such as `layer_3/resid_post`.
+      sites: names such as `layer_3/resid_post`, or one.
       path: a folder, gs://bucket/folder or s3://bucket/folder.
       seed: of both shufflings.
       dtype: of the stored rows, "float32", "bfloat16" or "int8" (with a scale for each row).
       shuffle_rows: rows that a segment has and that are shuffled together, as far as memory allows.
       shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written, and for
         the work on them (384 MiB, or three quarters of it all if that is less).
-      sink_factor: leaves out attention sinks: rows whose norm is over this multiple of the segment's median norm.
-      sink_sites: where that is measured; by default at those of `sites` that are of the residual stream.
+      counted: which tokens have a row; by default all but the tokenizer's special ids and what the text leaves out.
+        `Counted(ids, sinks=Sinks(4.0))` leaves out attention sinks too: rows whose norm is over 4 times the segment's
+        median, by default at those of `sites` that are of the residual stream.
       share: (which, of how many) of the segments this process writes.
+      silent_seconds: after which a process on another machine that has begun a segment, and that nothing was heard of,
+        counts as gone. No two clocks need to agree.
       mesh: where given, a batch is spread over its `data` axis. Its devices are this process's own.
-      progress: called with the batches to come, and `total` and `desc`, as tqdm is.
+      progress: by default a line that says what is to come (how many sequences of how many, tokens, bytes) and a bar,
+        on standard error, where that is a terminal or this is a notebook. True shows them everywhere, False nowhere. Or
+        a function that is called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Returns:
       The store, opened; while others' shares are missing, as a growing one.
 
     Raises:
-      ValueError: for unknown sites, a store there with other contents, a disk too small for what is to come, or
-        activations that are not finite.
+      ValueError: for unknown sites, text of another tokenizer or with no token that counts, a store there with other
+        contents, a disk too small for what is to come (all before anything is written), or activations that are not
+        finite.
       OSError: when the disk fills up all the same, or another process writes the same segment; finished segments are
         kept.
     """
+    progress = chosen(progress)
     manifest = plan(
         model,
         sequences,
@@ -153,30 +175,55 @@ def harvest(
         dtype=dtype,
         shuffle_rows=shuffle_rows,
         shuffle_bytes=shuffle_bytes,
-        sink_factor=sink_factor,
-        sink_sites=sink_sites,
+        counted=counted,
     )  # before anything is written
     if mesh is not None and jax.tree.leaves(model.params)[0].sharding.device_set != set(mesh.devices.flat):
         raise ValueError(
-            "the model's parameters are not on the mesh's devices: gemma.load(…, mesh=mesh) puts them there"
+            "the model's parameters are not on the mesh's devices: load the model onto them, as "
+            "gemma.load(…, mesh=mesh) does"
         )
-    which, of = share
+    which, of = (manifests.whole("share", part) for part in share)
     if not 0 <= which < of:
         raise ValueError(f"share is (which, of how many), which from 0 on; got {share}")
+    if not silent_seconds > 0:
+        raise ValueError(f"silent_seconds is above 0, got {silent_seconds}")
+    rows = int(text_tokens(sequences, manifest).sum())
     store = place(path)
-    manifests.write(store, manifest, sequences.documents)
+    store.check_writable()
+    if manifests.exists(store):
+        manifests.check(store, manifest)
     missing = [index for index in writing.missing_segments(store, manifest) if index % of == which]
-    writing.check_space(store, manifest, len(missing), int(text_tokens(sequences, manifest).sum()))
-    _write_segments(model, sequences, manifest, missing, store, mesh, progress)
+    writing.check_space(store, manifest, len(missing), rows)
+    manifests.write(store, manifest, sequences.documents)
+    say(progress, _takes(sequences, manifest, store, rows, missing))
+    _write_segments(model, sequences, manifest, missing, store, silent_seconds, mesh, progress)
     return ActivationStore.open(store, growing=of > 1)
 
 
-def _write_segments(model, sequences, manifest, missing, store, mesh, progress) -> None:
-    """Fills segments here while a thread writes the one before."""
-    held: dict[int, Claim] = {}
+def _takes(sequences: Sequences, manifest: Manifest, store: Place, tokens: int, missing: list[int]) -> str:
+    """What a harvest is, and what is to come of it, in a line. `tokens` are those of all segments, sinks among them."""
+    whole = showing.size(writing.bytes_of(manifest, manifest.segments, tokens))
+    text = (
+        f"harvest: {sequences.size}, {showing.count(tokens, 'token')} at {manifest.label}, {manifest.dtype}, "
+        f"up to {whole} in {store}"
+    )
+    if len(missing) == manifest.segments:
+        return text
+    if not missing:
+        return f"{text}; nothing is left to do here"
+    # Segments are of one size but for the last; their tokens are estimated from the mean.
+    size = manifest.sequences_per_segment
+    part = sum(min(size, manifest.sequences - index * size) for index in missing)
+    about = tokens * part // manifest.sequences
+    return (
+        f"{text}; here {len(missing):,} of {showing.count(manifest.segments, 'segment')}: {part:,} sequences, about "
+        f"{about:,} tokens, {showing.size(writing.bytes_of(manifest, len(missing), tokens))}"
+    )
 
-    def start(index: int) -> None:
-        held[index] = claims.claim(store, index)
+
+def _write_segments(model, sequences, manifest, missing, store, silent_seconds, mesh, progress) -> None:
+    """Fills segments here while a thread writes the one before."""
+    held = claims.Claims(store, silent_seconds)
 
     def write(filled: filling.Filled) -> None:
         try:
@@ -184,8 +231,10 @@ def _write_segments(model, sequences, manifest, missing, store, mesh, progress) 
         finally:
             filled.release()
 
-    segments = filling.filled_segments(model, sequences, manifest, missing, mesh=mesh, started=start, progress=progress)
-    with concurrent.futures.ThreadPoolExecutor(1, "segments") as pool, claims.heartbeat(held):
+    segments = filling.filled_segments(
+        model, sequences, manifest, missing, mesh=mesh, started=held.take, progress=progress
+    )
+    with held, concurrent.futures.ThreadPoolExecutor(1, "segments") as pool:
         written: concurrent.futures.Future | None = None
         try:
             for filled in segments:
@@ -197,12 +246,20 @@ def _write_segments(model, sequences, manifest, missing, store, mesh, progress) 
         finally:
             if written is not None:
                 concurrent.futures.wait([written])
-            for claim in held.values():
-                claim.release()
 
 
 def text_tokens(sequences: Sequences, manifest: Manifest) -> np.ndarray:
-    """[S] rows that each sequence gives."""
-    starts = range(0, len(sequences), _COUNTED)
-    parts = (sequences.take(slice(start, start + _COUNTED)).text(manifest.dropped_tokens) for start in starts)
-    return np.concatenate([part.sum(axis=1) for part in parts])
+    """[S] rows that each sequence gives.
+
+    Raises:
+      ValueError: when no sequence gives any.
+    """
+    parts = (sequences.take(slice(start, start + _COUNTED)) for start in range(0, len(sequences), _COUNTED))
+    rows = np.concatenate([manifest.counted.text(part.tokens, part.left_out).sum(axis=1) for part in parts])
+    if not rows.any():
+        raise ValueError(
+            f"none of the tokens in {len(sequences)} sequences counts: all are special ids ("
+            f"{', '.join(map(str, manifest.counted.special_ids))}) or left out by the text (`Sequences.left_out`), so "
+            "there is nothing to harvest"
+        )
+    return rows

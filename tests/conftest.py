@@ -1,9 +1,15 @@
-"""Eight CPU devices for all tests, set before JAX is imported; and what several tests use."""
+"""Eight CPU devices for all tests, set before JAX is imported, unless JAX_PLATFORMS names another platform, as `make
+test-gpu` does; and what several tests use."""
 
 import logging
 import os
+import signal
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# `nohup make test` has SIGHUP ignored here and in every process that tests start, some of which are to be ended by it.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 import jax
@@ -62,13 +68,14 @@ def bucket():
         AWS_EC2_METADATA_DISABLED="true",
         AWS_REGION="us-east-1",
         AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS="3",  # for a connection that hangs in tests/sae/test_store_writers.py
     )
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="activations")
     yield "s3://activations"
     server.stop()
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def where(request, tmp_path):
     """A function of a name to a new place for a store, on disk and in a bucket."""
     from sae.store.places import place
@@ -92,3 +99,19 @@ def quick_starts(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture
+def launch():
+    """Sets flags, as a command line would."""
+    from absl import flags
+    from absl.testing import flagsaver
+
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver():
+
+        def set_flags(**values):
+            for name, value in values.items():
+                setattr(flags.FLAGS, name, value)
+
+        yield set_flags

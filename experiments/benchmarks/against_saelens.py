@@ -28,11 +28,11 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 
 import gemma
 import sae
-from experiments import common
+from experiments import common, running
 from experiments.harvest import STORE_DIR
 from experiments.scope import OUT_DIR
-from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import baseline
+from sae.records import Record
 
 WORKER = Path(__file__).parent / "saelens_worker.py"
 SIDES = ("ours", "batchtopk", "jumprelu")
@@ -123,9 +123,9 @@ def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metri
     model = gemma.load(common.MODEL.value)
     _, held_out = common.texts(model)
     (site,) = store.sites
-    limits = {s: store.manifest.sink_factor * store.median_norm(s) for s in store.manifest.sink_sites}
-    facts = json.dumps({"left_out": {"sink_norms": limits}})
-    info = sae.Info(store.manifest.model, site, site, training=facts)
+    info = sae.Info(
+        store.manifest.model, site, site, counted=store.counted, record=Record(store.manifest.model_fingerprint)
+    )
     known = []
 
     def measure(job: Job) -> sae.Metrics:
@@ -133,9 +133,9 @@ def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metri
         if not file.exists():
             autoencoder = dataclasses.replace(sae.load(out / job.name), info=info)
             if not known:
-                known.append(baseline(model, held_out.tokens, site, sinks=sinks_of(info), progress=common.progress))
-            found = sae.evaluate(autoencoder, model, held_out.tokens, known=known[0], progress=common.progress)
-            file.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+                known.append(baseline(model, held_out, site, counted=info.counted, progress=common.progress))
+            found = sae.evaluate(autoencoder, model, held_out, known=known[0], progress=common.progress)
+            file.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
         return sae.Metrics(**json.loads(file.read_text(encoding="utf-8")))
 
     return measure
@@ -208,4 +208,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 import gemma
-from experiments import common
+from experiments import common, running
 from sae.capturing import activations_at
 
 PEER = flags.DEFINE_string("peer", ".venv-peers/bin/python", "The Python that has torch and transformers.")
@@ -178,4 +178,4 @@ def main():
 
 if __name__ == "__main__":
     flags.FLAGS.set_default("model", "gemma3-270m")
-    common.run(main)
+    running.run(main)

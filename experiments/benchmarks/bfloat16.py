@@ -14,7 +14,7 @@ from absl import flags
 
 import gemma
 import mishax_lite
-from experiments import common
+from experiments import common, running
 from sae.text import is_text
 
 SEQUENCES = flags.DEFINE_integer("sequences", 4, "Sequences of held-out text.", lower_bound=1)
@@ -69,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

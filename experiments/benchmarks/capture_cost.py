@@ -24,7 +24,7 @@ from absl import flags
 
 import gemma
 import mishax_lite
-from experiments import common
+from experiments import common, running
 from experiments.benchmarks import hand_written
 from gemma.model import param_shapes
 
@@ -191,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

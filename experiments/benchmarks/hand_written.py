@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from gemma.attention import MASKED, softcap
 from gemma.configs import LOCAL, Config
-from gemma.layers import Embedder, RMSNorm, Weight, product, products, rope
+from gemma.layers import Embedder, Weight, product, products, rope
 
 Sites = dict[str, jax.Array]
 
@@ -38,6 +38,15 @@ class Attention(nn.Module):
         return product("BTNH,NHD->BTD", sites[at + "attn_z"], w)
 
 
+class RMSNorm(nn.Module):
+    """The copy of `gemma.layers.RMSNorm`; adds its scale, and where `normed` names it what comes after the division."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sites: Sites, scale: str, normed: str | None = None) -> jax.Array:
+        params = {"scale": self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],))}
+        return rms_norm(x, params, sites, scale, normed)
+
+
 class FeedForward(nn.Module):
     """The copy of `gemma.layers.FeedForward`."""
 
@@ -59,13 +68,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array, sites: Sites, at: str) -> jax.Array:
         sites[at + "resid_pre"] = x
-        sites[at + "attn_in"] = attn_in = RMSNorm(name="pre_attention_norm")(x)
+        sites[at + "attn_in"] = attn_in = RMSNorm(name="pre_attention_norm")(x, sites, at + "pre_attn_scale")
         attn_out = Attention(self.config, name="attn")(attn_in, positions, mask, sites, at)
-        sites[at + "attn_out"] = attn_out = RMSNorm(name="post_attention_norm")(attn_out)
+        sites[at + "attn_out"] = attn_out = RMSNorm(name="post_attention_norm")(attn_out, sites, at + "post_attn_scale")
         sites[at + "resid_mid"] = x = x + attn_out
-        sites[at + "mlp_in"] = mlp_in = RMSNorm(name="pre_ffw_norm")(x)
+        sites[at + "mlp_in"] = mlp_in = RMSNorm(name="pre_ffw_norm")(x, sites, at + "pre_mlp_scale", at + "mlp_normed")
         mlp_out = FeedForward(self.config, name="mlp")(mlp_in, sites, at)
-        sites[at + "mlp_out"] = mlp_out = RMSNorm(name="post_ffw_norm")(mlp_out)
+        sites[at + "mlp_out"] = mlp_out = RMSNorm(name="post_ffw_norm")(mlp_out, sites, at + "post_mlp_scale")
         sites[at + "resid_post"] = x = x + mlp_out
         return x
 
@@ -84,7 +93,7 @@ class Transformer(nn.Module):
         for i, kind in enumerate(self.config.layer_kinds):
             block = Block(self.config, name=f"layer_{i}")
             x = block(x, positions, local_mask if kind == LOCAL else mask, sites, f"layer_{i}/")
-        sites["final_norm"] = x = RMSNorm(name="final_norm")(x)
+        sites["final_norm"] = x = RMSNorm(name="final_norm")(x, sites, "final_scale")
         sites["logits"] = logits = softcap(embedder.decode(x), self.config.final_softcap)
         return logits, sites
 
@@ -113,7 +122,7 @@ def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array,
     for i, kind in enumerate(c.layer_kinds):
         p, at = params[f"layer_{i}"], f"layer_{i}/"
         sites[at + "resid_pre"] = x
-        sites[at + "attn_in"] = attn_in = rms_norm(x, p["pre_attention_norm"])
+        sites[at + "attn_in"] = attn_in = rms_norm(x, p["pre_attention_norm"], sites, at + "pre_attn_scale")
         q = product("BTD,NDH->BTNH", attn_in, p["attn"]["q_einsum"]["w"])
         k, v = products("BSD,KDH->BSKH", attn_in, p["attn"]["kv_einsum"]["w"])
         sites[at + "q"] = q = rope(q, positions, c.rope_base) * jnp.asarray(c.query_scale, x.dtype)
@@ -121,13 +130,13 @@ def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array,
         sites[at + "v"] = v
         sites.update(attend(c, at, q, k, v, local_mask if kind == LOCAL else mask))
         attn_out = product("BTNH,NHD->BTD", sites[at + "attn_z"], p["attn"]["attn_vec_einsum"]["w"])
-        sites[at + "attn_out"] = attn_out = rms_norm(attn_out, p["post_attention_norm"])
+        sites[at + "attn_out"] = attn_out = rms_norm(attn_out, p["post_attention_norm"], sites, at + "post_attn_scale")
         sites[at + "resid_mid"] = x = x + attn_out
-        sites[at + "mlp_in"] = mlp_in = rms_norm(x, p["pre_ffw_norm"])
+        sites[at + "mlp_in"] = mlp_in = rms_norm(x, p["pre_ffw_norm"], sites, at + "pre_mlp_scale", at + "mlp_normed")
         mlp_out = feed_forward(mlp_in, p["mlp"]["gating_einsum"], p["mlp"]["linear"], sites, at)
-        sites[at + "mlp_out"] = mlp_out = rms_norm(mlp_out, p["post_ffw_norm"])
+        sites[at + "mlp_out"] = mlp_out = rms_norm(mlp_out, p["post_ffw_norm"], sites, at + "post_mlp_scale")
         sites[at + "resid_post"] = x = x + mlp_out
-    sites["final_norm"] = x = rms_norm(x, params["final_norm"])
+    sites["final_norm"] = x = rms_norm(x, params["final_norm"], sites, "final_scale")
     logits = jnp.einsum("BTD,VD->BTV", x, embedding, preferred_element_type=jnp.float32)
     sites["logits"] = logits = softcap(logits, c.final_softcap)
     return logits, sites
@@ -165,8 +174,12 @@ def feed_forward(x: jax.Array, gating: jax.Array, linear: jax.Array, sites: Site
     return jnp.einsum("BTF,FD->BTD", hidden, linear)
 
 
-def rms_norm(x: jax.Array, params: dict) -> jax.Array:
-    """`gemma.layers.RMSNorm` without Flax."""
+def rms_norm(x: jax.Array, params: dict, sites: Sites, scale: str, normed: str | None = None) -> jax.Array:
+    """`gemma.layers.RMSNorm` without Flax, with its sites."""
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-    return (normed * (1.0 + params["scale"].astype(jnp.float32))).astype(x.dtype)
+    sites[scale] = inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+    divided = x32 * inverse
+    if normed is not None:
+        sites[normed] = divided
+    gain = jnp.expand_dims(1.0 + params["scale"].astype(jnp.float32), tuple(range(x.ndim - 1)))
+    return (divided * gain).astype(x.dtype)

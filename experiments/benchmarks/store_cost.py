@@ -21,7 +21,7 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common
+from experiments import common, running
 from sae.text import Sequences
 
 SITES = ["layer_2/attn_z", "layer_2/mlp_out", "layer_2/resid_post"]
@@ -90,4 +90,4 @@ def plot(found: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

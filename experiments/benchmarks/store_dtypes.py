@@ -12,9 +12,8 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common, harvest, train
+from experiments import common, harvest, running, train
 from experiments.scope import OUT_DIR
-from sae.evaluation.counting import sinks_of
 from sae.evaluation.fidelity import baseline
 from sae.store.manifest import DTYPES
 
@@ -35,7 +34,7 @@ def main():
     out = Path(OUT_DIR.value)
     model = gemma.load(common.MODEL.value)
     text, held_out = common.texts(model)
-    (site,) = harvest.sites(model.config)[-1:]
+    (site,) = harvest.sites(model)[-1:]
     print(f"{model.config.name}, {site}\n")
     rows = []
     known = None
@@ -47,16 +46,16 @@ def main():
             out / dtype,
             dtype=dtype,
             seed=common.SEED.value,
-            sink_factor=harvest.SINK_FACTOR.value,
+            counted=harvest.counted(model),
             progress=common.progress,
         )
         runs = train.configs({site: store.width(site)})
         autoencoders, _ = sae.train(runs, store, progress=common.progress)
         for config, autoencoder in zip(runs, autoencoders, strict=True):
-            sinks = sinks_of(autoencoder.info)
-            if known is None or known.sinks != sinks:
-                known = baseline(model, held_out.tokens, site, sinks=sinks, progress=common.progress)
-            found = sae.evaluate(autoencoder, model, held_out.tokens, known=known, progress=common.progress)
+            counted = autoencoder.info.counted
+            if known is None or known.counted != counted:
+                known = baseline(model, held_out, site, counted=counted, progress=common.progress)
+            found = sae.evaluate(autoencoder, model, held_out, known=known, progress=common.progress)
             rows.append(
                 f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {found.l0:.1f} | "
                 f"{found.fvu:.4f} | {found.loss_recovered:.4f} | {found.loss_spliced - found.loss:.4f} |"
@@ -68,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

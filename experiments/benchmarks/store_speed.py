@@ -22,7 +22,7 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common
+from experiments import common, running
 from sae.capturing import activations_at
 from sae.text import batch_at
 
@@ -81,8 +81,7 @@ def make_store(folder: Path, width: int) -> sae.ActivationStore:
     segments = max(1, round(READ_GIB.value * 2**30 / (4 * width * segment)))
     manifest = manifests.Manifest(
         model="random",
-        model_sha256="",
-        config_sha256="",
+        model_fingerprint="",
         tokenizer_sha256="",
         sites={"x": (width,)},
         dtype="float32",
@@ -91,7 +90,8 @@ def make_store(folder: Path, width: int) -> sae.ActivationStore:
         length=2,
         sequences_per_segment=segment,
         seed=0,
-        dropped_tokens=(),
+        counted=sae.Counted(()),
+        documents_sha256=manifests.documents_sha256((("", ""),)),
     )
     where = place(folder)
     manifests.write(where, manifest, (("", ""),))
@@ -167,4 +167,4 @@ def main():
 
 if __name__ == "__main__":
     flags.FLAGS.set_default("model", "gemma3-270m")
-    common.run(main)
+    running.run(main)

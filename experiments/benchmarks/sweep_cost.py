@@ -19,7 +19,7 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common, harvest, topologies
+from experiments import common, harvest, running, topologies
 from sae.store.source import Source
 from sae.trainer.programs import TOGETHER
 from sae.trainer.sweeps import Sweep
@@ -79,9 +79,10 @@ def main():
     if FROM_MODEL.value:
         model = gemma.load(common.MODEL.value)
         text, _ = common.texts(model)
-        (site,) = harvest.sites(model.config)[-1:]
+        (site,) = harvest.sites(model)[-1:]
+        counted = sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(4.0))
         # Segments of a few batches, so that a round sees the model at work as often as a long run would.
-        source = sae.stream(model, text, [site], shuffle_rows=STEPS.value * BATCH.value, sink_factor=4.0)
+        source = sae.stream(model, text, [site], shuffle_rows=STEPS.value * BATCH.value, counted=counted)
     else:
         source = sae.ActivationStore.open(harvest.STORE_DIR.value)
         site = source.sites[-1]
@@ -103,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

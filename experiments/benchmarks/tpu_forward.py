@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import common, topologies
+from experiments import common, running, topologies
 from experiments.benchmarks import tpu_programs
 from experiments.benchmarks.tpu_hlo import Moved
 from experiments.benchmarks.tpu_programs import Case, Report
@@ -123,4 +123,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

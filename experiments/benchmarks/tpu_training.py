@@ -11,7 +11,7 @@ from collections import Counter
 from jax.sharding import Mesh
 
 import sae
-from experiments import common, topologies
+from experiments import common, running, topologies
 from experiments.benchmarks.tpu_hlo import Moved, collectives
 from sae.trainer import programs
 from sae.trainer import state as states
@@ -107,4 +107,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

@@ -5,9 +5,13 @@ There are two dialects. transformers 5 has `rope_parameters` and `layer_types`; 
 are read; both are written, to one file, as each version overlooks the other's words.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from gemma.checkpoints import rope, words
 from gemma.checkpoints.shapes import named
 from gemma.configs import GLOBAL, LOCAL, Config
 
@@ -45,14 +49,14 @@ _DEFAULTS = {
     },
 }
 
-# What the forward pass takes for granted: a file that says otherwise is of another model.
-_FIXED = {
-    "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_act": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "use_bidirectional_attention": False,
-    "quantization_config": None,
+# By which Gemma 2 9B is told.
+_SHAPE_OF_9B = {
+    "hidden_size": 3584,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
 }
 
 
@@ -65,25 +69,20 @@ def from_huggingface(values: Mapping, name: str) -> Config:
     """The configuration that a config.json describes: a preset, where the numbers are a preset's; `name` otherwise.
 
     Raises:
-      ValueError: for another model than Gemma 2 or 3, and for what this package's forward pass does not do.
+      ValueError: for another model than Gemma 2 or 3, and for each word that the forward pass does not honour.
     """
-    if values.get("model_type") == "gemma3":  # with images
-        values = {"model_type": "gemma3_text", "tie_word_embeddings": True, **values.get("text_config", {})}
+    images = values.get("model_type") == "gemma3"
+    if images:
+        words.check_image_config(values)
+        values = {"model_type": "gemma3_text", **(values.get("text_config") or {})}
     kind = values.get("model_type")
     if kind not in _DEFAULTS:
         raise ValueError(f"model_type {kind!r}: this package has gemma2, gemma3 and gemma3_text")
-    for field, want in _FIXED.items():
-        got = values.get(field)
-        if got is not None and got != want:
-            raise ValueError(f"{field} is {got!r}; of Gemma 2 and 3 only {want!r} is computed here")
+    words.check_config(values)
     values = {**_DEFAULTS[kind], **values}
-    if kind == "gemma2" and values["query_pre_attn_scalar"] == 224:
-        warnings.warn(
-            f"{name}: query_pre_attn_scalar is 224 in this config.json, from a converter that was wrong about "
-            "Gemma 2 9B (huggingface/transformers #31891); 256 is used",
-            stacklevel=2,
-        )
-        values["query_pre_attn_scalar"] = 256
+    _check_softcaps(values, images)
+    values["query_pre_attn_scalar"] = _query_scalar(values, name)
+    pattern = _pattern(values)
     sizes = {
         "vocab_size": values["vocab_size"],
         "num_layers": values["num_hidden_layers"],
@@ -93,30 +92,60 @@ def from_huggingface(values: Mapping, name: str) -> Config:
         "num_kv_heads": values["num_key_value_heads"],
         "head_dim": values["head_dim"],
     }
+    window = values["sliding_window"]
+    if window is None and LOCAL not in pattern:  # no layer has one
+        window = values.get("max_position_embeddings") or _COMMON["sliding_window"]
     return named(
         Config(
             name=str(values.get("_name_or_path") or name).rstrip("/").split("/")[-1],
             **sizes,
             query_scale=values["query_pre_attn_scalar"] ** -0.5,
-            window=values["sliding_window"],
-            layer_pattern=_pattern(values),
+            window=window,
+            layer_pattern=pattern,
             attn_softcap=values["attn_logit_softcapping"],
             final_softcap=values["final_logit_softcapping"],
             qk_norm=kind == "gemma3_text",
-            **_rope(values),
+            **rope.from_huggingface(values),
         )
     )
 
 
+def _check_softcaps(values: Mapping, images: bool) -> None:
+    """Raises ValueError for a softcap of Gemma 3 that transformers has a word for and does not apply."""
+    lacks = ["attn_logit_softcapping"] * (values["model_type"] == "gemma3_text") + ["final_logit_softcapping"] * images
+    for word in lacks:
+        if values[word] is not None:
+            raise ValueError(f"{word} is {values[word]!r}: Gemma 3 has no such softcap, and transformers applies none")
+
+
+def _query_scalar(values: Mapping, name: str) -> float | int:
+    """query_pre_attn_scalar, put right for the one model of which a converter was wrong: Gemma 2 9B."""
+    scalar, shape = values["query_pre_attn_scalar"], tuple(values[word] for word in _SHAPE_OF_9B)
+    if values["model_type"] != "gemma2" or scalar != 224 or shape != tuple(_SHAPE_OF_9B.values()):
+        return scalar
+    warnings.warn(
+        f"{name}: query_pre_attn_scalar is 224 in this config.json, from a converter that was wrong about "
+        "Gemma 2 9B (huggingface/transformers #31891); 256 is used",
+        stacklevel=3,
+    )
+    return 256
+
+
 def _pattern(values: Mapping) -> tuple[str, ...]:
     """The kinds of layers, as the shortest pattern that gives them when repeated."""
-    words = values.get("layer_types")
-    if words is None:
+    kinds = values.get("layer_types")
+    if kinds is None:
         period = values.get("_sliding_window_pattern") or values["sliding_window_pattern"]
+        if not isinstance(period, int) or period < 1:
+            raise ValueError(f"sliding_window_pattern must be a positive integer, got {period!r}")
+        if values["model_type"] == "gemma2" and period != 2:
+            raise ValueError(
+                f"sliding_window_pattern is {period}: Gemma 2's layers alternate, and transformers reads 2"
+            )
         return (LOCAL,) * (period - 1) + (GLOBAL,)
-    if set(words) - set(_KINDS) or len(words) != values["num_hidden_layers"]:
-        raise ValueError(f"layer_types must be {values['num_hidden_layers']} of {list(_KINDS)}, got {words}")
-    return shortest_pattern([_KINDS[word] for word in words])
+    if set(kinds) - set(_KINDS) or len(kinds) != values["num_hidden_layers"]:
+        raise ValueError(f"layer_types must be {values['num_hidden_layers']} of {list(_KINDS)}, got {kinds}")
+    return shortest_pattern([_KINDS[kind] for kind in kinds])
 
 
 def shortest_pattern(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -125,41 +154,14 @@ def shortest_pattern(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(kinds[:period])
 
 
-def _rope(values: Mapping) -> dict[str, float]:
-    """The bases of both kinds of layers, and what positions of global layers are divided by."""
-    given = values.get("rope_parameters")
-    if given is None:  # transformers 4
-        plain = {"rope_theta": values["rope_theta"], **(values.get("rope_scaling") or {})}
-        local = {"rope_theta": values.get("rope_local_base_freq", values["rope_theta"])}
-    elif "full_attention" in given:
-        plain, local = given["full_attention"], given.get("sliding_attention", given["full_attention"])
-    else:
-        plain = local = given
-    scales = {}
-    for kind, rope in ((GLOBAL, plain), (LOCAL, local)):
-        how = rope.get("rope_type", rope.get("type", "default"))
-        scales[kind] = float(rope.get("factor", 1.0)) if how == "linear" else 1.0
-        if how not in ("default", "linear") or (kind == LOCAL and scales[kind] != 1.0):
-            raise ValueError(f"RoPE of {kind} layers is {dict(rope)}: only positions of global layers can be divided")
-    if values["model_type"] == "gemma2" and scales[GLOBAL] != 1.0:
-        raise ValueError(f"RoPE is {dict(plain)}: Gemma 2's positions are not divided")
-    base = values["rope_theta"]
-    return {
-        "rope_base": float(plain.get("rope_theta", base)),
-        "local_rope_base": float(local.get("rope_theta", values.get("rope_local_base_freq", base))),
-        "rope_scale": scales[GLOBAL],
-    }
-
-
 def to_huggingface(config: Config, dtype: str) -> dict:
     """config.json for a model of this configuration, in both dialects.
 
     Raises:
-      ValueError: for a configuration that neither of transformers' two models has.
+      ValueError: for a configuration that neither of transformers' two models has, or that would come back as another.
     """
     c = config
-    if not c.qk_norm and (c.rope_scale != 1.0 or c.rope_base != c.local_rope_base):
-        raise ValueError(f"{c.name}: transformers' Gemma 2 has one RoPE for all layers, so this cannot be saved as it")
+    _check_savable(c)
     full = {"rope_type": "default", "rope_theta": c.rope_base}
     local = {"rope_type": "default", "rope_theta": c.local_rope_base}
     if c.rope_scale != 1.0:
@@ -197,11 +199,52 @@ def to_huggingface(config: Config, dtype: str) -> dict:
     if c.qk_norm:
         values["rope_local_base_freq"] = c.local_rope_base
         values["rope_scaling"] = {"rope_type": "linear", "factor": c.rope_scale} if c.rope_scale != 1.0 else None
+    _check_comes_back(c, values)
     return values
 
 
+def _check_savable(c: Config) -> None:
+    """Raises ValueError for what transformers' models lack."""
+    if not c.qk_norm and (c.rope_scale != 1.0 or c.rope_base != c.local_rope_base):
+        raise ValueError(f"{c.name}: transformers' Gemma 2 has one RoPE for all layers, so this cannot be saved as it")
+    if c.qk_norm and c.attn_softcap is not None:
+        raise ValueError(
+            f"{c.name}: attn_softcap is {c.attn_softcap}, but transformers' Gemma 3 applies no softcap to its scores: "
+            "save it with format='orbax'"
+        )
+    if not isinstance(_scalar(c.query_scale), int):
+        raise ValueError(
+            f"{c.name}: query_scale is {c.query_scale}, which is n ** -0.5 for no integer n, and transformers' "
+            "query_pre_attn_scalar is an integer: save it with format='orbax'"
+        )
+    if c.d_model % c.num_heads:
+        raise ValueError(
+            f"{c.name}: transformers takes only a d_model that num_heads divides, got {c.d_model} and {c.num_heads}: "
+            "save it with format='orbax'"
+        )
+
+
+def _check_comes_back(c: Config, values: Mapping) -> None:
+    """Raises ValueError if this package would read another configuration from the file than the one saved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = from_huggingface(values, c.name)
+    differences = [
+        f"{field.name} {getattr(c, field.name)!r} would come back as {getattr(again, field.name)!r}"
+        for field in dataclasses.fields(c)
+        if field.name not in ("name", "layer_pattern", "query_scale")
+        and getattr(c, field.name) != getattr(again, field.name)
+    ]
+    if np.float32(again.query_scale) != np.float32(c.query_scale):
+        differences.append(f"query_scale {c.query_scale} would come back as {again.query_scale}")
+    if again.layer_kinds != c.layer_kinds:
+        differences.append(f"layers {c.layer_kinds} would come back as {again.layer_kinds}")
+    if differences:
+        raise ValueError(f"{c.name} cannot be saved as transformers' model: " + "; ".join(differences))
+
+
 def _scalar(query_scale: float) -> float | int:
-    """The number whose -1/2th power is the scale, to the last bit where there is one."""
+    """The integer whose -1/2th power is the scale in float32, in which the model has it; without one, a float."""
     exact = query_scale**-2
-    near = [round(exact), exact, *(exact * (1 + k * 2.0**-52) for k in (1, -1, 2, -2))]
-    return next((number for number in near if number > 0 and number**-0.5 == query_scale), exact)
+    whole = round(exact)
+    return whole if whole > 0 and np.float32(whole**-0.5) == np.float32(query_scale) else exact

@@ -5,18 +5,20 @@ From llama.cpp's `convert_hf_to_gguf.py` and `src/models/gemma2.cpp`, `gemma3.cp
 
 import dataclasses
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from gemma.checkpoints import gguffiles, huggingface
+from gemma.checkpoints import expanding, gguffiles, huggingface, words
 from gemma.checkpoints.dialects import shortest_pattern
 from gemma.checkpoints.gguffiles import Contents
 from gemma.checkpoints.shapes import named
 from gemma.checkpoints.streaming import Stored
 from gemma.configs import GLOBAL, LOCAL, Config
 from gemma.tokenizer import Tokenizer, model_from_pieces
+from gemma.tokenizer.settings import Settings
 
 # In llama.cpp's names on the left, in transformers' (without `model.`) on the right.
 _TOP = {
@@ -40,9 +42,16 @@ _BLOCK = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
+_CONTROL = 3  # of a piece's types
+_IMAGES = ("v.", "mm.")  # of a Gemma 3 that sees images, where a converter puts all into one file
 
-def scan(file: Path) -> Contents:
+
+def scan(file: Path, folder: Path | None = None) -> Contents:
     """The header of a file, its tensors by transformers' names where they have one; of the tensors nothing is read.
+
+    Args:
+      file: its path.
+      folder: where its numbers are kept expanded, see `expanding.py`; by default nowhere.
 
     Raises:
       ValueError: without the `gguf` package; for a file that is not GGUF, is damaged, or is of another architecture.
@@ -54,7 +63,13 @@ def scan(file: Path) -> Contents:
     parts = contents.metadata.get("split.count", 1)
     if parts > 1:
         raise ValueError(f"{file} is one of {parts} parts: join them with llama.cpp's gguf-split --merge")
-    tensors = {_translate(name): _without_one(stored) for name, stored in contents.tensors.items()}
+    if folder is not None:
+        contents = expanding.expanded(contents, folder)
+    tensors = {
+        _translate(name): _without_one(stored)
+        for name, stored in contents.tensors.items()
+        if not name.startswith(_IMAGES)
+    }
     return dataclasses.replace(contents, tensors=tensors)
 
 
@@ -79,7 +94,7 @@ def config(contents: Contents) -> Config:
     The file has no query scale, and no base for local layers: both are llama.cpp's constants (`src/models/gemma*.cpp`).
 
     Raises:
-      ValueError: naming what the metadata lacks.
+      ValueError: naming what the metadata lacks, and each key that the forward pass does not honour.
     """
     m, kind = contents.metadata, contents.metadata["general.architecture"]
     third = kind == "gemma3"
@@ -93,25 +108,25 @@ def config(contents: Contents) -> Config:
     embedding = contents.tensors.get(huggingface.EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError(f"{contents.file} does not hold this model:\n  missing: token_embd.weight, [V, D]")
+    try:
+        words.check_gguf(kind, m)
+        _check_softcaps(m, third)
+        stretch = _stretch(m, kind)
+    except ValueError as error:
+        raise ValueError(f"{contents.file} is of another model than this package's: {error}") from None
     layers, D, N, H = (
         get("block_count"),
         get("embedding_length"),
         get("attention.head_count"),
         get("attention.key_length"),
     )
-    epsilon = get("attention.layer_norm_rms_epsilon", 1e-6)
-    if abs(epsilon - 1e-6) > 1e-9:
-        raise ValueError(
-            f"{contents.file}: its norms have epsilon {epsilon}; of Gemma 2 and 3 only 1e-6 is computed here"
-        )
-    period = get("attention.sliding_window_pattern", 6 if third else 2)
-    if isinstance(period, np.ndarray):  # for each layer, whether it is local
-        pattern = shortest_pattern([LOCAL if local else GLOBAL for local in period])
-    else:
-        pattern = (LOCAL,) * (period - 1) + (GLOBAL,)
+    pattern = _pattern(m, kind)
+    # Without a window, llama.cpp's Gemma 3 has global layers alone.
+    window = get("attention.sliding_window", 0 if third else 4096)
+    if third and window == 0:
+        pattern, window = (GLOBAL,), get("context_length", 131_072)
     base = float(get("rope.freq_base", 1e6 if third else 1e4))
     widest = layers == (62 if third else 46)  # the 27B models
-    scaled = m.get(f"{kind}.rope.scaling.type", "linear" if third else "none") == "linear"
     return named(
         Config(
             name=str(m.get("general.name") or contents.file.stem),
@@ -123,16 +138,50 @@ def config(contents: Contents) -> Config:
             num_kv_heads=get("attention.head_count_kv"),
             head_dim=H,
             query_scale=float(D // N if widest else H) ** -0.5,
-            window=get("attention.sliding_window", None if third else 4096),
+            window=window,
             layer_pattern=pattern,
             attn_softcap=None if third else float(get("attn_logit_softcapping", 50.0)),
             final_softcap=None if third else float(get("final_logit_softcapping", 30.0)),
             rope_base=base,
             local_rope_base=float(get("rope.freq_base_swa", 1e4)) if third else base,
-            rope_scale=float(get("rope.scaling.factor", 1.0)) if scaled else 1.0,
+            rope_scale=stretch,
             qk_norm=third,
         )
     )
+
+
+def _check_softcaps(metadata: Mapping, third: bool) -> None:
+    """Raises ValueError for a softcap of Gemma 3: some versions of llama.cpp apply it, others overlook it."""
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if third and metadata.get(f"gemma3.{key}"):
+            raise ValueError(f"gemma3.{key} is {metadata[f'gemma3.{key}']!r}: Gemma 3 has no softcap")
+
+
+def _stretch(metadata: Mapping, kind: str) -> float:
+    """What the positions of global layers are divided by.
+
+    Raises:
+      ValueError: for another RoPE than Gemma 2 and 3 have.
+    """
+    name = metadata.get(f"{kind}.rope.scaling.type", "linear")  # llama.cpp's default
+    factor = float(metadata.get(f"{kind}.rope.scaling.factor", 1.0))
+    if name not in ("none", "linear"):
+        raise ValueError(f"{kind}.rope.scaling.type is {name!r}: only none and linear are computed here")
+    if name == "none" or factor in (0.0, 1.0):  # llama.cpp takes 0 for 1
+        return 1.0
+    if kind == "gemma2":
+        raise ValueError(f"{kind}.rope.scaling.factor is {factor}: RoPE of Gemma 2 is not scaled")
+    return factor
+
+
+def _pattern(metadata: Mapping, kind: str) -> tuple[str, ...]:
+    """The kinds of layers: a period, or for each layer whether it is local."""
+    period = metadata.get(f"{kind}.attention.sliding_window_pattern", 6 if kind == "gemma3" else 2)
+    if isinstance(period, np.ndarray):
+        return shortest_pattern([LOCAL if local else GLOBAL for local in period])
+    if period < 1:
+        raise ValueError(f"{kind}.attention.sliding_window_pattern is {period}, expected a positive integer")
+    return (LOCAL,) * (period - 1) + (GLOBAL,)
 
 
 def tokenizer(contents: Contents) -> Tokenizer | None:
@@ -153,21 +202,34 @@ def tokenizer(contents: Contents) -> Tokenizer | None:
         raise ValueError(
             f"{contents.file} has {[len(one) for one in lists]} pieces, scores and types: one of each for all"
         )
-    special = {
-        name: int(m.get(f"tokenizer.ggml.{key}_token_id", default))
-        for name, key, default in (("pad", "padding", 0), ("eos", "eos", 1), ("bos", "bos", 2), ("unk", "unknown", 3))
+    usual = {"pad": b"<pad>", "eos": b"<eos>", "bos": b"<bos>", "unk": b"<unk>"}
+    if list(lists[0][:4]) != list(usual.values()):
+        raise ValueError(
+            f"{contents.file} has a tokenizer that begins with {lists[0][:4]}, Gemma's with {[*usual.values()]}"
+        )
+    ids = {
+        role: int(m.get(f"tokenizer.ggml.{key}_token_id", default))
+        for role, key, default in (("pad_token", "padding", 0), ("eos_token", "eos", 1), ("bos_token", "bos", 2))
     }
-    if tuple(special.values()) != (0, 1, 2, 3) or len(lists[0]) < 4:
-        raise ValueError(f"{contents.file} has a tokenizer with the special ids {special}, Gemma's are 0, 1, 2 and 3")
+    if wrong := {role: id_ for role, id_ in ids.items() if not 0 <= id_ < len(lists[0])}:
+        raise ValueError(f"{contents.file} has special tokens that are no pieces of its {len(lists[0])}: {wrong}")
+    flags = {f"add_{name}": m.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
+    settings = Settings(ids, templates=templates(contents), **flags)
     try:
-        return Tokenizer(model_from_pieces(*lists, **special))
-    except RuntimeError as error:
+        return Tokenizer(model_from_pieces(*lists, **dict(zip(usual, range(4), strict=True))), settings)
+    except (RuntimeError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{contents.file} has pieces that make no tokenizer: {error}") from error
 
 
-def read(contents: Contents, config: Config, structs: Mapping, shardings: Mapping) -> dict:
-    """The tree of parameters; see `huggingface.read`."""
-    return huggingface.read(str(contents.file), dict(contents.tensors), config, structs, shardings, _file_name)
+def templates(contents: Contents) -> dict[str, str]:
+    """The chat templates by name."""
+    names = {name: re.fullmatch(r"tokenizer\.chat_template(?:\.(\w+))?", name) for name in contents.metadata}
+    return {match[1] or "default": contents.metadata[name] for name, match in names.items() if match}
+
+
+def read(contents: Contents, stored: Mapping, config: Config, structs: Mapping, shardings: Mapping) -> dict:
+    """The tree of parameters from the file's tensors, an adapter merged into them or not; see `huggingface.read`."""
+    return huggingface.read(str(contents.file), stored, config, structs, shardings, _file_name)
 
 
 def _file_name(name: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma.checkpoints.places import in_bucket, read_bytes
 from gemma.checkpoints.streaming import Stored
-from gemma.checkpoints.tensorfiles import read_bytes
 
 # The format's numbers for types of metadata; 8 is a string, 9 an array.
 _NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
@@ -29,11 +29,13 @@ class Contents:
       file: its path.
       metadata: the key-value pairs; arrays of numbers are numpy arrays, strings in arrays are bytes.
       tensors: by name.
+      quantised: the names of tensors in blocks, which take time to expand.
     """
 
     file: Path
     metadata: Mapping
     tensors: Mapping[str, Stored]
+    quantised: frozenset[str] = frozenset()
 
 
 def scan(file: Path) -> Contents:
@@ -45,7 +47,9 @@ def scan(file: Path) -> Contents:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise ValueError(f"reading {file} needs the package gguf: pip install 'mishax-lite[gguf]'") from None
+        raise ValueError(f"reading {file} needs the package gguf: pip install gguf") from None
+    if in_bucket(file):
+        raise ValueError(f"{file} is a GGUF file in a bucket, which is not read from there: copy it to this machine")
     size = file.stat().st_size
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
@@ -62,7 +66,8 @@ def scan(file: Path) -> Contents:
         name: _stored(file, name, shape, blocks[kind], kind, base + offset, size)
         for name, (shape, kind, offset) in tensors.items()
     }
-    return Contents(file, metadata, found)
+    quantised = frozenset(name for name, (_, kind, _) in tensors.items() if (blocks[kind] or (1, 1))[0] > 1)
+    return Contents(file, metadata, found, quantised)
 
 
 def _header(data: mmap.mmap) -> tuple[dict, dict[str, tuple[tuple[int, ...], int, int]], int]:

@@ -6,56 +6,127 @@ from pathlib import Path
 
 from gemma.checkpoints.huggingface import INDEX, SINGLE
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-# What this package does not read is not fetched; pickles least of all.
-_NOT_WANTED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*")
+_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?", re.ASCII)
+# What this package does not read is not fetched; pickles least of all. Of GGUF files, only the one that is wanted.
+_NOT_WANTED = (
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.dat", "*.imatrix"),
+    *("*.gguf", "original/*"),
+)
+# What is fetched with a GGUF file: its configuration, its tokenizer, its chat templates, and where texts end.
+_BESIDE = (
+    *("config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "generation_config.json"),
+    *("chat_template*", "additional_chat_templates/*"),
+)
 
 
 def is_id(source: str) -> bool:
-    """Whether this can be an id of the hub: `owner/name`, or `owner/name@revision`."""
+    """Whether this can be an id of the hub: `owner/name`, `owner/name/file.gguf`, each with `@revision` or without."""
     return _ID.fullmatch(source) is not None
 
 
 def snapshot(source: str) -> Path:
-    """The folder of a checkpoint in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`), fetched where it is not there whole.
+    """The folder of a checkpoint in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`), or its one GGUF file; fetched where it
+    is not there whole.
 
     Raises:
       ValueError: without the package `huggingface_hub`; when the hub has no such model, asks for its licence to be
-        accepted, or cannot be reached.
+        accepted, or cannot be reached; for a repository with several GGUF files and no other weights.
     """
     name, _, revision = source.partition("@")
+    owner, repository, *inside = name.split("/", 2)
+    file = inside[0] if inside else None
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError:
         raise ValueError(
             f"{source!r} is no folder here, and looking for it on the hub needs huggingface_hub: "
-            "pip install 'mishax-lite[hub]'"
+            "pip install huggingface_hub"
         ) from None
-    wanted = {"repo_id": name, "revision": revision or None, "ignore_patterns": list(_NOT_WANTED)}
+    wanted = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
+    most = wanted | {"ignore_patterns": list(_NOT_WANTED)}
+    folder = None
     try:
-        folder = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
-        if _whole(folder):
-            return folder
+        folder = Path(huggingface_hub.snapshot_download(**most, local_files_only=True))
+        if place := _whole(folder, file):
+            return place
     except errors.LocalEntryNotFoundError:
         pass
     except errors.HFValidationError as error:
         raise ValueError(f"{source!r} is no folder here and no id of the hub: {_line(error)}") from error
     try:
-        return Path(huggingface_hub.snapshot_download(**wanted))
+        if file is None:
+            folder = Path(huggingface_hub.snapshot_download(**most))
+            if _weights(folder):
+                return folder
+            file = _one_gguf(source, huggingface_hub.HfApi().list_repo_files(**wanted))
+            if file is None:
+                return folder
+        place = Path(huggingface_hub.snapshot_download(**wanted, allow_patterns=[file, *_BESIDE])) / file
+        if not place.exists():
+            _one_gguf(source, huggingface_hub.HfApi().list_repo_files(**wanted), missing=file)
+        return place
+    except _NotOneError:
+        raise
     except Exception as error:  # of the hub's, of its http library, of the disk
-        raise ValueError(f"{source!r} is not in the hub's cache, and {_why(error, errors, name)}") from error
+        parts = sorted(one.name for one in folder.iterdir()) if folder is not None else []
+        cache = f"the hub's cache has no weights of {source!r}, only {', '.join(parts)}"
+        if not parts:
+            cache = f"{source!r} is not in the hub's cache"
+        raise ValueError(f"{cache}, and {_why(error, errors, wanted['repo_id'])}") from error
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a snapshot has all its weights: an earlier download may have been of other files, or cut short."""
+def _weights(folder: Path) -> bool:
+    """Whether a folder has any weights that are read."""
+    return any(folder.glob("*.safetensors")) or (folder / INDEX).exists() or not any(folder.iterdir())
+
+
+class _NotOneError(ValueError):
+    """It is not clear which file of a repository is meant."""
+
+
+def _one_gguf(source: str, files: list[str], missing: str | None = None) -> str | None:
+    """The one GGUF file of a repository, None if it has none.
+
+    Raises:
+      ValueError: if there are several, or the one that was asked for is missing.
+    """
+    ggufs = sorted(file for file in files if file.endswith(".gguf") and not _sees(file))
+    shown = ", ".join(ggufs[:12]) + (f" and {len(ggufs) - 12} more" if len(ggufs) > 12 else "")
+    if missing is not None:
+        raise _NotOneError(f"{source!r}: the repository has no {missing}; its GGUF files are: {shown or 'none'}")
+    if len(ggufs) > 1:
+        name, _, revision = source.partition("@")
+        example = f"{name}/{ggufs[0]}" + ("@" + revision if revision else "")
+        raise _NotOneError(f"{source!r} has several GGUF files, give the id of one of them, like {example!r}: {shown}")
+    return ggufs[0] if ggufs else None
+
+
+def _sees(file: str) -> bool:
+    """Whether a GGUF file is the part of a model that sees images."""
+    return file.rsplit("/", 1)[-1].startswith("mmproj")
+
+
+def _whole(folder: Path, file: str | None) -> Path | None:
+    """The checkpoint in a snapshot, if it has all its weights: an earlier download may have been of other files, or cut
+    short."""
+    if file is not None:
+        return folder / file if (folder / file).exists() else None
+    if (folder / "adapter_config.json").exists():
+        return folder if (folder / "adapter_model.safetensors").exists() else None
+    if (folder / SINGLE).exists():
+        return folder if (folder / "config.json").exists() else None
     try:
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except FileNotFoundError:
-        shards = {SINGLE} if (folder / "config.json").exists() else set()
+        shards = set()
     except (ValueError, KeyError, AttributeError):
-        return True  # damaged: loading says how
-    return bool(shards) and all((folder / shard).exists() for shard in shards)
+        return folder  # damaged: loading says how
+    if shards and all((folder / shard).exists() for shard in shards):
+        return folder
+    # A repository of GGUF files, of which one was fetched by name.
+    ggufs = [] if shards else [one for one in folder.glob("*.gguf") if not _sees(one.name)]
+    return ggufs[0] if len(ggufs) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
 def _why(error: Exception, errors: object, name: str) -> str:

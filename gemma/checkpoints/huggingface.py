@@ -26,7 +26,7 @@ EMBEDDING = "embed_tokens.weight"
 # Before the text model's names, longest first: transformers 4 and 5 with images, and without.
 _PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
 # Gemma 3 from 4B on sees images; this package does not.
-_IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _BUFFER = re.compile(r"rotary_emb\.(.+_)?inv_freq$")  # computed from the config; saved by some versions
 
 NORMS = {
@@ -87,34 +87,51 @@ def shapes(stored: Mapping[str, Stored]) -> Shapes | None:
     return Shapes(V, max(layers) + 1, D, F, query, key, any("q_norm" in name for name in stored))
 
 
+def bare(name: str) -> str:
+    """transformers' name of a tensor without the prefix of the kind of model that it is in."""
+    return name.removeprefix(next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""))
+
+
+def files(folder: Path) -> list[Path]:
+    """The safetensors of a folder that hold a model: an adapter's are not among them."""
+    return [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_model")]
+
+
 def scan(source: Path) -> dict[str, Stored]:
     """The tensors of a folder or of one file, by transformers' names without the prefix; those for images left out.
+
+    Of a folder that has several sets of weights, the one that transformers reads: `model.safetensors`, else the shards
+    that the index names, else all files together.
 
     Raises:
       ValueError: for an index that is damaged or names files or tensors that are not there; for files that are not
         safetensors; for a tensor that is there twice.
     """
-    index = source / INDEX
     if source.is_file():
         found = tensorfiles.scan(source)
-    elif index.is_file():
-        found = _scan_shards(index)
+    elif (source / SINGLE).is_file():
+        found = tensorfiles.scan(source / SINGLE)
+    elif (source / INDEX).is_file():
+        found = _scan_shards(source / INDEX)
     else:
-        files = [source / SINGLE] if (source / SINGLE).is_file() else sorted(source.glob("*.safetensors"))
         found = {}
-        for file in files:
+        for file in files(source):
             more = tensorfiles.scan(file)
             streaming.refuse(str(source), [f"{name}: a second time in {file.name}" for name in more if name in found])
             found |= more
     tensors: dict[str, Stored] = {}
     for name, tensor in found.items():
-        if name.startswith(_IMAGES) or _BUFFER.search(name):
+        if _is_left_out(name):
             continue
-        bare = name.removeprefix(next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""))
-        if bare in tensors:
-            raise ValueError(f"{source} does not hold this model: {name} is there as {tensors[bare].name} too")
-        tensors[bare] = tensor
+        if bare(name) in tensors:
+            raise ValueError(f"{source} does not hold this model: {name} is there as {tensors[bare(name)].name} too")
+        tensors[bare(name)] = tensor
     return tensors
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a tensor is of no concern to the text model."""
+    return name.startswith(IMAGES) or _BUFFER.search(name) is not None
 
 
 def _scan_shards(index: Path) -> dict[str, Stored]:
@@ -128,6 +145,9 @@ def _scan_shards(index: Path) -> dict[str, Stored]:
     outside = [name for name in files if Path(name).name != name]
     streaming.refuse(str(folder), [f"{INDEX} names {name!r}, which is not a file beside it" for name in outside])
     shards = {name: tensorfiles.scan(folder / name) for name in sorted(files) if (folder / name).is_file()}
+    # An index may list a tied head or buffers that no shard has: some converters write what the model had in memory.
+    needless = lambda name: _is_left_out(name) or bare(name) == HEAD  # noqa: E731
+    places = {name: file for name, file in places.items() if name in shards.get(file, {}) or not needless(name)}
     problems = [
         f"missing: {name}, as {file} is " + ("without it" if file in shards else "not there")
         for name, file in places.items()

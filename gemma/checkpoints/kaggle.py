@@ -18,13 +18,15 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from gemma.checkpoints import streaming
+from gemma.checkpoints import places, streaming
 from gemma.checkpoints.shapes import Shapes, recognise
 from gemma.configs import Config
 
 _ROOT = "transformer"
+_PATTERNS = "[]*?\\"
 _PADDING = 128  # rows after the last token's
 _MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "checkpoint", "manifest.ocdbt")
+_ARRAYS = ("_METADATA", "_sharding", "checkpoint", "manifest.ocdbt")  # beside the arrays themselves
 _IMAGES = ("vision_encoder/", "SigLiPFromPatches_0/", "embedder/mm_")  # Gemma 3 from 4B on; not in this package
 T = TypeVar("T")
 
@@ -44,6 +46,16 @@ def is_checkpoint(folder: Path) -> bool:
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
 
 
+def items(folder: Path) -> list[Path]:
+    """The checkpoints in the step folder of a `CheckpointManager` that may hold a model: an Orbax folder of folders.
+
+    A step has one folder for each item, `default` where there is only one; the arrays are there.
+    """
+    if any((folder / mark).is_file() for mark in _ARRAYS):
+        return []
+    return [one for one in sorted(folder.iterdir()) if one.is_dir() and any((one / mark).is_file() for mark in _ARRAYS)]
+
+
 def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
     """The nested tree that Flax uses -> the checkpoint's dict of dicts."""
     flat: dict[str, dict[str, jax.Array]] = {}
@@ -52,13 +64,24 @@ def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
     return flat
 
 
+def check_path(folder: Path) -> None:
+    """Raises ValueError for a path where Orbax (0.12.8) would leave half a checkpoint, without a word: it takes some
+    characters for patterns when it joins what its processes have written."""
+    if unfit := [character for character in _PATTERNS if character in str(places.absolute(folder))]:
+        raise ValueError(
+            f"{folder} has {' '.join(unfit)} in its path, where Orbax does not write whole checkpoints: name another "
+            "folder, or save with format='huggingface'"
+        )
+
+
 def write(params: Mapping, folder: Path) -> None:
     """Saves a tree of arrays as they are, dtype included.
 
     Raises:
-      ValueError: if the folder exists.
+      ValueError: if the folder exists, or has a path that cannot be read.
     """
-    folder = Path(folder).absolute()
+    check_path(folder)
+    folder = places.absolute(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists: a checkpoint is written to a new folder")
     # Small models come in few files this way; arrays above the target size are still split.
@@ -73,7 +96,7 @@ def scan(folder: Path) -> dict[streaming.Path, Leaf]:
     Raises:
       ValueError: if Orbax cannot read the folder's metadata, or two arrays are the same parameter.
     """
-    folder = Path(folder).absolute()
+    folder = places.absolute(folder)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         damaged = f"{folder} cannot be read as an Orbax checkpoint, its files are damaged"
         items = _readable(damaged, lambda: checkpointer.metadata(folder).item_metadata)
@@ -133,7 +156,7 @@ def read(
       ValueError: naming every array that is missing, extra, of another shape, damaged, or has NaN or infinite values,
         and the gates of a model with D = F, where the axes cannot be told apart.
     """
-    folder = Path(folder).absolute()
+    folder = places.absolute(folder)
     want = traverse_util.flatten_dict(structs)
     _check(str(folder), leaves, want, ours)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

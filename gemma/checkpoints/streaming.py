@@ -132,7 +132,7 @@ def stream(
         except ValueError as error:
             problems.append(f"{names[path]}: {error}")
         else:
-            if bool(_all_finite(array)):
+            if bool(all_finite(array)):
                 arrays[path] = array
             else:
                 problems.append(f"{names[path]}: has values that are NaN or infinite (as {array.dtype})")
@@ -143,7 +143,8 @@ def stream(
 
 
 @jax.jit
-def _all_finite(array: jax.Array) -> jax.Array:
+def all_finite(array: jax.Array) -> jax.Array:
+    """Whether no value is NaN or infinite."""
     return jnp.all(jnp.isfinite(array))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from gemma.checkpoints import places
 from gemma.checkpoints.streaming import Stored
 
 _DTYPES = {
@@ -31,7 +32,7 @@ def scan(file: Path) -> dict[str, Stored]:
     Raises:
       ValueError: if the file is not in this format.
     """
-    size = file.stat().st_size
+    size = places.size(file)
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > _LONGEST_HEADER:
@@ -64,22 +65,10 @@ def _stored(file: Path, name: str, entry: Mapping, base: int, size: int) -> Stor
         problem = f"{file.name} is cut short: it has {size} bytes, this tensor ends at {base + end}"
 
     def rows(start: int, stop: int) -> np.ndarray:
-        data = read_bytes(file, base + begin + start * row, (stop - start) * row)
+        data = places.read_bytes(file, base + begin + start * row, (stop - start) * row)
         return data.view(dtype).reshape(stop - start, *shape[1:])
 
     return Stored(name, shape, rows, problem)
-
-
-def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
-    """[count] of uint8 from a file, opened anew so that threads do not share a position.
-
-    Raises:
-      ValueError: when the file has fewer.
-    """
-    data = np.fromfile(file, np.uint8, count, offset=offset)
-    if data.size < count:
-        raise ValueError(f"{file.name} ends at byte {offset + data.size}, within this tensor")
-    return data
 
 
 def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
@@ -109,7 +98,8 @@ def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Cal
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = file.with_name(file.name + ".partial")
+    # In a bucket, a file appears when it is closed.
+    partial = file if places.in_bucket(file) else file.with_name(file.name + ".partial")
     with partial.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
@@ -118,4 +108,5 @@ def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Cal
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name} became {array.dtype}{list(array.shape)}, announced as {dtype}{list(shape)}")
             stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    os.replace(partial, file)
+    if partial != file:
+        os.replace(partial, file)

@@ -1,43 +1,60 @@
-"""`sae.evaluate`: how faithful an autoencoder is, in the units of the raw activations (arXiv 2408.05147, section 4).
+"""`sae.evaluate`: how faithful autoencoders are, in the units of the raw activations (arXiv 2408.05147, section 4).
 
-What training left out (BOS, EOS, padding, and attention sinks where it says so) is left out here by the same rule: such
-positions keep their own activation when the reconstruction is spliced in, and count in no figure.
+What training left out (BOS, EOS, padding, what the text leaves out, attention sinks) is left out here by the rule that
+the autoencoder records: such positions keep their own activation when the reconstruction is spliced in, and count in no
+figure.
+
+Of a batch, what lies below the sites is computed once, and what lies above them once for the clean loss, once with zero
+and once for every autoencoder; losses are the model's own (`LanguageModel.losses`).
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-import gemma
-import mishax_lite
-from gemma.compiling import jit_forward
-from sae.autoencoder import JumpReLU
-from sae.capturing import activations_at, captured_at, forward
-from sae.evaluation.counting import Sinks, counted, sinks_of
-from sae.text import batch_at, is_text
+from sae import showing
+from sae.autoencoder import JumpReLU, Largest, check_values
+from sae.capturing import activations_at
+from sae.counted import Counted
+from sae.crosscoder import Crosscoder
+from sae.evaluation import programs
+from sae.evaluation.counting import CountedText, Sites, as_tuple, counted_text, sites_to_capture
+from sae.evaluation.matching import check_model
+from sae.language_model import LanguageModel, check_tokenizer, require_model, resumption
+from sae.progress import Progress, chosen, every
+from sae.sharding import rounded_up
+from sae.sites import dim, token_site
+from sae.text import Sequences, as_sequences
 
-BATCH = 16  # sequences, unless their logits are too many
-LOGITS = 2**27  # at most so many of them in memory at a time, for each of the losses
+BATCH = 16  # sequences, unless their tokens are too many
+TOKENS = 8192  # at most so many in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What `evaluate` found.
+    """How faithful one autoencoder is; what `evaluate` returns.
 
     Attributes:
-      site: where the autoencoder was spliced in; for a transcoder, where its output was.
-      tokens: text tokens seen; predictions: next-token predictions that the losses are means of (from text, to text).
-      l0: mean number of active latents per token.
-      fvu: sum ||x - x^||^2 / sum ||x - mean(x)||^2, the mean per dimension over all tokens seen.
-      loss, loss_spliced, loss_zero: next-token loss in nats, clean, with x^ in x's place, with zero in x's place.
-      delta_loss: loss_spliced - loss.
-      loss_recovered: (loss_zero - loss_spliced) / (loss_zero - loss).
-      dead: latents that fired on none of the tokens; width: of all.
+        site: where the autoencoder was spliced in; for a transcoder, where its output was; a crosscoder's sites with +
+            between them.
+        tokens: text tokens seen, over which `l0`, `fvu`, `dead` and `largest` are.
+        predictions: next-token predictions that the losses are means of (from text, to text).
+        l0: mean number of active latents per token.
+        fvu: sum ||x - x^||^2 / sum ||x - mean(x)||^2, the mean per dimension over all tokens seen; a crosscoder's, over
+            the dimensions of all its sites.
+        loss: next-token loss in nats, clean.
+        loss_spliced: the same with x^ in x's place, at all sites.
+        loss_zero: the same with zero in x's place.
+        delta_loss: loss_spliced - loss, nats.
+        loss_recovered: (loss_zero - loss_spliced) / (loss_zero - loss).
+        dead: how many latents fired on none of the `tokens`.
+        width: how many latents there are.
+        documents: how many documents have any of the `tokens`.
+        rows_are_documents: nobody has said which documents the tokens are from, so each row of the array that was given
+            counts as one.
+        largest: the largest activation of each latent over the tokens; None where the figures come from a file.
     """
 
     site: str
@@ -52,6 +69,20 @@ class Metrics:
     loss_recovered: float
     dead: int
     width: int
+    documents: int
+    rows_are_documents: bool = False
+    largest: Largest | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        losses = f"delta loss {self.delta_loss:.3f} nats, loss recovered {self.loss_recovered:.3f}"
+        dead = f"{self.dead:,} of {showing.count(self.width, 'latent')} dead"
+        documents = showing.documents(self.documents, self.rows_are_documents)
+        tokens = f"{showing.count(self.tokens, 'token')} of {documents}"
+        return f"Metrics({self.site}: L0 {self.l0:.1f}, FVU {self.fvu:.3f}, {losses}, {dead}, {tokens})"
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """The figures, ready for JSON; `Metrics(**figures)` reads them back."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "largest"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,109 +90,239 @@ class Baseline:
     """What evaluation needs to know of a model, a text and a site, whatever the autoencoder; from `baseline`.
 
     Attributes:
-      centre: [A], a typical activation; sums of squares around it lose nothing where the mean is far larger than the
-        spread. sums: over the text tokens: their number, the predictions', clean and zero-ablated losses.
+        site: where; several sites for crosscoders.
+        centre: float32 [A] or [L, A], a typical activation; sums of squares around it lose nothing where the mean is
+            far larger than the spread.
+        sums: over the text tokens, float64: `tokens` and `predictions`, how many; `loss` and `loss_zero`, clean and
+            zero-ablated, in nats; `shifted` and `squares`, of the activations around the centre; `documents`, how many
+            have any of the tokens.
+        counted: which tokens counted.
+        text: the sequences in words.
+        text_sha256: over them (`Sequences.fingerprint`).
+        model: its name.
+        model_fingerprint: of its parameters and config.
     """
 
-    site: str
+    site: str | Sites
     centre: np.ndarray
     sums: dict[str, np.ndarray]
-    sinks: Sinks = ()
+    counted: Counted
+    text: str
+    text_sha256: str
+    model: str
+    model_fingerprint: str
+
+    def check(self, sites: Sites, text: CountedText, model: LanguageModel) -> None:
+        """Raises ValueError, naming both, unless it is of these sites, this text, rule and model."""
+        own, given = (
+            f"{model_name} with parameters {sha256[:12]}…"
+            for model_name, sha256 in ((self.model, self.model_fingerprint), (model.name, model.fingerprint))
+        )
+        differing = [
+            f"{name}: the baseline's is {theirs}, the one given is {given}"
+            for name, theirs, given, same in (
+                ("site", "+".join(as_tuple(self.site)), "+".join(sites), as_tuple(self.site) == sites),
+                ("text", self.text, text, self.text_sha256 == text.sha256),
+                ("rule of which tokens count", self.counted, text.rule, self.counted == text.rule),
+                ("model", own, given, self.model_fingerprint == model.fingerprint),
+            )
+            if not same
+        ]
+        if differing:
+            raise ValueError(
+                f"this baseline is of another evaluation: {'; '.join(differing)}. Compute one with "
+                "`sae.evaluation.fidelity.baseline` for these, or leave `known` out"
+            )
+
+    def __repr__(self) -> str:
+        loss, zero = (float(self.sums[name] / self.sums["predictions"]) for name in ("loss", "loss_zero"))
+        tokens = showing.count(int(self.sums["tokens"]), "token")
+        return f"Baseline({showing.joined(self.site)}: loss {loss:.3f}, with zero in its place {zero:.3f}, {tokens})"
 
 
 def evaluate(
-    autoencoder: JumpReLU,
-    model: gemma.Model,
-    tokens: np.ndarray,
-    site: str | None = None,
+    autoencoder: JumpReLU | Crosscoder | Sequence[JumpReLU | Crosscoder],
+    model: LanguageModel,
+    tokens: np.ndarray | Sequences,
+    site: str | Sites | None = None,
     *,
     known: Baseline | None = None,
-    progress: Callable[..., Iterable] = lambda batches, **_: batches,
-) -> Metrics:
-    """Measures an autoencoder on token sequences.
+    counted: Counted | None = None,
+    progress: Progress | bool | None = None,
+) -> Metrics | list[Metrics]:
+    """Measures one autoencoder or several on token sequences.
+
+    Several at one site are measured in one pass over the text, in which they share all but their own spliced passes. A
+    crosscoder is spliced in at all its sites at once: what it makes of the clean activations of all.
 
     Args:
-      autoencoder: on raw activations. A transcoder's output takes the place of its output site, and the FVU is of that.
-      model: with its tokenizer, which says which tokens are special.
-      tokens: [S, T] int32, each sequence begun by BOS, padded at the end.
-      site: where it belongs; by default what its `info` says, which is the only place for a transcoder.
-      known: what `baseline` found for the same model, tokens and site, where several autoencoders share it.
-      progress: called with the batches to come, and `total` and `desc`, as tqdm is.
+        autoencoder: on raw activations, or a list of them. A transcoder's output takes the place of its output site,
+            and the FVU is of that.
+        model: with its tokenizer, which says which tokens are special. Where its parameters are spread over a mesh,
+            batches are too.
+        tokens: `sae.text.Sequences`, or the tokens [S, T] int32 of some that leave nothing out, each sequence begun by
+            BOS, padded at the end; of these, each row counts as a document.
+        site: where it belongs; by default what its `info` says, which is the only place for a transcoder. Several for a
+            crosscoder, in its order.
+        known: what `baseline` returned for the same model, tokens, rule and site, where autoencoders are measured one
+            by one.
+        counted: which tokens count, in place of what each autoencoder records.
+        progress: by default a bar on standard error, where that is a terminal or this is a notebook; True, False, or a
+            function that is called with the batches to come, and `total` and `desc`, as tqdm is.
+
+    Returns:
+        The metrics; of a list, a list in its order.
 
     Raises:
-      ValueError: for an autoencoder of another model or width, a site that is not known, or tokens without text.
+        ValueError: before any forward pass, for an autoencoder of another model or width, or with values that are not
+            finite or thresholds below 0, an unknown site, tokens without text or that are not this model's
+            (`sae.text.as_sequences`), a text that leaves tokens out where training's did not (or the other way round),
+            or a baseline of something else.
+
+    Warns:
+        RecordWarning: where an autoencoder does not record which tokens its training counted, or the text is known to
+            be another one than it was trained on.
     """
-    site_in, site = _sites_of(autoencoder, model, site)
-    sinks = sinks_of(autoencoder.info)
-    known = known or baseline(model, tokens, site, sinks=sinks, progress=progress)
-    if (known.site, known.sinks) != (site, sinks):
+    progress = chosen(progress)
+    alone = isinstance(autoencoder, JumpReLU | Crosscoder)
+    group = [autoencoder] if alone or not isinstance(autoencoder, Iterable) else list(autoencoder)
+    if wrong := [one for one in group if not isinstance(one, JumpReLU | Crosscoder)]:
         raise ValueError(
-            f"the baseline is of {known.site} without sinks {known.sinks}, the autoencoder of {site} without {sinks}"
+            "sae.evaluate takes an autoencoder, such as sae.load(folder) returns, or several; got "
+            + showing.kind(wrong[0] if type(autoencoder) in (list, tuple) else autoencoder)
         )
-    # `info` is static: without it, all autoencoders of a site and width share one compiled program.
-    bare = dataclasses.replace(autoencoder, info=None)
-    sums = _over_batches(
-        lambda batch, text: _spliced_sums(bare, model, batch, text, known.centre, site_in, site),
-        model,
-        tokens,
-        sinks,
-        site,
-        progress,
-    )
-    return summarise({**known.sums, **sums}, site)
+    require_model(model)
+    sites, texts, sequences = [], [], None
+    for one in group:  # a comprehension would be a frame of its own, and warnings name the caller's line
+        sites.append(check_fits(one, model, site))
+        check_values(one)
+        sequences = as_sequences(tokens, model) if sequences is None else sequences
+        texts.append(counted_text(one.info, model, sequences, counted))
+    places = [(*between, text.rule) for between, text in zip(sites, texts, strict=True)]
+    for (_, sites_out), text in zip(sites, texts, strict=True):
+        if known is not None:
+            known.check(sites_out, text, model)
+    metrics: dict[int, Metrics] = {}
+    for place in dict.fromkeys(places):
+        members = [i for i, other in enumerate(places) if other == place]
+        _, sums = _measure([group[i] for i in members], model, texts[members[0]], *place[:2], known, progress)
+        rows = texts[members[0]].sequences.rows_are_documents
+        metrics |= {i: summarise(each, "+".join(place[1]), rows) for i, each in zip(members, sums, strict=True)}
+    ordered = [metrics[i] for i in range(len(group))]
+    return ordered[0] if alone else ordered
 
 
 def baseline(
-    model: gemma.Model,
-    tokens: np.ndarray,
-    site: str,
+    model: LanguageModel,
+    tokens: np.ndarray | Sequences,
+    site: str | Sites,
     *,
-    sinks: Sinks = (),
-    progress: Callable[..., Iterable] = lambda batches, **_: batches,
+    counted: Counted | None = None,
+    progress: Progress | bool | None = None,
 ) -> Baseline:
-    """The clean loss and the loss with zero at a site, over token sequences [S, T]; `sinks` do not count.
+    """The clean loss and the loss with zero at a site, over the tokens that count.
+
+    Args:
+        model: with its tokenizer.
+        tokens: as for `evaluate`.
+        site: or a crosscoder's sites.
+        counted: which tokens count (`autoencoder.info.counted`); by default all but the tokenizer's special ids and
+            what the text leaves out.
+        progress: as for `evaluate`.
 
     Raises:
-      ValueError: for a site that the model has not, or tokens without text.
+        ValueError: for a site that the model lacks, or tokens without text.
     """
-    gemma.sites.token_shape(model.config, site)
-    tokens = _checked(model, tokens)
-    sums = _over_batches(
-        lambda batch, text: _baseline_sums(model, batch, text, site),
-        model,
-        tokens,
-        sinks,
-        f"{site}, baseline",
-        progress,
-    )
-    if not sums["predictions"]:
+    for name in as_tuple(site):
+        token_site(model, name)
+    check_tokenizer(model)
+    counted = Counted.or_default(counted, model.tokenizer.special_ids)
+    text = counted_text(None, model, as_sequences(tokens, model), counted)
+    measured, _ = _measure([], model, text, (), as_tuple(site), None, chosen(progress))
+    # The fingerprint takes its time, and serves to compare.
+    return dataclasses.replace(measured, site=site, model_fingerprint=model.fingerprint)
+
+
+def _batches(
+    model: LanguageModel, counted: CountedText, sites: Sites, progress: Progress, desc: str
+) -> Iterator[tuple[int, jax.Array, np.ndarray, dict[str, jax.Array]]]:
+    """The number of the first sequence, tokens [B, T], which of them count, and the activations at some sites; of
+    batches in which any counts."""
+    layout = programs.Layout.of(model)
+    size = rounded_up(max(1, min(BATCH, TOKENS // counted.tokens.shape[1])), layout.mesh)
+    starts = range(0, len(counted.tokens), size)
+    for start in every(progress(starts, total=len(starts), desc=desc), starts):
+        placed = layout.tokens(counted.batch(start, size))
+        captured = layout.finish(activations_at(model, placed, sites))
+        text = counted.mask(start, size, captured)
+        if text.any():
+            yield start, placed, text, captured
+
+
+def _measure(
+    group: Sequence[JumpReLU | Crosscoder],
+    model: LanguageModel,
+    counted: CountedText,
+    sites_in: Sites,
+    sites_out: Sites,
+    known: Baseline | None,
+    progress: Progress,
+) -> tuple[Baseline, list[dict[str, np.ndarray]]]:
+    """The baseline, and the sums of each autoencoder with the baseline's; one pass over the text."""
+    layout = programs.Layout.of(model)
+    group = [layout.autoencoder(one) for one in group]
+    shared: dict[str, np.ndarray] = {}
+    each: list[dict[str, np.ndarray]] = [{} for _ in group]
+    centre = None if known is None else known.centre
+    captures = sites_to_capture(model, sites_in, sites_out, counted.rule)
+    desc = f"evaluate {'+'.join(sites_out)}" + ("" if group else ", baseline")
+    documents: set[int] = set()
+    for start, batch, text, captured in _batches(model, counted, captures, progress, desc):
+        xs, ys = (tuple(captured[site] for site in sites) for sites in (sites_in, sites_out))
+        resumed = {site: captured[site] for site in resumption(model, sites_out)}
+        predicted = text[:, :-1] & text[:, 1:]
+
+        def loss(values, batch=batch, resumed=resumed, predicted=predicted) -> np.float64:
+            put = resumed | dict(zip(sites_out, values, strict=True))
+            losses = layout.finish(programs.losses_with(model, batch, put))
+            return np.asarray(losses, np.float64)[predicted].sum()
+
+        if known is None:
+            documents.update(counted.documents(start, text).tolist())
+            if centre is None:
+                centre = np.asarray(programs.joined(ys))[text].mean(axis=0)
+            parts = jax.device_get(layout.finish(programs.moments(ys, text, centre)))
+            _add(
+                shared,
+                tokens=text.sum(),
+                predictions=predicted.sum(),
+                loss=loss(ys),
+                loss_zero=loss(layout.finish(programs.zeroed(ys, text))),
+                shifted=np.asarray(parts["shifted"], np.float64).sum(axis=0),
+                squares=np.asarray(parts["squares"], np.float64).sum(),
+            )
+        for one, sums in zip(group, each, strict=True):
+            spliced, parts = layout.finish(programs.reconstruct(one, xs, ys, text))
+            parts = jax.device_get(parts)
+            largest = np.maximum(sums.pop("largest", 0.0), parts["largest"])
+            _add(sums, active=parts["active"], errors=parts["errors"].sum(dtype=np.float64), loss_spliced=loss(spliced))
+            sums["largest"] = largest
+    if known is None:
+        shared["documents"] = np.float64(len(documents))
+        about = counted.rule, str(counted), counted.sha256, model.name, ""
+        known = Baseline(sites_out, centre, shared, *about)
+    if not known.sums.get("predictions"):
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
-    return Baseline(site, _centre(model, tokens[:BATCH], site), sums, sinks)
+    return known, [known.sums | sums for sums in each]
 
 
-def _checked(model: gemma.Model, tokens: np.ndarray) -> np.ndarray:
-    tokens = np.asarray(tokens, np.int32)
-    if tokens.ndim != 2 or not is_text(tokens, model.tokenizer.special_ids).any():
-        raise ValueError(f"evaluation needs token sequences [S, T] with text in them, got shape {list(tokens.shape)}")
-    return tokens
+def _add(sums: dict[str, np.ndarray], **parts: np.ndarray) -> None:
+    for name, part in parts.items():
+        sums[name] = sums.get(name, 0) + np.asarray(part, np.float64)
 
 
-def _over_batches(sums_of, model, tokens, sinks, name, progress) -> dict[str, np.ndarray]:
-    """Adds up, in float64, what a function of (tokens [B, T], text mask) gives for every batch."""
-    sums: dict[str, np.ndarray] = {}
-    tokens = _checked(model, tokens)
-    size = max(1, min(BATCH, LOGITS // (tokens.shape[1] * model.config.vocab_size)))
-    starts = range(0, len(tokens), size)
-    for start in progress(starts, total=len(starts), desc=f"evaluate {name}"):
-        batch = batch_at(tokens, start, size, model.tokenizer.pad)
-        part = jax.device_get(sums_of(batch, counted(model, batch, sinks)))
-        for key, value in part.items():
-            sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)
-    return sums
-
-
-def summarise(sums: dict[str, np.ndarray], site: str) -> Metrics:
-    """The metrics from sums over all tokens (see `_baseline_sums` and `_spliced_sums` for what they are)."""
+def summarise(sums: dict[str, np.ndarray], site: str, rows_are_documents: bool = False) -> Metrics:
+    """The metrics from sums over all tokens (`Baseline` and `programs.reconstruct` say what they are)."""
     n, predictions = sums["tokens"], sums["predictions"]
     variation = sums["squares"] - np.square(sums["shifted"]).sum() / n
     clean, spliced, zero = (sums[name] / predictions for name in ("loss", "loss_spliced", "loss_zero"))
@@ -178,82 +339,47 @@ def summarise(sums: dict[str, np.ndarray], site: str) -> Metrics:
         loss_recovered=float((zero - spliced) / (zero - clean)),
         dead=int((sums["active"] == 0).sum()),
         width=len(sums["active"]),
+        documents=int(sums["documents"]),
+        rows_are_documents=rows_are_documents,
+        largest=Largest(sums["largest"], int(n)) if "largest" in sums else None,
     )
 
 
-def _splice(made, tokens, text):
-    """An edit that puts `made` (a number, or [B, T, A]) in the place of the activations of text tokens."""
+def check_fits(
+    autoencoder: JumpReLU | Crosscoder, model: LanguageModel, site: str | Sites | None = None
+) -> tuple[Sites, Sites]:
+    """Checks that an autoencoder belongs to a model and its sites, by its `info` and its shapes alone.
 
-    def edit(value, _):
-        x = value.reshape(*tokens.shape, -1)
-        return jnp.where(text[..., None], made, x).astype(value.dtype).reshape(value.shape)
+    Args:
+        autoencoder: its arrays may be `jax.ShapeDtypeStruct`s (`sae.formats.files.outline`).
+        model: with its tokenizer.
+        site: in place of what its `info` says.
 
-    return edit
+    Returns:
+        The sites that go in, and those that are replaced by what comes out: one each, or a crosscoder's several.
 
-
-def _predicted(text):
-    """[B, T-1]: the predictions that count, from a text token to a text token."""
-    return (text[:, :-1] & text[:, 1:]).astype(jnp.float32)
-
-
-def _loss_sum(logits, tokens, text):
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-    return (losses * _predicted(text)).sum()
-
-
-@functools.partial(jit_forward, static_argnames="site")
-def _baseline_sums(model, tokens, text, site):
-    zeroed = mishax_lite.edit(forward(model), {site: _splice(0.0, tokens, text)})(tokens)
-    return {
-        "tokens": text.sum(),
-        "predictions": _predicted(text).sum(),
-        "loss": _loss_sum(forward(model)(tokens), tokens, text),
-        "loss_zero": _loss_sum(zeroed, tokens, text),
-    }
-
-
-@functools.partial(jit_forward, static_argnames=("site_in", "site"))
-def _spliced_sums(autoencoder, model, tokens, text, centre, site_in, site):
-    # The layers below the site stand in both forward passes; the compiler computes them once.
-    captured = captured_at(model, tokens, tuple({site_in, site}))
-    x, y = captured[site_in], captured[site]
-    made, f = autoencoder(x), autoencoder.encode(x)
-    spliced = mishax_lite.edit(forward(model), {site: _splice(made, tokens, text)})(tokens)
-    shifted = jnp.where(text[..., None], y - centre, 0.0)
-    return {
-        "active": ((f > 0) & text[..., None]).sum(axis=(0, 1)),
-        "errors": jnp.where(text[..., None], jnp.square(made - y), 0.0).sum(),
-        "shifted": shifted.sum(axis=(0, 1)),
-        "squares": jnp.square(shifted).sum(),
-        "loss_spliced": _loss_sum(spliced, tokens, text),
-    }
-
-
-def _centre(model, tokens, site) -> np.ndarray:
-    x = np.asarray(activations_at(model, jnp.asarray(tokens), (site,))[site])
-    text = is_text(tokens, model.tokenizer.special_ids)
-    return x[text].mean(axis=0) if text.any() else np.zeros(x.shape[-1], np.float32)
-
-
-def _sites_of(autoencoder: JumpReLU, model: gemma.Model, site: str | None) -> tuple[str, str]:
-    """What goes in, and what is replaced by what comes out."""
+    Raises:
+        ValueError: as `evaluate` does.
+    """
     info = autoencoder.info
-    if model.tokenizer is None:
-        raise ValueError(f"{model.config.name} was loaded without a tokenizer, so its special tokens are unknown")
-    if not isinstance(autoencoder, JumpReLU):
-        raise ValueError(f"a {type(autoencoder).__name__} cannot be evaluated by splicing it in at one site")
     if site is None and info is None:
         raise ValueError("this autoencoder does not say where it belongs: name the site")
-    if info is not None and info.model != model.config.name:
-        raise ValueError(f"this autoencoder was trained on {info.model}, the model given is {model.config.name}")
-    site_in, site_out = (site, site) if site is not None else (info.site, info.site_out)
+    check_model(info, model)
     if info is not None and info.site != info.site_out and site is not None:
         raise ValueError(f"a transcoder belongs where it was trained, from {info.site} to {info.site_out}; got {site}")
-    for name, got in ((site_in, autoencoder.W_enc.shape[0]), (site_out, autoencoder.b_dec.shape[0])):
-        width = int(np.prod(gemma.sites.token_shape(model.config, name)))
-        if got != width:
-            raise ValueError(
-                f"{name} of {model.config.name} is {width} wide, the autoencoder takes {autoencoder.W_enc.shape[0]} "
-                f"and gives {autoencoder.b_dec.shape[0]}"
-            )
-    return site_in, site_out
+    sites_in, sites_out = (as_tuple(site),) * 2 if site is not None else (as_tuple(info.site), as_tuple(info.site_out))
+    several = autoencoder.W_enc.shape[0] if isinstance(autoencoder, Crosscoder) else 1
+    if len(sites_in) != several:
+        raise ValueError(
+            f"a {type(autoencoder).__name__} of {several} site{'s' * (several > 1)} cannot be evaluated at "
+            f"{', '.join(sites_in)}: name {several}"
+        )
+    A_in, A_out = autoencoder.W_enc.shape[-2], autoencoder.b_dec.shape[-1]
+    for sites, got in ((sites_in, A_in), (sites_out, A_out)):
+        for name in sites:
+            width = dim(token_site(model, name))
+            if got != width:
+                raise ValueError(
+                    f"{name} of {model.name} is {width} wide, the autoencoder takes {A_in} and gives {A_out}"
+                )
+    return sites_in, sites_out

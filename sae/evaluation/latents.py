@@ -5,18 +5,22 @@ Axis letters: S sequences, T tokens of a sequence, Z latents, E examples kept fo
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
 
-import gemma
-from gemma.compiling import jit_forward
-from sae.autoencoder import JumpReLU
-from sae.capturing import captured_at
-from sae.evaluation.counting import counted, sinks_of
-from sae.text import batch_at
+from mishax_lite.compiling import jit_forward
+from sae import showing
+from sae.autoencoder import JumpReLU, bare
+from sae.capturing import activations_at
+from sae.counted import Counted
+from sae.evaluation.counting import counted_text, sites_to_capture
+from sae.evaluation.matching import check_model
+from sae.language_model import LanguageModel
+from sae.progress import every
+from sae.sites import token_site
+from sae.text import Sequences, as_sequences
 
 BATCH = 16
 BINS = 32
@@ -47,21 +51,33 @@ class LatentStatistics:
     example_peak: np.ndarray
     example_activation: np.ndarray
 
+    def __repr__(self) -> str:
+        fired, examples = np.count_nonzero(self.fired), self.example_sequence.shape[1]
+        return (
+            f"LatentStatistics({fired:,} of {showing.count(len(self.fired), 'latent')} fired on "
+            f"{showing.count(self.tokens, 'token')}, {showing.count(examples, 'example')} of each)"
+        )
+
 
 def latent_statistics(
     autoencoder: JumpReLU,
-    model: gemma.Model,
-    tokens: np.ndarray,
+    model: LanguageModel,
+    tokens: np.ndarray | Sequences,
     site: str,
     *,
     examples: int = 8,
+    counted: Counted | None = None,
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> LatentStatistics:
-    """One pass over the tokens [S, T], in memory that does not grow with S. A sequence gives one example at most."""
-    sinks = sinks_of(autoencoder.info)
-    autoencoder = dataclasses.replace(autoencoder, info=None)  # static: programs are shared without it
-    tokens = np.asarray(tokens, np.int32)
-    S, T = tokens.shape
+    """One pass over sequences [S, T], in memory that does not grow with S. A sequence gives one example at most. Which
+    tokens count, the autoencoder records, unless `counted` says otherwise; as for `sae.evaluate`."""
+    check_model(autoencoder.info, model)
+    text = counted_text(autoencoder.info, model, as_sequences(tokens, model), counted)
+    # What evaluation captures, so that its program serves here too.
+    site_out = site if autoencoder.info is None or autoencoder.info.site != site else autoencoder.info.site_out
+    sites = sites_to_capture(model, site, site_out, text.rule)
+    autoencoder = bare(autoencoder)
+    S, T = text.tokens.shape
     Z, E = autoencoder.width, min(examples, S)
     fired, total = np.zeros(Z, np.int64), 0
     histogram = np.zeros((Z, BINS), np.int64)
@@ -70,11 +86,11 @@ def latent_statistics(
     sequence = np.full((Z, E), -1, np.int32)
     activation = np.zeros((Z, E, T), np.float32)
     starts = range(0, S, BATCH)
-    for start in progress(starts, total=len(starts), desc=f"latents {site}"):
-        batch = batch_at(tokens, start, BATCH, model.tokenizer.pad)
-        text = counted(model, batch, sinks)
-        f = np.asarray(_text_latents(autoencoder, model, batch, text, site))
-        total += int(text.sum())
+    for start in every(progress(starts, total=len(starts), desc=f"latents {site}"), starts):
+        captured = activations_at(model, jnp.asarray(text.batch(start, BATCH)), sites)
+        counts = text.mask(start, BATCH, captured)
+        f = np.asarray(_text_latents(autoencoder, captured[site], counts))
+        total += int(counts.sum())
         b, t, z = np.nonzero(f)
         values = f[b, t, z]
         fired += np.bincount(z, minlength=Z)
@@ -87,9 +103,9 @@ def latent_statistics(
     return LatentStatistics(total, fired, largest, histogram, reach, sequence, peak, activation)
 
 
-@functools.partial(jit_forward, static_argnames="site")
-def _text_latents(autoencoder, model, tokens, text, site):
-    return jnp.where(text[..., None], autoencoder.encode(captured_at(model, tokens, (site,))[site]), 0.0)
+@jit_forward
+def _text_latents(autoencoder, x, text):
+    return jnp.where(text[..., None], autoencoder.encode(x), 0.0)
 
 
 def _grow(histogram: np.ndarray, reach: np.ndarray, peaks: np.ndarray) -> None:
@@ -115,36 +131,19 @@ def _keep_strongest(sequence: np.ndarray, activation: np.ndarray, f: np.ndarray,
         sequence[z], activation[z] = owners[best], rows[best]
 
 
-_RESIDUAL = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "attn_z")
-
-
-def writes_to_residual(site: str) -> bool:
-    """Whether a vector at a site is added to the residual stream, by itself or through one linear map."""
-    return site.rsplit("/", 1)[-1] in _RESIDUAL
-
-
-def logit_effects(autoencoder: JumpReLU, model: gemma.Model, site: str, latents: slice = slice(None)) -> np.ndarray:
-    """[Z, V], for all latents or a range of them: how each one's decoder row, added to the residual stream, would move
-    the logits to first order.
-
-    The row passes the final norm's scale and the unembedding; the norm's division and the softcap, which depend on the
-    token, are left out, and the mean over the vocabulary, which softmax ignores, is taken away. A row of `attn_z` goes
-    through its layer's output projection and the scale of its post-attention norm first.
+def logit_effects(autoencoder: JumpReLU, model: LanguageModel, site: str, latents: slice = slice(None)) -> np.ndarray:
+    """[Z, V], for all latents or a range of them: how each one's decoder row, added at the site, would move the logits
+    directly, to first order (`LanguageModel.logit_directions`). What depends on the token, such as the last norm's
+    division, is left out, and the mean over the vocabulary, which softmax ignores, is taken away.
 
     Raises:
       ValueError: for a site that does not write to the residual stream.
     """
-    if not writes_to_residual(site):
+    if not token_site(model, site).writes_to_residual:
         raise ValueError(
             f"{site} does not write to the residual stream, so its latents have no direct effect on logits"
         )
-    direction = autoencoder.W_dec[latents]
-    if site.endswith("/attn_z"):
-        block = model.params[site.split("/")[0]]
-        w = block["attn"]["attn_vec_einsum"]["w"]
-        direction = direction @ w.reshape(-1, w.shape[-1]) * (1.0 + block["post_attention_norm"]["scale"])
-    effects = direction * (1.0 + model.params["final_norm"]["scale"]) @ model.params["embedder"]["input_embedding"].T
-    return np.asarray(effects - effects.mean(axis=-1, keepdims=True))
+    return np.asarray(model.logit_directions(site, autoencoder.W_dec[latents]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +155,12 @@ class TopTokens:
     suppressed: np.ndarray
     suppression: np.ndarray
 
+    def __repr__(self) -> str:
+        latents, tokens = self.promoted.shape
+        return f"TopTokens({showing.count(tokens, 'token')} of {showing.count(latents, 'latent')})"
 
-def top_tokens(autoencoder: JumpReLU, model: gemma.Model, site: str, count: int = 10) -> TopTokens:
+
+def top_tokens(autoencoder: JumpReLU, model: LanguageModel, site: str, count: int = 10) -> TopTokens:
     """The greatest and the least of `logit_effects`, of which only a part is held at a time: Z times V is large.
 
     Rows of the embedding that the tokenizer has no piece for (padding of the table) are left out.
@@ -165,8 +168,8 @@ def top_tokens(autoencoder: JumpReLU, model: gemma.Model, site: str, count: int 
     Raises:
       ValueError: for a site that does not write to the residual stream.
     """
-    pieces = model.config.vocab_size if model.tokenizer is None else len(model.tokenizer)
-    latents = max(1, _EFFECTS_HELD // model.config.vocab_size)
+    pieces = model.vocab_size if model.tokenizer is None else len(model.tokenizer)
+    latents = max(1, _EFFECTS_HELD // model.vocab_size)
     columns = []
     for start in range(0, autoencoder.width, latents):
         effects = logit_effects(autoencoder, model, site, slice(start, start + latents))[:, :pieces]

@@ -1,16 +1,23 @@
 """Feature pages: static files that open without a network. Text of the corpus goes through Jinja2's escaping."""
 
+import dataclasses
 import functools
+import os
+import re
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import jinja2
 import numpy as np
 
-import gemma
 from sae.autoencoder import JumpReLU
 from sae.evaluation.latents import BINS, LatentStatistics, TopTokens
+from sae.explorer.characters import Characters, first, last, turns
 from sae.files import replace_file
+from sae.language_model import Tokenizer
+from sae.progress import every
+from sae.showing import count
 from sae.text import Sequences
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
@@ -18,24 +25,48 @@ TOKENS_BEFORE, TOKENS_AFTER = 32, 16
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sae", "explorer/templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.tests["turning"] = turns
+    return environment
 
 
-BREAK = "↵"
+def link(place: PurePath) -> str:
+    """A link to a file below a page, whatever its folders are called.
+
+    Example:
+      >>> link(PurePath("lr=1e-3 #2/50%/index.html"))
+      'lr%3D1e-3%20%232/50%25/index.html'
+    """
+    return "/".join(urllib.parse.quote(os.fsencode(part), safe="") for part in place.parts)
 
 
-def write_index(folder: Path, model: str, rows: Sequence[dict], tokens: int) -> Path:
-    """Writes `index.html` and `style.css`. A row has `href`, `site`, `width`, `target` and `metrics`."""
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What pages say of the text that their figures are over.
+
+    Attributes:
+      text: what it is, after "tokens of": "held-out text".
+      omissions: what of it does not count (`Counted.omissions`).
+    """
+
+    text: str
+    omissions: str
+
+
+def write_index(folder: Path, model: str, rows: Sequence[dict], tokens: int, about: About) -> Path:
+    """Writes `index.html` and `style.css`. A row has `href` (from `link`), `site`, `width`, `target` and `metrics`."""
     folder.mkdir(parents=True, exist_ok=True)
     style, _, _ = _environment().loader.get_source(_environment(), "style.css")
     replace_file(folder / "style.css", style)
-    page = _environment().get_template("index.html").render(root="", model=model, rows=rows, tokens=f"{tokens:,}")
-    replace_file(folder / "index.html", page)
+    page = _environment().get_template("index.html").render(
+        root="", model=model, rows=rows, tokens=count(tokens, "token"), about=about
+    )  # fmt: skip
+    replace_file(folder / "index.html", _writable(page))
     return folder / "index.html"
 
 
@@ -47,7 +78,8 @@ def write_latents(
     statistics: LatentStatistics,
     effects: TopTokens | None,
     sequences: Sequences,
-    tokenizer: gemma.Tokenizer,
+    tokenizer: Tokenizer,
+    about: About,
     *,
     progress: Callable[..., Iterable] = lambda latents, **_: latents,
 ) -> Path:
@@ -62,18 +94,19 @@ def write_latents(
       effects: from `top_tokens`, or None where latents have no direct effect on the logits.
       sequences: the text, for the examples.
       tokenizer: to show tokens.
+      about: what they say of the text.
       progress: called with the latents to come, and `total` and `desc`, as tqdm is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Line breaks get a mark that shows; in running text the break itself stays, after the mark.
-    labels = [tokenizer.piece(i).replace("\n", BREAK) for i in range(len(tokenizer))]
-    pieces = [label.replace(BREAK, BREAK + "\n") for label in labels]
+    characters = Characters(tokenizer)
+    labels = characters.labels
     alive = np.nonzero(statistics.fired)[0].tolist()
     threshold = np.asarray(autoencoder.threshold)
     template = _environment().get_template("latent.html")
     rows = []
-    for place, z in enumerate(progress(alive, total=len(alive), desc=f"pages {name}")):
-        examples = [_example(statistics, z, e, sequences, pieces) for e in range(statistics.example_sequence.shape[1])]
+    for place, z in enumerate(every(progress(alive, total=len(alive), desc=f"pages {name}"), alive)):
+        numbers = range(statistics.example_sequence.shape[1])
+        examples = [_example(statistics, z, e, sequences, characters, tokenizer.pad) for e in numbers]
         examples = [example for example in examples if example is not None]
         top, bottom = [], []
         if effects is not None:
@@ -87,16 +120,16 @@ def write_latents(
             previous=alive[place - 1] if place else None,
             next=alive[place + 1] if place + 1 < len(alive) else None,
             frequency=frequency,
-            tokens=f"{statistics.tokens:,}",
+            tokens=count(statistics.tokens, "token"),
             threshold=f"{threshold[z]:.3g}",
             largest=f"{statistics.largest[z]:.3g}",
-            bars=_bars(statistics, z),
-            reach=f"{statistics.histogram_range[z]:.3g}",
+            bars=(bars := _bars(statistics, z)),
+            reach=bars[-1]["high"],
             top=top,
             bottom=bottom,
             examples=examples,
         )
-        (folder / f"{z}.html").write_text(page, encoding="utf-8")
+        (folder / f"{z}.html").write_text(_writable(page), encoding="utf-8")
         rows.append({
             "latent": z,
             "fired": int(statistics.fired[z]),
@@ -108,10 +141,22 @@ def write_latents(
     rows.sort(key=lambda row: -row["fired"])
     dead = np.nonzero(statistics.fired == 0)[0].tolist()
     page = _environment().get_template("latents.html").render(
-        root=root, name=name, width=autoencoder.width, tokens=f"{statistics.tokens:,}", rows=rows, dead=dead
+        root=root, name=name, width=autoencoder.width, tokens=count(statistics.tokens, "token"), rows=rows, dead=dead,
+        about=about,
     )  # fmt: skip
-    replace_file(folder / "index.html", page)
+    replace_file(folder / "index.html", _writable(page))
     return folder / "index.html"
+
+
+# Control characters but tab and line feed, and what is no character: browsers show them as they like, or not at all.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def _writable(page: str) -> str:
+    """A page in which control characters are labels, such as <0x1B>, and what UTF-8 has no bytes for, such as half of a
+    surrogate pair in a document's name, is spelled out."""
+    page = _CONTROL.sub(lambda found: f"&lt;0x{ord(found[0]):02X}&gt;", page)
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _with_effects(labels: list[str], ids: np.ndarray, effects: np.ndarray) -> list[tuple[str, str]]:
@@ -119,44 +164,50 @@ def _with_effects(labels: list[str], ids: np.ndarray, effects: np.ndarray) -> li
 
 
 def _bars(statistics: LatentStatistics, z: int) -> list[dict]:
-    """The histogram's bars: heights of 0 to 100, logarithmic in the count."""
-    counts = statistics.histogram[z]
+    """The histogram's bars up to the one with the largest activation: heights of 0 to 100, logarithmic in the count."""
+    counts = np.trim_zeros(statistics.histogram[z], "b")  # its range grows by doubling, and ends far above
     most = np.log1p(counts.max())
     width = statistics.histogram_range[z] / BINS
     return [
         {
-            "height": round(100 * float(np.log1p(count) / most), 1),
-            "count": int(count),
+            "height": round(100 * float(np.log1p(number) / most), 1),
+            "tokens": count(int(number), "token"),
             "low": f"{i * width:.3g}",
             "high": f"{(i + 1) * width:.3g}",
         }
-        for i, count in enumerate(counts)
+        for i, number in enumerate(counts)
     ]
 
 
-def _example(statistics: LatentStatistics, z: int, e: int, sequences: Sequences, pieces: list[str]) -> dict | None:
-    """The text around the peak of an example, in runs of tokens that are shaded alike."""
+def _example(
+    statistics: LatentStatistics, z: int, e: int, sequences: Sequences, characters: Characters, pad: int
+) -> dict | None:
+    """The text around the peak of an example, in runs of tokens that are shaded alike; a character is never parted, and
+    has the strongest shade of its tokens."""
     row, peak = int(statistics.example_sequence[z, e]), int(statistics.example_peak[z, e])
     if row < 0:
         return None
     tokens, values = sequences.tokens[row], statistics.example_activation[z, e]
-    length = int(np.flatnonzero(tokens)[-1]) + 1  # padding, id 0, comes last
-    start, stop = max(1, peak - TOKENS_BEFORE), min(length, peak + TOKENS_AFTER + 1)
+    # Padding comes last. It counts by some rules, as BOS does, and then either may be the peak.
+    length = max(int(np.flatnonzero(tokens != pad).max(initial=0)), peak) + 1
+    start, stop = max(min(1, peak), peak - TOKENS_BEFORE), min(length, peak + TOKENS_AFTER + 1)
     runs: list[dict] = []
-    for t in range(start, stop):
-        if values[t] > 0:
-            shade = f"{max(values[t] / statistics.largest[z], 0.01):.2f}"
-            runs.append({"text": pieces[tokens[t]], "shade": shade, "value": f"{values[t]:.3g}", "peak": t == peak})
+    for begin, end, text in characters.spans(tokens[:length], start, stop):
+        largest = values[begin:end].max()
+        if largest > 0:
+            each = ", ".join(f"{value:.3g}" for value in values[begin:end])
+            shade = f"{max(largest / statistics.largest[z], 0.01):.2f}"
+            runs.append({"text": text, "shade": shade, "value": each, "peak": begin <= peak < end})
         elif runs and not runs[-1]["shade"]:
-            runs[-1]["text"] += pieces[tokens[t]]
+            runs[-1]["text"] += text
         else:
-            runs.append({"text": pieces[tokens[t]], "shade": "", "value": "", "peak": False})
+            runs.append({"text": text, "shade": "", "value": "", "peak": False})
     document, token = sequences.place(row, peak)
     return {
         "pieces": runs,
         "largest": f"{values[peak]:.3g}",
         "document": sequences.documents[document][0],
-        "token": token,
+        "token": max(0, token),  # BOS comes before a document's first
     }
 
 
@@ -167,7 +218,7 @@ def _snippet(example: dict, characters: int = 36) -> dict:
     after = "".join(piece["text"] for piece in example["pieces"][at + 1 :])
     one_line = lambda text: text.replace("\n", "")  # noqa: E731
     return {
-        "before": one_line(before)[-characters:],
+        "before": last(one_line(before), characters),
         "peak": one_line(example["pieces"][at]["text"]),
-        "after": one_line(after)[: characters // 2],
+        "after": first(one_line(after), characters // 2),
     }

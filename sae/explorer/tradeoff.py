@@ -22,9 +22,8 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
     for axis, field, name in zip(axes, ("loss_recovered", "fvu"), ("loss recovered", "FVU"), strict=True):
         for (site, width), points in lines.items():
             points = sorted(points, key=lambda m: m.l0)
-            axis.plot(
-                [m.l0 for m in points], [getattr(m, field) for m in points], "o-", label=f"{site}, {width} latents"
-            )
+            label = _plain(f"{site}, {width} latents")
+            axis.plot([m.l0 for m in points], [getattr(m, field) for m in points], "o-", label=label)
         axis.set_xscale("log")
         axis.set_xlabel("L0 (active latents per token)")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 4.0, 6.0)))
@@ -35,7 +34,12 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     temporary = path.with_name(path.name + ".new")
     figure.savefig(temporary, format="png", dpi=110)
     temporary.replace(path)
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib takes as it is: between two dollars it would read formulas."""
+    return text.replace("$", r"\$")

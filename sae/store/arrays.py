@@ -4,14 +4,17 @@ Any zarr v3 reader opens those of float32 and int8. zarr-python has no bfloat16 
 same: `tensorstore.open({"driver": "zarr3", "kvstore": …})` reads them, as `ActivationStore` does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 import tensorstore as ts
-import xxhash
 
 from sae.store.places import Place
+
+if TYPE_CHECKING:
+    import xxhash
 
 # A chunk is the least that is read, and has a checksum of its own (crc32c); a shard is one file. Both have a power of
 # two of rows, so that a run of rows that is aligned in one array is aligned in all.
@@ -21,6 +24,28 @@ SHARD_ROWS = 1 << 18
 SCALE = ".scale"  # of int8 rows: an array beside theirs, float32 [rows]
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STORED = {"float32": np.dtype("<f4"), "bfloat16": _BFLOAT16, "int8": np.dtype("i1")}
+
+
+def _hash() -> "xxhash.xxh3_128":
+    import xxhash  # here, so that training on rows of one's own needs no store's packages
+
+    return xxhash.xxh3_128()
+
+
+def checksum(contents: bytes) -> str:
+    """xxh3_128 of a file's contents."""
+    digest = _hash()
+    digest.update(contents)
+    return digest.hexdigest()
+
+
+def content_checksum(label: str, values: Iterable[np.ndarray]) -> str:
+    """xxh3_128 of some arrays, and of what else decides how they are stored."""
+    digest = _hash()
+    digest.update(f"{label} {CHUNK_BYTES} {SHARD_BYTES} {SHARD_ROWS}".encode())
+    for array in values:
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def chunk_rows(row_bytes: int, rows: int = SHARD_ROWS) -> int:
@@ -40,19 +65,27 @@ def stored_bytes(rows: int, row_bytes: int) -> int:
 
 
 def encode(x: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Activations [rows, A] float32 as they are stored: {"": values}, and with int8 {SCALE: [rows] float32}.
+    """Activations [rows, A] of any float dtype as they are stored: {"": values}, and with int8 {SCALE: [rows] float32}.
 
     int8: a row is its largest absolute value over 127 times whole numbers.
     """
     if dtype != "int8":
         return {"": x.astype(STORED[dtype], copy=False)}
+    x = x.astype(np.float32, copy=False)
     scale = np.abs(x).max(axis=1) / np.float32(127)
     whole = np.rint(x / np.where(scale > 0, scale, 1)[:, None])
     return {"": whole.astype(np.int8), SCALE: scale.astype(np.float32)}
 
 
-def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray) -> None:
-    """What `encode` stored, into `out` [rows, A] float32."""
+def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray, rows: np.ndarray | None = None) -> None:
+    """What `encode` stored, into `out` [rows, A] float32; or only the rows with these numbers, in their order."""
+    if rows is not None:
+        # mode="clip" moves whole rows; the default and values[rows] take several times as long.
+        same = values.dtype == out.dtype
+        values = np.take(values, rows, axis=0, out=out if same else None, mode="clip")
+        if same:
+            return
+        scale = None if scale is None else scale[rows]
     if scale is None:
         out[...] = values
     else:
@@ -61,18 +94,22 @@ def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray) -> Non
 
 def lost(x: np.ndarray, stored: dict[str, np.ndarray]) -> float:
     """Sum of the squares of x minus what `encode` made of it, in float64."""
-    if stored[""].dtype == x.dtype:
+    if np.can_cast(x.dtype, stored[""].dtype):
         return 0.0
     total = 0.0
     for piece in pieces(len(x), 1024):
-        back = np.empty_like(x[piece])
+        back = np.empty(x[piece].shape, np.float32)
         decode(stored[""][piece], stored[SCALE][piece] if SCALE in stored else None, back)
         total += float(np.square(x[piece].astype(np.float64) - back).sum())
     return total
 
 
 class Writer:
-    """Writes [rows, …] of a known number of rows, in order, piece by piece; at most two shards are in memory."""
+    """Writes [rows, …] of a known number of rows, in order, piece by piece; at most two shards are in memory.
+
+    Attributes:
+      files: names of the files that the array consists of, without its own.
+    """
 
     def __init__(self, place: Place, name: str, rows: int, row_shape: tuple[int, ...], dtype: np.dtype):
         row_bytes = dtype.itemsize * int(np.prod(row_shape))
@@ -84,6 +121,7 @@ class Writer:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard_rows, *row_shape]}},
             "codecs": [_sharding([chunk, *row_shape])],
         }
+        self.files = _files(rows, self.shard_rows, len(row_shape))
         # Zeros are written too, so that a chunk that is not there is one that was lost.
         spec = {
             "driver": "zarr3",
@@ -91,8 +129,9 @@ class Writer:
             "metadata": metadata,
             "store_data_equal_to_fill_value": True,
         }
-        self._array = ts.open(spec, create=True, delete_existing=True).result()
-        self._digest = xxhash.xxh3_128()
+        # With `delete_existing`, an answer that is lost ends in an error: the array exists already.
+        self._array = ts.open(spec, create=True, open=True).result()
+        self._digest = _hash()
         self._held: list[np.ndarray] = []  # less than a shard: a shard is written once, never merged
         self._pending: ts.Future | None = None
         self._next = 0
@@ -144,16 +183,29 @@ def pieces(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def digest(place: Place, name: str, rows: int) -> str:
+def files(place: Place, name: str) -> list[str]:
+    """Names of the files that an array consists of, within its folder."""
+    array = open_array(place, name)
+    return _files(array.shape[0], array.chunk_layout.write_chunk.shape[0], array.ndim - 1)
+
+
+def _files(rows: int, shard: int, row_axes: int) -> list[str]:
+    return ["zarr.json", *("/".join(["c", str(i), *["0"] * row_axes]) for i in range(-(-rows // shard)))]
+
+
+def digest(place: Place, name: str, shape: Sequence[int]) -> str:
     """Checksum (xxh3_128) of an array's values as they are stored now.
 
     Raises:
-      ValueError: for a chunk whose checksum is wrong, a shard that is missing or cut short, or another number of rows.
+      ValueError: for a chunk whose checksum is wrong, a shard that is missing or cut short, or another shape.
     """
     array = open_array(place, name)
-    if array.shape[0] != rows:
-        raise ValueError(f"it has {array.shape[0]} rows, {rows} were recorded")
-    found = xxhash.xxh3_128()
+    if array.shape[0] != shape[0]:
+        raise ValueError(f"it has {array.shape[0]} rows, {shape[0]} were recorded")
+    if array.shape != tuple(shape):
+        raise ValueError(f"its rows have shape {list(array.shape[1:])}, manifest.json says {list(shape[1:])}")
+    rows = shape[0]
+    found = _hash()
     size = shard_rows(array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:])))
     for piece in pieces(rows, size):
         found.update(np.ascontiguousarray(array[piece].read().result()).view(np.uint8).data)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sae.store import arrays, order
 from sae.store.manifest import ROW_FIELDS, segment_name
-from sae.store.order import Pass, Run
+from sae.store.order import Block, Pass, Run
 
 if TYPE_CHECKING:
     from sae.store.reading import ActivationStore
@@ -22,7 +22,7 @@ READS_AHEAD = 2  # of all lanes, under way or waiting to be used
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Some steps of a pass, whose rows are read together."""
+    """Some steps of an epoch, whose rows are read together."""
 
     plan: Pass
     step: int
@@ -34,7 +34,7 @@ class Batches(Iterator[dict[str, np.ndarray | jax.Array]]):
 
     Attributes:
       step: the step of the next batch.
-      passes: what the passes have gone over so far; a checkpoint of a reader of a growing store keeps it.
+      passes: what the epochs have gone over so far; a checkpoint of a reader of a growing store keeps it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class _Loader:
         self._steps = max(1, READ_BYTES // (4 * widest * self._share))
 
     def next_read(self, passes: list[Pass], step: int) -> Read:
-        """The read that has `step`; a growing store's new segments join where a pass begins."""
+        """The read that has `step`; a growing store's new segments join where an epoch begins."""
         plan = [p for p in passes if p.first_step <= step][-1]
         per_pass = order.steps_per_pass(plan.rows, self._batch_size)
         number, index = divmod(step - plan.first_step, per_pass)
@@ -108,30 +108,27 @@ class _Loader:
         # Reads begin at multiples of their size, so that a reader that starts late makes the same ones.
         return Read(plan, step, min(self._steps - index % self._steps, per_pass - index))
 
-    def begin(self, read: Read) -> dict[int, list[tuple[Run, int, dict]]]:
-        """{lane: its runs, the first row of the block that each is in, and the futures of that block}."""
-        rows = dict(read.plan.segments)
+    def begin(self, read: Read) -> dict[int, list[tuple[Run, dict]]]:
+        """{lane: its runs, each with the futures of its block}."""
         return {
             lane: [
-                self._begin(lane, run, read.plan.block, rows[run.segment])
+                (run, self._begin(lane, run.block))
                 for run in order.runs(read.plan, self._batch_size, self._seed, read.step, read.steps, lane)
             ]
             for lane in self._lanes
         }
 
-    def _begin(self, lane: int, run: Run, block: int, rows: int) -> tuple[Run, int, dict]:
+    def _begin(self, lane: int, block: Block) -> dict:
         """Blocks are read whole, and each once: its lane keeps the last one, until its runs have used it up."""
-        first = run.start // block * block
-        if self._last.get(lane, (None,))[0] != (run.segment, first):
-            span = Run(run.segment, first, min(first + block, rows))
+        if self._last.get(lane, (None,))[0] != block:
             try:
-                futures = {name: self._store.read(name, span.segment, span.start, span.stop) for name in self._names}
+                futures = {name: self._store.read(name, *block) for name in self._names}
             except ValueError as error:
-                raise self._damaged(span, error) from error
-            self._last[lane] = ((run.segment, first), futures)
-        return run, first, self._last[lane][1]
+                raise self._damaged(block, error) from error
+            self._last[lane] = (block, futures)
+        return self._last[lane][1]
 
-    def finish(self, read: Read, begun: dict[int, list[tuple[Run, int, dict]]]) -> list[dict]:
+    def finish(self, read: Read, begun: dict[int, list[tuple[Run, dict]]]) -> list[dict]:
         """The batches of a read."""
         whole = {}
         for name in self._names:
@@ -140,15 +137,14 @@ class _Loader:
             whole[name] = np.empty((read.steps, len(self._lanes), self._share, *row), dtype)
         for place, lane in enumerate(self._lanes):
             done = 0
-            for run, first, futures in begun[lane]:
-                rows = slice(run.start - first, run.stop - first)
+            for run, futures in begun[lane]:
                 for name, (values, scale) in futures.items():
                     try:
-                        values, scale = values.result()[rows], None if scale is None else scale.result()[rows]
+                        values, scale = values.result(), None if scale is None else scale.result()
                     except ValueError as error:
-                        raise self._damaged(run, error) from error
-                    _put(whole[name][:, place], done, values, scale)
-                done += run.stop - run.start
+                        raise self._damaged(run.block, error) from error
+                    _put(whole[name][:, place], done, values, scale, run.rows)
+                done += len(run.rows)
         return [self._placed({name: values[step] for name, values in whole.items()}) for step in range(read.steps)]
 
     def _placed(self, batch: dict[str, np.ndarray]) -> dict:
@@ -168,23 +164,23 @@ class _Loader:
 
         return jax.make_array_from_callback((self._batch_size, *values.shape[1:]), self._sharding, part)
 
-    def _damaged(self, run: Run, error: Exception) -> ValueError:
+    def _damaged(self, block: Block, error: Exception) -> ValueError:
         return ValueError(
-            f"{self._store.place}/{segment_name(run.segment)} is damaged, in rows {run.start} to {run.stop}: {error}\n"
+            f"{self._store.place}/{segment_name(block.segment)} is damaged, in rows {block.start} to {block.stop}: "
+            f"{error}\n"
             "experiments.inspect_store --verify names all that is damaged, --repair harvests those segments again"
         )
 
 
-def _put(out: np.ndarray, done: int, values: np.ndarray, scale: np.ndarray | None) -> None:
-    """Rows of a lane into [steps, share, …], from row number `done` of the lane's on."""
+def _put(out: np.ndarray, done: int, values: np.ndarray, scale: np.ndarray | None, rows: np.ndarray) -> None:
+    """Rows of a block, by their numbers, into a lane's [steps, share, …], from row number `done` of the lane's on."""
     share = out.shape[1]
     taken = 0
-    while taken < len(values):
+    while taken < len(rows):
         step, offset = divmod(done + taken, share)
-        size = min(share - offset, len(values) - taken)
-        rows = slice(taken, taken + size)
-        arrays.decode(values[rows], None if scale is None else scale[rows], out[step, offset : offset + size])
-        taken += size
+        some = rows[taken : taken + share - offset]
+        arrays.decode(values, scale, out[step, offset : offset + len(some)], some)
+        taken += len(some)
 
 
 def _own_lanes(sharding: jax.sharding.NamedSharding, batch_size: int, share: int) -> range:

@@ -5,21 +5,36 @@ store/documents.json         (id, source) of every document, by number
 store/segment_00000/         rows in shuffled order
     layer_3.resid_post/      zarr v3 array [rows, A]; for int8 its rows' scales are in layer_3.resid_post.scale/
     token/ position/ document/   zarr v3 arrays [rows], int32
-    segment.json             written last: the segment is there when this is. Its manifest's fingerprint, row counts,
-                             statistics of every site in float64, checksum (xxh3_128) of every array
+    segment.json             the segment exists when this does; see `facts.py`
+store/writers/               what harvests that are under way need; see `claims.py` and `attempts.py`
+
+In a bucket, a segment's arrays lie one folder deeper, which `segment.json` names; see `attempts.py`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import re
+import types
+import typing
+from collections.abc import Iterable
 
-from sae.store import arrays
+from sae import showing
+from sae.counted import Counted
+from sae.fields import check_fields
+from sae.store import arrays, former, sealing
 from sae.store.places import Place
+from sae.text.origin import Origin
 
-FORMAT = 2
+FORMAT = 4
+READABLE = (*former.FORMATS, FORMAT)
+SEEDS = 1 << 32
 ROW_FIELDS = ("token", "position", "document")
 DTYPES = tuple(arrays.STORED)
+_READ = ("corpus", "only_model_turns", "packed")  # fields of an `Origin` from which other sequences follow
+NOTES = ("origin", "parameters_dtype")  # fields that decide no row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +42,26 @@ class Manifest:
     """Everything that decides what the rows are. Two stores with equal manifests hold equal rows.
 
     Attributes:
-      model: its name. model_sha256: over its parameters. config_sha256: over its shape and constants.
-      tokenizer_sha256: of its SentencePiece model.
+      model: its name.
+      model_fingerprint: of its parameters and config; None in a store of format 2 or 3, which has other hashes.
+      tokenizer_sha256: of its tokenizer.
       sites: name -> shape of one token's activation, (D,) or (N, H), …; a row holds its axes joined.
-      units: "raw": as the model computes them.
       dtype: of the stored activations.
-      corpus_sha256: of the token sequences. sequences, length: their number and their tokens each, BOS included.
+      corpus_sha256: of the token sequences, and of what they leave out.
+      sequences, length: the number of the sequences, and their tokens each, BOS included.
       sequences_per_segment, seed: which sequences a segment holds, and in which order its rows are.
-      dropped_tokens: ids whose rows are left out (BOS, EOS, padding).
-      sink_factor: rows are left out whose norm at one of sink_sites is over this multiple of the segment's median
-        there; None keeps them.
+      counted: which tokens have a row. The limits of its sinks are each segment's own (`segment.json`).
+      units: "raw": as the model computes them.
+      format: of the store.
+      activation_dtype: in which the model computed the activations.
+      documents_sha256: of documents.json; None in a store of format 2.
+      origin: how the text was cut and where it is from, where somebody has said so.
+      parameters_dtype: the model's; its parameters have another hash in another dtype. None in old stores.
+      former: of a store of format 2 or 3: what decides its rows, as its manifest.json has it; else None.
     """
 
     model: str
-    model_sha256: str
-    config_sha256: str
+    model_fingerprint: str | None
     tokenizer_sha256: str
     sites: dict[str, tuple[int, ...]]
     dtype: str
@@ -50,21 +70,45 @@ class Manifest:
     length: int
     sequences_per_segment: int
     seed: int
-    dropped_tokens: tuple[int, ...]
-    sink_factor: float | None = None
-    sink_sites: tuple[str, ...] = ()
+    counted: Counted
     units: str = "raw"
     format: int = FORMAT
+    activation_dtype: str = "float32"
+    documents_sha256: str | None = None
+    origin: Origin | None = dataclasses.field(default=None, compare=False)
+    parameters_dtype: str | None = dataclasses.field(default=None, compare=False)
+    former: dict | None = None
 
     def __post_init__(self):
+        check_fields(self, ("sequences", "length", "sequences_per_segment", "seed"))
+        for site, shape in self.sites.items():
+            if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+                raise ValueError(f"{site}'s shape is one or more sizes above 0, got {shape}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(
+                f"a harvest's seed is from 0 to {SEEDS - 1}, as its shuffling takes 32 bits; got {self.seed}"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"a store's dtype is one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        if self.sink_factor is not None and not self.sink_factor > 1:
-            raise ValueError(f"sink_factor is a multiple of the median norm, more than 1; got {self.sink_factor}")
+
+    def __repr__(self) -> str:
+        sequences, segments = showing.count(self.sequences, "sequence"), showing.count(self.segments, "segment")
+        return f"Manifest({self.label}, {self.dtype}, {sequences} of {self.length:,} tokens in {segments})"
+
+    @property
+    def label(self) -> str:
+        """What the rows are of, in words: `layer_3/mlp_out, layer_3/resid_post of gemma2-tiny`."""
+        return f"{showing.joined(tuple(self.sites))} of {self.model}"
+
+    def identity(self) -> dict:
+        """Returns all that decides what the rows are, for JSON; without the notes."""
+        if self.former is not None:
+            return self.former
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in (*NOTES, "former")}
 
     def fingerprint(self) -> str:
-        """sha256 over all of it; every segment carries it."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        """Returns a sha256 over `identity`; every segment carries it."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     @property
     def segments(self) -> int:
@@ -77,73 +121,176 @@ def segment_name(index: int) -> str:
 
 
 def commit_name(index: int) -> str:
-    """The file that makes a segment be there."""
+    """The file with which a segment exists."""
     return f"{segment_name(index)}/segment.json"
 
 
-def array_name(index: int, name: str) -> str:
-    """Where a site's array is, or a row field's."""
-    return f"{segment_name(index)}/{name.replace('/', '.')}"
+def array_name(site: str) -> str:
+    """The folder of a site's array, or a row field's, beside the others of a segment."""
+    return site.replace("/", ".")
+
+
+def array_names(manifest: Manifest) -> list[str]:
+    """All arrays of a segment that has rows."""
+    suffixes = ("", arrays.SCALE) if manifest.dtype == "int8" else ("",)
+    return [array_name(site) + suffix for site in manifest.sites for suffix in suffixes] + list(ROW_FIELDS)
 
 
 def committed(store: Place) -> list[int]:
-    """The segments that are there."""
+    """The segments that exist."""
     if store.folder is not None:
-        found = (path.parent.name for path in store.folder.glob("segment_*/segment.json"))
+        folders = (path.parent.name for path in store.folder.glob("segment_*/segment.json"))
     else:
-        found = (name.partition("/")[0] for name in store.names("segment_") if name.endswith("/segment.json"))
-    return sorted(int(name.removeprefix("segment_")) for name in found if re.fullmatch(r"segment_\d+", name))
+        folders = (name.partition("/")[0] for name in store.names("segment_") if name.endswith("/segment.json"))
+    return sorted(int(name.removeprefix("segment_")) for name in folders if re.fullmatch(r"segment_\d+", name))
 
 
-def segment_facts(store: Place, index: int, manifest: Manifest) -> dict:
-    """A segment's `segment.json`.
+def documents_sha256(documents: Iterable[tuple[str, str]]) -> str:
+    """Of the documents.json that has these."""
+    return hashlib.sha256(_documents_json(documents)).hexdigest()
+
+
+def _documents_json(documents: Iterable[tuple[str, str]]) -> bytes:
+    return json.dumps(list(documents)).encode()
+
+
+def read_documents(store: Place, manifest: Manifest) -> list[tuple[str, str]]:
+    """(id, source) of every document.
 
     Raises:
-      ValueError: when the segment was written for another manifest.
+      FileNotFoundError, ValueError: when documents.json is missing, or not the one that belongs to the manifest.
     """
-    facts = store.read_json(commit_name(index))
-    if facts.get("manifest") != manifest.fingerprint():
+    contents = store.read("documents.json")
+    if contents is None:
+        raise FileNotFoundError(f"{store}/documents.json is missing: the harvest, run again, writes it")
+    if manifest.documents_sha256 not in (None, hashlib.sha256(contents).hexdigest()):
         raise ValueError(
-            f"{store}/{segment_name(index)} was not written for this store's manifest.json: delete it and harvest again"
+            f"{store}/documents.json is not the one that manifest.json was written with: its checksum differs. The "
+            "harvest, run again, writes it anew"
         )
-    return facts
+    return [tuple(pair) for pair in store.read_json("documents.json")]
 
 
 def read(store: Place) -> Manifest:
     """Raises ValueError when there is no store, or one that this version cannot read."""
+    name, contents = f"{store}/manifest.json", store.read("manifest.json")
+    if contents is None:
+        raise ValueError(f"{store} is no activation store: it has no manifest.json")
+    values = store.parse("manifest.json", contents)
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is damaged: it holds a {type(values).__name__}, not a JSON object")
+    if values.get("format") not in READABLE:
+        *first, last = map(str, READABLE)
+        readable = f"{', '.join(first)} and {last}"
+        raise ValueError(f"{store} has store format {values.get('format')!r}; this version reads {readable}")
+    format = values["format"]
+    sealed = format >= 3
+    fields = _fields() if format == FORMAT else former.fields(format)
+    check_json(name, values, fields | ({sealing.FIELD: str} if sealed else {}))
+    if sealed:
+        sealing.check(name, contents)
+        del values[sealing.FIELD]
     try:
-        values = store.read_json("manifest.json")
-    except FileNotFoundError:
-        raise ValueError(f"{store} is no activation store: it has no manifest.json") from None
-    if values.get("format") != FORMAT:
-        raise ValueError(f"{store} has store format {values.get('format')!r}; this version reads {FORMAT}")
-    values["sites"] = {site: tuple(shape) for site, shape in values["sites"].items()}
-    for name in ("dropped_tokens", "sink_sites"):
-        values[name] = tuple(values[name])
-    return Manifest(**values)
+        values = former.as_manifest(values) if format != FORMAT else values
+        values["sites"] = {site: tuple(shape) for site, shape in values["sites"].items()}
+        values["counted"] = Counted(**values["counted"])
+        if values.get("origin") is not None:
+            values["origin"] = Origin(**values["origin"])
+        return Manifest(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is damaged: {error}") from None
 
 
-def write(store: Place, manifest: Manifest, documents: tuple[tuple[str, str], ...]) -> None:
-    """Begins a store, or checks that the one that is there has the same manifest.
+def check_json(file: str, values: dict, expected: dict[str, type | types.UnionType]) -> None:
+    """Raises ValueError unless a file's JSON object has these fields, of these types, and no others."""
+    for name in values:
+        if name not in expected:
+            raise ValueError(f"{file} has the field {name!r}, which this version does not know: a newer one wrote it?")
+    for name, kind in expected.items():
+        if name not in values:
+            raise ValueError(f"{file} is damaged: the field {name!r} is missing")
+        no_bool = bool not in (typing.get_args(kind) or (kind,))  # which is an int, in Python
+        if not isinstance(values[name], kind) or (no_bool and isinstance(values[name], bool)):
+            raise ValueError(f"{file} is damaged: {name!r} is {json.dumps(values[name])[:60]}")
+
+
+def _fields() -> dict[str, type | types.UnionType]:
+    """Returns the types that a manifest's fields have in JSON."""
+    in_json = {tuple: list, float: float | int}
+
+    def kind(annotation) -> type | types.UnionType:
+        origin = typing.get_origin(annotation)
+        if origin is types.UnionType:
+            return functools.reduce(operator.or_, map(kind, typing.get_args(annotation)))
+        if dataclasses.is_dataclass(annotation):
+            return dict
+        return in_json.get(origin or annotation, origin or annotation)
+
+    return {field.name: kind(field.type) for field in dataclasses.fields(Manifest) if field.name != "former"}
+
+
+def write(store: Place, manifest: Manifest, documents: Iterable[tuple[str, str]]) -> None:
+    """Begins a store, or checks that the one that exists has the same manifest.
+
+    Whoever creates the manifest decides what the store is; documents.json is the same whoever writes it.
 
     Raises:
-      ValueError: naming every field that differs from the store's own; the store is left as it is.
+      ValueError: naming every field that differs from the store's own; the store is unchanged.
     """
-    if store.read("manifest.json") is None:
-        store.write("documents.json", json.dumps(documents))
-        if store.create("manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"):
-            return
-    check(store, manifest)
+    contents = _documents_json(documents)
+    if manifest.documents_sha256 != hashlib.sha256(contents).hexdigest():
+        raise ValueError("these are other documents than the manifest's")
+    values = dataclasses.asdict(manifest)
+    del values["former"]
+    if not store.create("manifest.json", sealing.seal(values, indent=2)):
+        check(store, manifest)
+    if store.read("documents.json") != contents:  # missing, as a writer was killed before, or damaged
+        store.write("documents.json", contents)
+
+
+def exists(store: Place) -> bool:
+    return store.read("manifest.json") is not None
 
 
 def check(store: Place, manifest: Manifest) -> None:
     """Raises ValueError, naming every field that differs, unless a store is the manifest's."""
-    there, asked = dataclasses.asdict(read(store)), dataclasses.asdict(manifest)
+    store_manifest = read(store)
+    if store_manifest.format != manifest.format:
+        raise ValueError(
+            f"{store} is of store format {store_manifest.format}, which this version reads and no longer writes: train "
+            "from it as it is, or harvest to another folder. Nothing was changed."
+        )
+    values = [(name, getattr(store_manifest, name), getattr(manifest, name)) for name in manifest.identity()]
+    if causes := _causes(store_manifest, manifest):
+        values = causes + [value for value in values if value[0] not in ("corpus_sha256", "documents_sha256")]
     changed = [
-        f"{key}: the store has {there[key]}, asked for {asked[key]}" for key in asked if there[key] != asked[key]
+        f"{name}: the store has {value}, asked for {request}" for name, value, request in values if value != request
     ]
     if changed:
         raise ValueError(
             f"{store} holds other activations:\n  " + "\n  ".join(changed) + "\n"
             "Name another folder, or delete this one. Nothing was changed."
         )
+
+
+def _causes(store_manifest: Manifest, manifest: Manifest) -> list[tuple[str, object, object]]:
+    """How the text of two harvests was read, where it is another text: (name, the store's, the one asked for). What
+    makes the hashes differ says more than they do."""
+    if (
+        store_manifest.corpus_sha256 == manifest.corpus_sha256
+        or store_manifest.origin is None
+        or manifest.origin is None
+    ):
+        return []
+    values = [(name, getattr(store_manifest.origin, name), getattr(manifest.origin, name)) for name in _READ]
+    return [value for value in values if value[1] != value[2]]
+
+
+def whole(name: str, value: int) -> int:
+    """A plain int of a Python or numpy integer."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is a whole number, got {value!r}") from None

@@ -1,15 +1,21 @@
-"""Which rows make the batch of a step: pure functions of (seed, step) and of the segments that a pass goes over.
+"""Which rows make the batch of a step: pure functions of (seed, step) and of the segments that an epoch goes over.
 
-A pass lays all blocks of consecutive rows (of rows that were shuffled when written) one after another, in an order
-that the seed and the number of the pass decide, and cuts that line into lanes. A batch takes its rows from all lanes,
-so that it has rows of many segments, while each lane is read in large runs.
+An epoch (`Pass`) lays all blocks of consecutive rows one after another, in an order that the seed and the number of the
+epoch decide, and shuffles the rows of each block anew: a store of a single block has an order of its own in every epoch
+too. It cuts that line into lanes. A batch takes its rows from all lanes, so that it has rows of many segments, while
+each lane is read in large runs.
+
+Every row is in every epoch. Where the rows make no whole number of batches, the line goes on with its beginning until
+they do, so that less than a batch of rows come a second time: other ones in each epoch.
 """
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
+VERSION = 2  # `Source.batch_order`. 1 left out the last rows of an epoch, and shuffled no block anew
 BLOCK_ROWS = 4096  # at most
 BLOCK_BYTES = 8 << 20  # of the widest site as float32, at most: the order does not depend on the stored dtype
 LANES = 8  # at most; a power of two
@@ -17,11 +23,11 @@ LANES = 8  # at most; a power of two
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """From a step on, passes go over these segments, until the next `Pass`.
+    """From a step on, epochs go over these segments, until the next `Pass`.
 
     Attributes:
       first_step: of all steps, the one that begins it.
-      number: how many passes there were before.
+      number: how many epochs there were before.
       segments: (number, rows) of each segment.
       block: rows of a block.
     """
@@ -36,13 +42,19 @@ class Pass:
         return sum(rows for _, rows in self.segments)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Consecutive rows of a segment."""
+class Block(NamedTuple):
+    """Consecutive rows of a segment, which are read together."""
 
     segment: int
     start: int
     stop: int
+
+
+class Run(NamedTuple):
+    """Some rows of a block, one after another in a lane: their numbers, counted from the block's first row."""
+
+    block: Block
+    rows: np.ndarray
 
 
 def block_rows(width: int) -> int:
@@ -57,35 +69,44 @@ def lanes_for(batch_size: int) -> int:
 
 
 def steps_per_pass(rows: int, batch_size: int) -> int:
-    """Whole batches in a pass over so many rows; those left over are left out of it."""
-    lanes = lanes_for(batch_size)
-    return (rows // lanes) // (batch_size // lanes)
+    """Batches of an epoch over so many rows: as many as have them all."""
+    return -(-rows // batch_size)
 
 
 def runs(plan: Pass, batch_size: int, seed: int, step: int, steps: int, lane: int) -> list[Run]:
-    """The rows that a lane gives to `steps` batches from `step` on, all of one pass, in order."""
-    lanes = lanes_for(batch_size)
-    share = batch_size // lanes
-    number, index = divmod(step - plan.first_step, steps_per_pass(plan.rows, batch_size))
-    blocks, ends = _line(plan.segments, plan.block, seed, plan.number + number)
-    first = lane * (plan.rows // lanes) + index * share
+    """The rows that a lane gives to `steps` batches from `step` on, all of one epoch, in order."""
+    share = batch_size // lanes_for(batch_size)
+    rows, per_epoch = plan.rows, steps_per_pass(plan.rows, batch_size)
+    number, index = divmod(step - plan.first_step, per_epoch)
+    epoch = plan.number + number
+    blocks, ends = _line(plan.segments, plan.block, seed, epoch)
+    first = (lane * per_epoch + index) * share
     last = first + steps * share
-    found = []
-    block = int(np.searchsorted(ends, first, side="right"))
+    taken = []
     while first < last:
-        run = blocks[block]
-        offset = first - (int(ends[block]) - (run.stop - run.start))
-        size = min(run.stop - run.start - offset, last - first)
-        found.append(Run(run.segment, run.start + offset, run.start + offset + size))
-        first, block = first + size, block + 1
-    return found
+        place = first % rows
+        at = int(np.searchsorted(ends, place, side="right"))
+        block = blocks[at]
+        offset = place - (int(ends[at]) - (block.stop - block.start))
+        some = _shuffled(block, seed, epoch)[offset : offset + last - first]
+        taken.append(Run(block, some))
+        first += len(some)
+    return taken
 
 
 @functools.lru_cache(maxsize=8)
-def _line(segments: tuple[tuple[int, int], ...], block: int, seed: int, number: int) -> tuple[list[Run], np.ndarray]:
-    """The blocks of a pass in its order, and the rows up to the end of each."""
+def _line(segments: tuple[tuple[int, int], ...], block: int, seed: int, epoch: int) -> tuple[list[Block], np.ndarray]:
+    """The blocks of an epoch in its order, and the rows up to the end of each."""
     blocks = [
-        Run(segment, start, min(start + block, rows)) for segment, rows in segments for start in range(0, rows, block)
+        Block(segment, start, min(start + block, rows)) for segment, rows in segments for start in range(0, rows, block)
     ]
-    blocks = [blocks[i] for i in np.random.default_rng([seed, number]).permutation(len(blocks))]
+    blocks = [blocks[i] for i in np.random.default_rng([seed, epoch]).permutation(len(blocks))]
     return blocks, np.cumsum([run.stop - run.start for run in blocks])
+
+
+@functools.lru_cache(maxsize=4 * LANES)  # a lane comes back to its block for as long as it has rows left
+def _shuffled(block: Block, seed: int, epoch: int) -> np.ndarray:
+    """The rows of a block in the order of an epoch."""
+    # Zeros at the end of a seed's words count for nothing, hence the 1: other numbers than those of the line.
+    words = [seed, epoch, block.segment + 1, block.start]
+    return np.random.default_rng(words).permutation(block.stop - block.start)

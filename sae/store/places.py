@@ -1,20 +1,31 @@
 """Where a store lies: a folder of a disk, or one of a bucket (`gs://`, `s3://`), all through tensorstore.
 
-There is no renaming in a bucket, so nothing here renames: a file is written whole or not at all, and `create` says
-which of two writers was first.
+A file is written whole or not at all, and `create` and `move` say which of two writers was first. A bucket has no
+renaming, so `move` is for folders of a disk alone.
 """
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import tensorstore as ts
 
-# The generation of a key that is not there: a write that asks for it creates the key or fails.
+from sae.files import local_path
+
+# The generation of a key that does not exist: a write that asks for it creates the key or fails.
 _ABSENT = b"\x02"
+# tensorstore tries again after an error or a connection that was cut, but waits without end for one that says nothing.
+_TIMEOUTS = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "60",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
+}
+_RETRIES = {"max_retries": 32, "initial_delay": "100ms", "max_delay": "32s"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +45,22 @@ class Place:
 
     def spec(self, name: str = "") -> dict:
         """tensorstore's name for a folder within this one."""
-        path = f"{name}/" if name else ""
         if self.folder is not None:
-            return {"driver": "file", "path": f"{self.folder.absolute()}/{path}"}
-        spec = ts.KvStore.Spec(self.url.rstrip("/") + "/").to_json()
+            return {"driver": "file", "path": f"{self.folder.resolve() / name}/"}
+        for variable, value in _TIMEOUTS.items():
+            os.environ.setdefault(variable, value)
+        # Not as a URL, in which `%`, `?` and `#` would mean something.
+        scheme, _, rest = self.url.partition("://")
+        bucket, _, path = rest.partition("/")
+        spec = {"bucket": bucket, "path": "".join(f"{part}/" for part in (path, name) if part)}
+        if scheme == "gs":
+            return {"driver": "gcs", "gcs_request_retries": _RETRIES, **spec}
         # The variables of Amazon's own tools, for servers that are not Amazon's.
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if spec["driver"] == "s3" and endpoint:
+        if endpoint:
             spec["endpoint"] = endpoint
             spec["aws_region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return {**spec, "path": spec.get("path", "") + path}
+        return {"driver": "s3", "s3_request_retries": _RETRIES, **spec}
 
     def _keys(self) -> ts.KvStore:
         return ts.KvStore.open(self.spec()).result()
@@ -58,6 +75,10 @@ class Place:
         contents = self.read(name)
         if contents is None:
             raise FileNotFoundError(f"{self}/{name} is missing")
+        return self.parse(name, contents)
+
+    def parse(self, name: str, contents: bytes):
+        """The JSON of a file. Raises ValueError, naming the file, when it is none."""
         try:
             return json.loads(contents)
         except ValueError as error:
@@ -65,27 +86,72 @@ class Place:
 
     def write(self, name: str, contents: str | bytes) -> None:
         """Replaces a file: a crash leaves the old one or the new one."""
-        self._keys().write(name, contents).result()
+        self._write(name, contents)
 
     def create(self, name: str, contents: str | bytes) -> bool:
-        """Writes a file that is not there yet. False, and nothing is changed, where somebody was first."""
-        return bool(self._keys().write(name, contents, if_equal=_ABSENT).result().generation)
+        """Writes a file that does not exist yet. False, and nothing is changed, where somebody was first.
+
+        True also where a file with these very contents exists: a write that was done and whose answer was lost is
+        tried again, and then finds its own file.
+        """
+        return self._write(name, contents, if_equal=_ABSENT) or self.read(name) == _bytes(contents)
 
     def replace(self, name: str, old: bytes, contents: str | bytes | None) -> bool:
-        """Writes, or with None removes, a file whose contents are still `old`; False where they are not."""
-        keys = self._keys()
-        found = keys.read(name).result()
-        if found.state != "value" or found.value != old:
+        """Writes, or with None removes, a file whose contents are still `old`; False where they are not.
+
+        As in `create`, contents that are there by the end count as written. Contents that somebody else may have
+        written too have to say whose they are.
+        """
+        if self.folder is not None:
+            return _replace(self.folder / name, old, contents)
+        file = self._keys().read(name).result()
+        if file.state != "value" or file.value != old:
             return False
-        return bool(keys.write(name, contents, if_equal=found.stamp.generation).result().generation)
+        if self._write(name, contents, if_equal=file.stamp.generation):
+            return True
+        return self.read(name) == (None if contents is None else _bytes(contents))
+
+    def _write(self, name: str, contents: str | bytes | None, **condition: bytes) -> bool:
+        """False where the condition does not hold."""
+        if self.folder is not None:
+            return _write(self.folder / name, _bytes(contents), new=bool(condition))
+        return bool(self._keys().write(name, contents, **condition).result().generation)
 
     def names(self, prefix: str = "") -> list[str]:
         """All files whose names, relative to this folder, begin with `prefix`."""
         span = ts.KvStore.KeyRange(prefix, _after(prefix)) if prefix else ts.KvStore.KeyRange()
         return sorted(name.decode() for name in self._keys().list(span).result())
 
+    def entries(self, name: str) -> list[str]:
+        """What a folder within this one has, on a disk; nothing, where it does not exist."""
+        try:
+            return sorted(os.listdir(self.folder / name))
+        except FileNotFoundError:
+            return []
+
+    def move(self, name: str, to: str) -> bool:
+        """Renames a folder within this one, on a disk, which is done at once or not at all. False, and nothing is
+        changed, where `to` exists and is not empty."""
+        try:
+            (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.folder / name, self.folder / to)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        for parent in {(self.folder / name).parent, (self.folder / to).parent}:
+            _sync(parent)
+        return True
+
+    def remove_file(self, name: str) -> None:
+        """A file, if it exists."""
+        if self.folder is not None:
+            (self.folder / name).unlink(missing_ok=True)
+        else:
+            self._keys().write(name, None).result()
+
     def remove(self, name: str) -> None:
-        """A folder within this one with all that is in it, if it is there."""
+        """A folder within this one with all that is in it, if it exists."""
         if self.folder is not None:  # with the temporary files of writers that were killed, which no key names
             shutil.rmtree(self.folder / name, ignore_errors=True)
         else:
@@ -105,30 +171,121 @@ class Place:
                 os.close(file)
 
     def free_bytes(self) -> int | None:
-        """Of the disk; None in a bucket."""
+        """Of the disk, on which the folder need not exist yet; None in a bucket."""
         if self.folder is None:
             return None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.folder).free
+        return shutil.disk_usage(self._nearest()).free
+
+    def check_writable(self) -> None:
+        """Raises OSError where a folder of a disk cannot be written to, or made. A bucket says so when it is used."""
+        if self.folder is None:
+            return
+        nearest = self._nearest()
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is a file, so {self} cannot be a store: name another folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(
+                f"nothing can be written to {nearest}, so {self} cannot be a store: name another folder"
+            )
+
+    def _nearest(self) -> Path:
+        """This folder, or the nearest above it that exists."""
+        folder = self.folder.resolve()
+        return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def place(where: "str | Path | Place") -> Place:
-    """A folder's path, `gs://bucket/folder` or `s3://bucket/folder`; for another server than Amazon's, its address is
-    in AWS_ENDPOINT_URL.
+    """A folder's path (`~` is the user's home), `gs://bucket/folder` or `s3://bucket/folder`; for another server than
+    Amazon's, its address is in AWS_ENDPOINT_URL.
 
     Raises:
-      ValueError: for another kind of address.
+      ValueError: for another kind of address, or a path that tensorstore cannot write to.
     """
     if isinstance(where, Place):
         return where
     scheme, separator, rest = str(where).partition("://")
     if not separator:
-        return Place(str(where), Path(where))
+        return _folder(local_path(where))
     if scheme == "file":
-        return Place(rest, Path(rest))
+        return _folder(Path(rest))
     if scheme not in ("gs", "s3"):
         raise ValueError(f"a store is in a folder, gs://bucket/folder or s3://bucket/folder; got {str(where)!r}")
-    return Place(str(where).rstrip("/"), None)
+    bucket, _, path = rest.rstrip("/").partition("/")
+    if not bucket:
+        raise ValueError(f"{str(where)!r} names no bucket: {scheme}://bucket/folder")
+    if {".", ".."} & set(path.split("/")) or not path.isprintable():
+        raise ValueError(f"a folder of a bucket has no part . or .. and no control characters; got {str(where)!r}")
+    return Place(f"{scheme}://{rest.rstrip('/')}", None)
+
+
+def _folder(path: Path) -> Place:
+    """tensorstore (0.1.86) takes a backslash for a slash, and would write to another folder."""
+    real = str(path.resolve())
+    if "\\" in real or any("\ud800" <= character <= "\udfff" for character in real):
+        raise ValueError(f"a store's path has no backslash and is valid UTF-8; got {real!r}: name another folder")
+    return Place(str(path), path)
+
+
+def _bytes(contents: str | bytes) -> bytes:
+    return contents.encode() if isinstance(contents, str) else contents
+
+
+def _sync(folder: Path) -> None:
+    """A folder's entries are on the disk when this returns."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+# On a disk, tensorstore holds a lock while it writes, for which everybody would wait if its holder were suspended.
+# These hold none.
+
+
+def _write(file: Path, contents: bytes, new: bool) -> bool:
+    """Writes a file at once or not at all. False where it is to be new and exists."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(file)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(contents)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if new:
+            os.link(temporary, file)
+        else:
+            os.replace(temporary, file)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(file.parent)
+    return True
+
+
+def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
+    """Takes a file away, which only one can, and puts another in its place. In between there is none."""
+    taken = _temporary(file)
+    try:
+        if file.read_bytes() != old:
+            return False
+        os.rename(file, taken)
+    except FileNotFoundError:
+        return False
+    try:
+        if taken.read_bytes() == old:
+            return contents is None or _write(file, _bytes(contents), new=True)
+        with contextlib.suppress(FileExistsError):  # somebody has replaced it in between: back to where it was
+            os.link(taken, file)
+        return False
+    finally:
+        taken.unlink(missing_ok=True)
+
+
+def _temporary(file: Path) -> Path:
+    """A name of one's own beside a file, of the kind that tensorstore does not list."""
+    return file.with_name(f"{file.name}.{secrets.token_hex(8)}.__lock")
 
 
 def _after(prefix: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from sae import showing
 from sae.store import arrays, order
+from sae.store import facts as facts_module
 from sae.store import manifest as manifests
 from sae.store.batches import Batches
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
@@ -33,6 +36,8 @@ class ActivationStore(Source):
     manifest: Manifest
     segments: tuple[tuple[int, int], ...]
     growing: bool = False
+    kind = "store"
+    batch_order = order.VERSION
 
     @classmethod
     def open(cls, path: str | Path | Place, growing: bool = False) -> "ActivationStore":
@@ -55,12 +60,17 @@ class ActivationStore(Source):
                 f"{where} is not complete: {segment_name(missing[0])}{more} of {manifest.segments} segments is "
                 "missing; run the harvest again, it writes what is missing, or open it with growing=True"
             )
-        facts = {index: manifests.segment_facts(where, index, manifest) for index in there}
+        facts = {index: facts_module.read(where, index, manifest) for index in there}
         if not facts:
             raise ValueError(f"{where} has no segment yet: wait for the first of {manifest.segments}")
         store = cls(where, manifest, tuple((index, fact["rows"]) for index, fact in facts.items()), growing)
         store._facts.update(facts)
         return store
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        part = "" if len(self.segments) == m.segments else f", {len(self.segments)} of {m.segments} segments"
+        return f"ActivationStore({self.name}: {showing.count(self.rows, 'token')} at {m.label}, {m.dtype}{part})"
 
     @property
     def path(self) -> Path | str:
@@ -83,13 +93,17 @@ class ActivationStore(Source):
 
     @functools.cached_property
     def documents(self) -> list[tuple[str, str]]:
-        """(id, source) of every document, by the number that rows carry."""
-        return [tuple(pair) for pair in self.place.read_json("documents.json")]
+        """(id, source) of every document, by the number that rows carry.
+
+        Raises:
+          FileNotFoundError, ValueError: when documents.json is missing, or is another one than the store's.
+        """
+        return manifests.read_documents(self.place, self.manifest)
 
     def facts(self, segment: int) -> dict:
         """What a segment's `segment.json` says: row counts, statistics, checksums."""
         if segment not in self._facts:
-            self._facts[segment] = manifests.segment_facts(self.place, segment, self.manifest)
+            self._facts[segment] = facts_module.read(self.place, segment, self.manifest)
         return self._facts[segment]
 
     def mean_squared_norm(self, site: str) -> float:
@@ -104,6 +118,24 @@ class ActivationStore(Source):
         """The segments' medians of ||x||, averaged over their rows, in raw units."""
         return float(self._average(site, "median_norm"))
 
+    def sink_limits(self) -> dict[str, float]:
+        """{site: the norm over which a row was a sink}: the segments', which each have a median of their own, averaged
+        over their rows."""
+        counted, limits = self.manifest.counted, {}
+        for site in counted.sink_sites:
+            if any("sink_limits" not in self.facts(index) for index, _ in self.segments):
+                warnings.warn(
+                    f"{self.name} was harvested before stores recorded the norm over which a token is a sink: "
+                    f"{counted.sinks.factor:g} medians of the rows that were kept stand for it, which is somewhat "
+                    "less. Harvest again for the exact norm",
+                    stacklevel=2,
+                )
+                return {site: counted.sinks.factor * self.median_norm(site) for site in counted.sink_sites}
+            limits[site] = sum(rows * self.facts(i)["sink_limits"][site] for i, rows in self.segments) / max(
+                1, self.rows
+            )
+        return limits
+
     def rounding(self, site: str) -> float:
         """The share of the rows' variance that was lost when they were stored: E||x - stored||^2 / E||x - E[x]||^2, 0
         for float32. A tenth of the FVU that one hopes for is too much."""
@@ -112,8 +144,19 @@ class ActivationStore(Source):
 
     def _average(self, site: str, name: str):
         self.check_sites([site])
+        self._check_rows()
         return (
             sum(rows * np.asarray(self.facts(i)["sites"][site][name]) for i, rows in self.segments if rows) / self.rows
+        )
+
+    def _check_rows(self) -> None:
+        """Raises ValueError for a store without a row, which has no statistics and no batches."""
+        if self.rows:
+            return
+        more = len(self.segments) < self.manifest.segments
+        raise ValueError(
+            f"{self.name} has no rows: in its {len(self.segments)} segments every token was left out. "
+            + ("Wait for more segments" if more else "Harvest text that has tokens to count into another folder")
         )
 
     def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
@@ -133,6 +176,11 @@ class ActivationStore(Source):
             return values, None
         return values, self._array(name + arrays.SCALE, segment)[start:stop].read()
 
+    def array_folder(self, name: str, segment: int) -> str:
+        """The folder, within the store's, of a site's array in a segment, or a row field's."""
+        folder = self.facts(segment).get("folder")
+        return "/".join(part for part in (segment_name(segment), folder, array_name(name)) if part)
+
     @functools.cached_property
     def _facts(self) -> dict[int, dict]:
         return {}
@@ -143,22 +191,25 @@ class ActivationStore(Source):
 
     def _array(self, name: str, segment: int) -> ts.TensorStore:
         if (name, segment) not in self._opened:
-            array = arrays.open_array(self.place, array_name(segment, name))
+            folder = self.array_folder(name, segment)
+            array = arrays.open_array(self.place, folder)
             expected = arrays.STORED[self.manifest.dtype]
             if name in self.manifest.sites and array.dtype.numpy_dtype != expected:
                 raise ValueError(
-                    f"{self.place}/{array_name(segment, name)} holds {array.dtype.name}, while manifest.json says "
-                    f"{expected}: something else wrote it. experiments.inspect_store --repair harvests it again"
+                    f"{self.place}/{folder} holds {array.dtype.name}, while manifest.json says {expected}: something "
+                    "else wrote it. experiments.inspect_store --repair harvests it again"
                 )
             self._opened[name, segment] = array
         return self._opened[name, segment]
 
     def batches_per_pass(self, batch_size: int) -> int:
-        """Whole batches in one pass; the rows left over are left out of that pass.
+        """Batches in one epoch. They have every row; the last are filled up with rows of the same epoch, so that less
+        than a batch of rows come twice, other ones in each epoch.
 
         Raises:
           ValueError: when the store has fewer rows than one batch.
         """
+        self._check_rows()
         if not 1 <= batch_size <= self.rows:
             raise ValueError(f"batch_size must be from 1 to the store's {self.rows} rows, got {batch_size}")
         return order.steps_per_pass(self.rows, batch_size)
@@ -173,10 +224,11 @@ class ActivationStore(Source):
         sharding: jax.sharding.NamedSharding | None = None,
         passes: Sequence[Pass] = (),
     ) -> Batches:
-        """Batches {site: [batch_size, A] float32} without end, pass after pass, each in an order of its own.
+        """Batches {site: [batch_size, A] float32} without end, epoch after epoch, each in an order of its own.
 
-        The rows of a batch come from up to eight places in the pass. They are read ahead, in large runs. While a store
-        is growing, a pass goes over the segments that were there when it began.
+        Each epoch has every row (`batches_per_pass`). The rows of a batch come from up to eight places in it. They are
+        read ahead, in large runs. While a store is growing, an epoch goes over the segments that were there when it
+        began.
 
         Args:
           batch_size: B, rows of a batch.

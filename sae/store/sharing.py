@@ -20,7 +20,28 @@ def share(batches: Iterable[T], readers: int, ahead: int = 4) -> list[Iterator[T
     if readers < 1 or ahead < 1:
         raise ValueError(f"share needs at least one reader and one batch ahead, got {readers} and {ahead}")
     shared = _Shared(iter(batches), readers, ahead)
-    return [shared.reader(i) for i in range(readers)]
+    return [_Reader(shared, i) for i in range(readers)]
+
+
+class _Reader(Iterator[T]):
+    """No generator: one that is closed before its first batch runs no `finally`, and the others would wait for it."""
+
+    def __init__(self, shared: "_Shared", number: int):
+        self._shared, self._number = shared, number
+
+    def __next__(self) -> T:
+        try:
+            return self._shared.next(self._number)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stops reading; the others go on."""
+        self._shared.leave(self._number)
+
+    def __del__(self):
+        self.close()
 
 
 class _Shared:
@@ -31,19 +52,17 @@ class _Shared:
         self._reading = False
         self._end: BaseException | None = None
 
-    def reader(self, number: int) -> Iterator:
-        try:
-            while True:
-                yield self._next(number)
-        except StopIteration:
-            return
-        finally:
-            with self._changed:
-                del self._waiting[number]
-                self._changed.notify_all()
+    def leave(self, number: int) -> None:
+        """Nobody waits for this reader any more."""
+        with self._changed:
+            self._waiting.pop(number, None)
+            self._changed.notify_all()
 
-    def _next(self, number: int):
-        own = self._waiting[number]
+    def next(self, number: int):
+        """The reader's next batch; raises what the source raised."""
+        own = self._waiting.get(number)
+        if own is None:
+            raise StopIteration
         with self._changed:
             while True:
                 if own:
@@ -66,4 +85,4 @@ class _Shared:
                 for queue in self._waiting.values():
                     queue.append(item)
             self._changed.notify_all()
-        return self._next(number)
+        return self.next(number)

@@ -5,13 +5,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae.store.manifest import ROW_FIELDS, Manifest
+from sae.counted import Counted
+from sae.store.manifest import ROW_FIELDS, Manifest, whole
 
 
 class Source(abc.ABC):
-    """Something with a `manifest` that gives batches of its sites. `name` is what errors call it."""
+    """Something with a `manifest` that gives batches of its sites. `name` is what errors call it.
+
+    Attributes:
+      manifest: model, tokenizer, sites, units, text, order.
+      kind: "store" or "stream".
+      batch_order: a number that changes whenever other rows become the batch of a step, so that no run begun before
+        goes on in another order.
+    """
 
     manifest: Manifest
+    kind: str
+    batch_order: int
 
     @property
     @abc.abstractmethod
@@ -25,7 +35,7 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def rows(self) -> int:
-        """Tokens of one pass, about."""
+        """Tokens of one epoch."""
 
     @abc.abstractmethod
     def mean_squared_norm(self, site: str) -> float:
@@ -38,6 +48,15 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def median_norm(self, site: str) -> float:
         """The median of ||x||, in raw units."""
+
+    @abc.abstractmethod
+    def sink_limits(self) -> dict[str, float]:
+        """{site: the norm, in raw units, over which a token was left out as an attention sink}; empty without sinks."""
+
+    @property
+    def counted(self) -> Counted:
+        """Which tokens the rows are of, with the limits of sinks: evaluation by it leaves out what training did."""
+        return self.manifest.counted.with_limits(self.sink_limits())
 
     @abc.abstractmethod
     def batches(self, batch_size: int, sites: Sequence[str] | None = None, seed: int = 0, start_step: int = 0, **how):
@@ -56,7 +75,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def batches_per_pass(self, batch_size: int) -> int:
-        """Batches in one pass. Raises ValueError for a size that is not possible."""
+        """Batches in one epoch, which have every row. Raises ValueError for a size that is not possible."""
 
     def asked(self, batch_size: int, sites: Sequence[str] | None, start_step: int) -> tuple[str, ...]:
         """What batches are to have, checked: the sites, all by default, and fields of rows.
@@ -66,6 +85,8 @@ class Source(abc.ABC):
         """
         names = tuple(self.sites if sites is None else sites)
         self.check_sites([name for name in names if name not in ROW_FIELDS])
+        for name, number in (("batch_size", batch_size), ("start_step", start_step)):
+            whole(name, number)
         if start_step < 0:
             raise ValueError(f"start_step counts batches from 0, got {start_step}")
         self.batches_per_pass(batch_size)

@@ -1,46 +1,96 @@
-"""Is a store what it says it is: every array's values against the checksums in `segment.json`."""
+"""Is a store what it says it is: every file of it against what is recorded.
+
+The values of every array have a checksum in `segment.json`, every chunk one of its own in the array, zarr.json and
+documents.json one each; `segment.json` ends in one of itself, and carries the manifest's.
+"""
 
 import concurrent.futures
 from collections.abc import Callable, Iterable, Mapping
 
-from sae.store import arrays
-from sae.store.manifest import array_name, commit_name, segment_name
+import numpy as np
+
+from sae.progress import every
+from sae.store import arrays, attempts
+from sae.store import facts as facts_module
+from sae.store import manifest as manifests
+from sae.store.manifest import Manifest, array_name, commit_name, segment_name
+from sae.store.places import Place
 from sae.store.reading import ActivationStore
 
 
 def damaged(
-    store: ActivationStore, progress: Callable[..., Iterable] = lambda segments, **_: segments
+    store: ActivationStore | Place, progress: Callable[..., Iterable] = lambda segments, **_: segments
 ) -> dict[int, list[str]]:
-    """{segment: what is wrong with its arrays}; empty for a store in health. Reads all of it.
+    """{segment: what is wrong with it}; empty for a store without damage. Reads all of it.
 
     Args:
+      store: a store, or the place of one that may be too damaged to open.
       progress: called with the segments to come, and `total` and `desc`, as tqdm is.
     """
-    found: dict[int, list[str]] = {}
+    place = store.place if isinstance(store, ActivationStore) else store
+    manifest, problems = manifests.read(place), {}
+    segments = manifests.committed(place)
     with concurrent.futures.ThreadPoolExecutor(2, "verify") as pool:
-        for index, rows in progress(store.segments, total=len(store.segments), desc="verify"):
-            recorded = store.facts(index)["checksums"]
-            checks = [
-                pool.submit(_check, store, array_name(index, name), rows, digest) for name, digest in recorded.items()
-            ]
-            if wrong := [problem for check in checks if (problem := check.result())]:
-                found[index] = wrong
-    return found
+        for index in every(progress(segments, total=len(segments), desc="verify"), segments):
+            if wrong := _segment(place, index, manifest, pool):
+                problems[index] = wrong
+    return problems
 
 
-def _check(store: ActivationStore, name: str, rows: int, recorded: str) -> str | None:
+def documents(store: ActivationStore | Place) -> str | None:
+    """What is wrong with documents.json; None where nothing is."""
+    place = store.place if isinstance(store, ActivationStore) else store
     try:
-        now = arrays.digest(store.place, name, rows)
+        manifests.read_documents(place, manifests.read(place))
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _segment(place: Place, index: int, manifest: Manifest, pool: concurrent.futures.Executor) -> list[str]:
+    try:
+        facts = facts_module.read(place, index, manifest)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    folder = "/".join(part for part in (segment_name(index), facts.get("folder")) if part)
+    shapes = {array_name(site): int(np.prod(shape)) for site, shape in manifest.sites.items()}
+    checks = []
+    for file, recorded in facts["checksums"].items():
+        if file.endswith("/zarr.json"):
+            checks.append(pool.submit(_check_file, place, f"{folder}/{file}", recorded))
+        else:
+            row = [shapes[file]] if file in shapes else []
+            checks.append(pool.submit(_check_array, place, f"{folder}/{file}", [facts["rows"], *row], recorded))
+    problems = [problem for check in checks if (problem := check.result())]
+    return problems or _unexpected(place, index, folder, facts)
+
+
+def _check_array(place: Place, name: str, shape: list[int], recorded: str) -> str | None:
+    try:
+        now = arrays.digest(place, name, shape)
     except ValueError as error:
         return f"{name}: {str(error).splitlines()[0][:300]}"
     return None if now == recorded else f"{name}: its checksum is {now[:12]}…, {recorded[:12]}… was recorded"
 
 
-def discard(store: ActivationStore, segments: Mapping[int, object] | Iterable[int]) -> None:
+def _check_file(place: Place, name: str, recorded: str) -> str | None:
+    contents = place.read(name)
+    if contents is None:
+        return f"{name} is missing"
+    return None if arrays.checksum(contents) == recorded else f"{name}: its checksum is another than was recorded"
+
+
+def _unexpected(place: Place, index: int, folder: str, facts: dict) -> list[str]:
+    """Files in a segment that belong to none of its arrays."""
+    names = [array for array in facts["checksums"] if not array.endswith("/zarr.json")]
+    expected = {commit_name(index)}
+    expected |= {f"{folder}/{array}/{file}" for array in names for file in arrays.files(place, f"{folder}/{array}")}
+    others = [file for file in place.names(f"{segment_name(index)}/") if file not in expected]
+    return [f"{file} is no part of the segment" for file in others[:8]]
+
+
+def discard(store: ActivationStore | Place, segments: Mapping[int, object] | Iterable[int]) -> None:
     """Takes segments out of a store, so that a harvest writes them again."""
+    place = store.place if isinstance(store, ActivationStore) else store
     for index in segments:
-        # First what makes it be there, so that a crash in between leaves no half of a segment.
-        contents = store.place.read(commit_name(index))
-        if contents is not None:
-            store.place.replace(commit_name(index), contents, None)
-        store.place.remove(segment_name(index))
+        attempts.discard(place, index)

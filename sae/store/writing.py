@@ -1,28 +1,33 @@
-"""Writing a store, segment by segment. A segment is there when its `segment.json` is, which is written last."""
-
-import json
+"""Writing a store, segment by segment. A segment exists when its `segment.json` does, which comes last."""
 
 import numpy as np
 
-from sae.store import arrays, claims
+from sae.store import arrays, attempts, claims
+from sae.store import facts as facts_module
 from sae.store import manifest as manifests
+from sae.store.attempts import Attempt
 from sae.store.claims import Claim
-from sae.store.manifest import ROW_FIELDS, Manifest, array_name, commit_name, segment_facts, segment_name
+from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
 from sae.store.moments import Moments
 from sae.store.places import Place
 
 
 def missing_segments(store: Place, manifest: Manifest) -> list[int]:
-    """The segments that are still to be written.
+    """The segments that are still to be written. What killed writers left of the others is removed.
 
     Raises:
-      ValueError: when one that is there belongs to another store.
+      ValueError: when one that exists belongs to another store.
     """
-    there = set(manifests.committed(store))
-    for index in there:
-        segment_facts(store, index, manifest)
-    claims.clear(store, there)
-    return [i for i in range(manifest.segments) if i not in there]
+    facts = {index: facts_module.read(store, index, manifest) for index in manifests.committed(store)}
+    claims.clear(store, facts)
+    attempts.clear(store, facts)
+    return [i for i in range(manifest.segments) if i not in facts]
+
+
+def bytes_of(manifest: Manifest, segments: int, rows: int) -> int:
+    """What so many segments of a text with so many rows in all take, at most."""
+    rows = -(-rows // manifest.segments)
+    return segments * sum(arrays.stored_bytes(rows, size) for size in _arrays(manifest))
 
 
 def check_space(store: Place, manifest: Manifest, segments: int, rows: int) -> None:
@@ -31,8 +36,7 @@ def check_space(store: Place, manifest: Manifest, segments: int, rows: int) -> N
     Raises:
       ValueError: with the bytes needed and the bytes free.
     """
-    rows = -(-rows // manifest.segments)
-    needed = segments * sum(arrays.stored_bytes(rows, size) for size in _arrays(manifest))
+    needed = bytes_of(manifest, segments, rows)
     free = store.free_bytes()
     if free is not None and needed > free:
         raise ValueError(
@@ -53,47 +57,66 @@ def write_segment(
     Args:
       store: where.
       claim: of the segment; it is released at the end, whatever that is.
-      activations: site -> [rows, A] float32.
+      activations: site -> [rows, A] of any float dtype.
       rows: `token`, `position` and `document` of every row, [rows].
       manifest: the store's; its seed and the segment's number decide the order.
 
     Raises:
-      OSError: when the disk is full, or the segment was written by somebody else. What had been written of it is
-        removed; committed ones are untouched.
+      OSError: when the disk is full, or the segment was written by somebody else. What this attempt had written is
+        removed from a disk; what others have written is untouched.
       ValueError: for activations that are not finite; nothing is written.
     """
     try:
         moments = {site: Moments.of(x) for site, x in activations.items()}
-        for site, sums in moments.items():
-            if not sums.finite():
-                raise ValueError(
-                    f"{site} in {segment_name(claim.index)} has activations that are infinite or not numbers: nothing "
-                    "of it was written"
-                )
+        check_finite(moments, segment_name(claim.index))
         keep = kept_rows(moments, manifest)
         order = row_order(manifest, claim.index, keep)
         facts = {
             "manifest": manifest.fingerprint(),
+            "segment": claim.index,
             "rows": len(order),
             "sinks": len(rows["token"]) - len(order),
+            "sink_limits": sink_limits(moments, manifest),
             "sites": {site: sums.statistics(activations[site], keep) for site, sums in moments.items()},
             "checksums": {},
         }
+        values = [*activations.values(), *(rows[field] for field in ROW_FIELDS)]
+        label = f"{facts['manifest']} {claim.index}"
+        attempt = Attempt(claim, lambda: arrays.content_checksum(label, values))
         try:
-            _write_all(store, claim, activations, rows, order, facts, manifest.dtype)
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-            raise _failure(store, claim.index, error) from error
+            files = _write_all(store, attempt, activations, rows, order, facts, manifest.dtype)
+            attempt.commit(facts, files)
+        except BaseException as error:
+            attempt.abandon()
+            if isinstance(error, OSError | ValueError):  # tensorstore reports a full disk as ValueError
+                raise _failure(store, claim, error) from error
+            raise
     finally:
         claim.release()
 
 
+def sink_limits(moments: dict[str, Moments], manifest: Manifest) -> dict[str, float]:
+    """{site: the norm over which a row is an attention sink}: a multiple of the median over all these rows, sinks
+    among them."""
+    counted = manifest.counted
+    return {site: counted.sinks.factor * moments[site].median_norm() for site in counted.sink_sites}
+
+
+def check_finite(moments: dict[str, Moments], where: str) -> None:
+    """Raises ValueError, naming the site and where, for activations that are not finite."""
+    for site, sums in moments.items():
+        if not sums.finite():
+            raise ValueError(
+                f"{site} in {where} has activations that are infinite or not numbers: nothing of it is used. float16 "
+                "has no number above 65504: a model in bfloat16 or float32 may do"
+            )
+
+
 def kept_rows(moments: dict[str, Moments], manifest: Manifest) -> np.ndarray:
-    """The numbers of the rows that are no sinks. A row is one by its norm at any of the manifest's sink_sites, against
-    the median over these rows."""
+    """The numbers of the rows that are no sinks. A row is one by its norm at any of their sites."""
     keep = np.ones(len(next(iter(moments.values())).squares), bool)
-    for site in manifest.sink_sites:
-        sums = moments[site]
-        keep &= sums.squares <= (manifest.sink_factor * sums.median_norm()) ** 2
+    for site, limit in sink_limits(moments, manifest).items():
+        keep &= moments[site].squares <= limit**2
     return np.flatnonzero(keep)
 
 
@@ -102,50 +125,53 @@ def row_order(manifest: Manifest, index: int, keep: np.ndarray) -> np.ndarray:
     return keep[np.random.default_rng([manifest.seed, index]).permutation(len(keep))]
 
 
-def _write_all(store, claim, activations, rows, order, facts, dtype) -> None:
-    name = segment_name(claim.index)
-    store.remove(name)  # what a writer that was killed left of it
+def _write_all(store, attempt, activations, rows, order, facts, dtype) -> list[str]:
+    """Completes `facts`; returns the names of all files."""
+    files = []
     for site, x in activations.items() if len(order) else ():
-        checksums, lost = _write_array(store, array_name(claim.index, site), x, order, dtype)
+        checksums, lost = _write_array(store, attempt.folder, array_name(site), x, order, dtype, files)
         facts["checksums"] |= checksums
         facts["sites"][site]["rounding"] = lost / len(order)
     for field in ROW_FIELDS if len(order) else ():
-        facts["checksums"] |= _write_array(store, array_name(claim.index, field), rows[field], order, None)[0]
-    claim.renew()
-    if not store.create(commit_name(claim.index), json.dumps(facts)):
-        raise OSError("another writer has committed it meanwhile")
+        facts["checksums"] |= _write_array(store, attempt.folder, field, rows[field], order, None, files)[0]
+    return files
 
 
 def _write_array(
-    store: Place, name: str, values: np.ndarray, order: np.ndarray, dtype: str | None
+    store: Place, folder: str, name: str, values: np.ndarray, order: np.ndarray, dtype: str | None, files: list[str]
 ) -> tuple[dict[str, str], float]:
-    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {array's name: checksum}, and the squared
-    norm, over all rows, of what rounding to the dtype lost."""
+    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {name of array or file: checksum}, and
+    the squared norm, over all rows, of what rounding to the dtype lost; adds to `files`."""
     encode = (lambda x: arrays.encode(x, dtype)) if dtype else (lambda x: {"": x.astype("<i4", copy=False)})
     writers = {
-        suffix: arrays.Writer(store, name + suffix, len(order), part.shape[1:], part.dtype)
+        name + suffix: arrays.Writer(store, f"{folder}/{name}{suffix}", len(order), part.shape[1:], part.dtype)
         for suffix, part in encode(values[:1]).items()
     }
     lost = 0.0
     # mode="clip" is three times as fast as the default: it moves whole rows.
-    for piece in arrays.pieces(len(order), writers[""].shard_rows):
+    for piece in arrays.pieces(len(order), writers[name].shard_rows):
         x = np.take(values, order[piece], axis=0, mode="clip")
         parts = encode(x)
         for suffix, part in parts.items():
-            writers[suffix].write(part)
+            writers[name + suffix].write(part)
         lost += arrays.lost(x, parts) if dtype else 0.0
-    checksums = {f"{name.partition('/')[2]}{suffix}": writer.close() for suffix, writer in writers.items()}
+    checksums = {}
+    for array, writer in writers.items():
+        checksums[array] = writer.close()
+        checksums[f"{array}/zarr.json"] = arrays.checksum(store.read(f"{folder}/{array}/zarr.json") or b"")
+        files += [f"{array}/{file}" for file in writer.files]
     return checksums, lost
 
 
-def _failure(store: Place, index: int, error: Exception) -> OSError:
-    """The error to raise, once what was written of a segment that is not committed is removed."""
-    if index not in manifests.committed(store):
-        store.remove(segment_name(index))
-    full = "No space left" in str(error) or "ENOSPC" in str(error)
-    reason = "the disk is full" if full else str(error).splitlines()[0][:300]
+def _failure(store: Place, claim: Claim, error: Exception) -> OSError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    if "No space left" in str(error) or "ENOSPC" in str(error):
+        reason = "the disk is full"
+    elif not claim.lasts() and "another writer" not in reason:
+        reason = f"another writer has taken it over: {reason}"
     return OSError(
-        f"writing {store}/{segment_name(index)} failed ({reason}); the segments before it are kept, run again to go on"
+        f"writing {store}/{segment_name(claim.index)} failed ({reason}); the segments before it are kept, run "
+        "again to go on"
     )
 
 

@@ -9,88 +9,147 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae.text.documents import Document, from_record
-
 ROWS = 256  # turned into Python objects at a time
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether `datasets` saved it."""
+    """Whether `datasets` saved it.
+
+    Example:
+      >>> is_dataset(Path("no such folder"))
+      False
+    """
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def read_parquet(path: Path) -> Iterator[Document]:
-    """The documents of a Parquet file, blank ones among them; see `iter_documents`."""
+def is_table(path: Path) -> bool:
+    """Whether a file is one of Parquet or Arrow by its first bytes.
+
+    Example:
+      >>> is_table(Path("no such file"))
+      False
+    """
+    return _begins(path, b"PAR1", b"ARROW1")
+
+
+def file_records(path: Path) -> Iterator[tuple[int, str, dict]]:
+    """The rows of a Parquet or Arrow file as (number, where, record), as `sae.text.records` has them.
+
+    Raises:
+      ValueError: for a file of another kind, damaged, or without a column of texts or chats.
+
+    Example:
+      >>> import pathlib, tempfile, pyarrow.parquet
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.parquet"
+      >>> pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}), path)
+      >>> [record for _, _, record in file_records(path)]
+      [{'text': 'one'}]
+    """
     pyarrow = _pyarrow(path)
-
-    def batches():
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = _columns(pyarrow, path, file.schema_arrow)
-            yield from file.iter_batches(batch_size=ROWS, columns=columns)
-
-    yield from _rows(pyarrow, path, "Parquet", batches(), path.stem, 0)
+    if _begins(path, b"ARROW1") or (path.suffix.lower() in (".arrow", ".feather") and not _begins(path, b"PAR1")):
+        yield from _rows(pyarrow, path, "an Arrow file", _arrow_file(pyarrow, path), 0)
+    else:
+        yield from _rows(pyarrow, path, "Parquet", _parquet(pyarrow, path), 0)
 
 
-def read_dataset(folder: Path) -> Iterator[Document]:
-    """The documents of a saved dataset, blank ones among them; see `iter_documents`."""
+def dataset_records(folder: Path) -> Iterator[tuple[int, str, dict]]:
+    """The same of a saved dataset. A row's number counts through all its files, as it does in `datasets`."""
     pyarrow = _pyarrow(folder)
-    name, folder, row = folder.name, _split(folder), 0
+    folder, row = _split(folder), 0
     for file in _data_files(folder):
-        # A row's number counts through all files, as it does in `datasets`.
-        for document in _rows(pyarrow, file, "an Arrow stream", _stream(pyarrow, file), name, row):
+        for record in _rows(pyarrow, file, "an Arrow stream", _arrow_file(pyarrow, file), row):
             row += 1
-            yield document
+            yield record
 
 
-def _stream(pyarrow, file: Path) -> Iterator:
+def _begins(path: Path, *magic: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(6).startswith(magic)
+    except OSError:
+        return False  # reading it says why
+
+
+def _parquet(pyarrow, path: Path) -> Iterator:
+    # Not every writer records checksums; where they are, damage is no other text.
+    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        columns = _columns(pyarrow, path, file.schema_arrow)
+        yield from file.iter_batches(batch_size=ROWS, columns=columns)
+
+
+def _arrow_file(pyarrow, path: Path) -> Iterator:
+    """The batches of an Arrow file, which has an index at its end (Feather's second version is one), or of a stream of
+    Arrow, as `datasets` writes it."""
     # Mapped: the text stays on disk until its batch is read.
-    with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
-        columns = _columns(pyarrow, file, stream.schema)
-        for batch in stream:
-            batch = batch.select(columns)
-            yield from (batch.slice(start, ROWS) for start in range(0, len(batch), ROWS))
+    with pyarrow.memory_map(str(path)) as source:
+        indexed = source.read(6) == b"ARROW1"
+        source.seek(0)
+        with (pyarrow.ipc.open_file if indexed else pyarrow.ipc.open_stream)(source) as reader:
+            columns = _columns(pyarrow, path, reader.schema)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
+            for batch in batches:
+                batch = batch.select(columns)
+                yield from (batch.slice(start, ROWS) for start in range(0, len(batch), ROWS))
 
 
-def _rows(pyarrow, path: Path, kind: str, batches: Iterator, name: str, row: int) -> Iterator[Document]:
+def _rows(pyarrow, path: Path, kind: str, batches: Iterator, row: int) -> Iterator[tuple[int, str, dict]]:
     try:
         for batch in batches:
+            # A damaged file's offsets lead anywhere, and pyarrow follows them.
+            batch.validate(full=True)
             for record in batch.to_pylist():
-                # A null is an empty document, which is left out.
-                if "text" in record:
-                    record["text"] = record["text"] or ""
-                else:
-                    record["messages"] = record["messages"] or []
-                yield from_record(record, where=f"{path}, row {row}", name=name, number=row)
+                yield row, f"{path}, row {row}", record
                 row += 1
     except OSError as error:
-        raise ValueError(f"cannot read the text {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} after row {row}") from None
+        raise ValueError(f"cannot read the text {path}: {error.strerror or str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: the name of a column is not UTF-8") from None
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not {kind}: {str(error).splitlines()[0]}") from None
+        problem = str(error).splitlines()[0]
+        if "UTF8" in problem:
+            raise ValueError(f"{path} is not UTF-8 from row {row} on ({problem})") from None
+        raise ValueError(f"{path} is not {kind}, or damaged: {problem}") from None
 
 
 def _columns(pyarrow, path: Path, schema) -> list[str]:
-    """The columns to read. "messages" only where there is no "text"."""
-    types = pyarrow.types
-
-    def is_text(type_):
-        return types.is_string(type_) or types.is_large_string(type_)
-
-    def is_chat(type_):
-        if not (types.is_list(type_) or types.is_large_list(type_)) or not types.is_struct(type_.value_type):
-            return False
-        fields = {field.name: field.type for field in type_.value_type}
-        return all(key in fields and is_text(fields[key]) for key in ("role", "content"))
-
-    body = "text" if "text" in schema.names else "messages"
-    fits = is_text if body == "text" else is_chat
-    if body not in schema.names or not fits(schema.field(body).type):
+    """The columns to read."""
+    fits = {"text": _is_text, "messages": _is_chat}
+    bodies = [name for name in fits if name in schema.names and fits[name](pyarrow.types, schema.field(name).type)]
+    wrong = [name for name in fits if name in schema.names and name not in bodies]
+    # A column of nulls, or of another kind beside one that fits, is no text.
+    if not bodies or ("text" in wrong and not pyarrow.types.is_null(schema.field("text").type)):
         got = ", ".join(f"{field.name}: {field.type}" for field in schema)
         raise ValueError(
             f'{path}: expected a column "text" of strings, or "messages" of lists of {{"role", "content"}}, got {got}'
         )
-    return [body, *(name for name in ("id", "source") if name in schema.names)]
+    return [*bodies, *(name for name in ("id", "source") if name in schema.names)]
+
+
+def _is_text(types, kind) -> bool:
+    """Whether a column is of strings, however they are stored."""
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_list(types, kind) -> bool:
+    return any(
+        of(kind)
+        for of in (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
+        + (types.is_fixed_size_list,)
+    )
+
+
+def _is_chat(types, kind) -> bool:
+    """Whether a column is of lists of {"role", "content"}; a content is a string or a list of parts."""
+    if not _is_list(types, kind) or not types.is_struct(kind.value_type):
+        return False
+    fields = {field.name: field.type for field in kind.value_type}
+    if not {"role", "content"} <= set(fields) or not _is_text(types, fields["role"]):
+        return False
+    content = fields["content"]
+    parts = _is_list(types, content) and (types.is_struct(content.value_type) or _is_text(types, content.value_type))
+    return parts or _is_text(types, content) or types.is_null(content)
 
 
 def _split(folder: Path) -> Path:
@@ -135,5 +194,5 @@ def _pyarrow(path: Path):
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"reading {path} takes pyarrow: pip install 'mishax-lite[parquet]'") from None
+        raise ValueError(f"reading {path} takes pyarrow: pip install pyarrow") from None
     return pyarrow

@@ -1,37 +1,53 @@
-"""Chats in the form that Gemma's instruction-tuned models were trained on.
+"""Chats as tokens, in the form that the model was trained on: its tokenizer's own `chat_turns` arranges them.
+
+With Gemma that is
 
     <start_of_turn>user
     What is ...?<end_of_turn>
     <start_of_turn>model
     It is ...<end_of_turn>
 
-It is the template that comes with the models (https://ai.google.dev/gemma/docs/core/prompt-structure): roles are `user`
-and `model`, contents are stripped of white space around them, and what the system says stands before the first user's
-words.
+and what the system says stands before the first user's words. Other roles are the template's own affair; where it has
+no place for a developer's or a tool's turns, they are the system's and the user's.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from gemma import Tokenizer
 from sae.text.documents import Message
 
-START, END = "<start_of_turn>", "<end_of_turn>"
-_WITHIN_SPELLED_OUT = re.compile(r"(?<=<)(?=(?:start|end)_of_(?:turn|image)>)")
+_TOOLS = ("tool", "function", "ipython")
 
 
-def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, name: str) -> tuple[np.ndarray, np.ndarray]:
+class ChatTokenizer(Protocol):
+    """What is needed of a tokenizer.
+
+    Attributes:
+      bos: the id that a chat may begin with.
+    """
+
+    bos: int
+
+    def chat_turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+        """A chat's ids, in which marks that messages spell out are text like any other, and which of them are the
+        contents of the model's turns, without marks, role and the white space around them."""
+
+
+def encode_chat(messages: Sequence[Message], tokenizer: ChatTokenizer, *, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A chat's tokens, without BOS.
 
-    The turns' marks are single ids. Marks that a message spells out are text like any other, whether the tokenizer
-    would take them for marks (where its model has them as user-defined pieces) or not (where they are control pieces,
-    as in GGUF files): else a message could speak for the other side.
+    The turns' marks are single ids. Marks that a message spells out are text like any other: else a message could
+    speak for the other side.
+
+    A template that refuses a chat with a developer's or a tool's turns gets them as other roles': what a developer says
+    at the beginning is the system's, what a tool answers (and a developer says later) is the user's, after a blank line
+    where that follows on the same side's words.
 
     Args:
-      messages: a system's, if it likes, then the user's and the model's in turn. The last may be either's.
-      tokenizer: one that has the marks.
+      messages: an optional one of the system's, then the user's and the model's in turn. The last may be either's.
+      tokenizer: the model's.
       name: the document's, for the errors.
 
     Returns:
@@ -39,48 +55,44 @@ def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, name: str)
       model: [n] bool, True at the contents of the model's turns, without marks, role and line feeds.
 
     Raises:
-      ValueError: for a tokenizer without the marks, or roles that are unknown or do not alternate.
+      ValueError: for a tokenizer without the marks, and what the model's template says is wrong with the chat.
+
+    Example:
+      >>> import gemma
+      >>> tokenizer = gemma.load("gemma2-tiny").tokenizer
+      >>> ids, model = encode_chat([Message("user", "Hi!"), Message("model", "Hello.")], tokenizer, name="a")
+      >>> tokenizer.decode(ids[model])
+      'Hello.'
     """
-    marks = tokenizer.find(START), tokenizer.find(END)
-    if None in marks:
-        raise ValueError(
-            f"document {name!r} is a chat, and this tokenizer has no {START} and {END}: take a model whose tokenizer "
-            "has them, gemma3-270m for example, or give plain text"
-        )
-    start, end = marks
-    line_feed = tokenizer.encode("\n", add_bos=False)
-    ids: list[int] = []
-    model: list[bool] = []
-    for role, content in _turns(messages, name):
-        head = tokenizer.encode(f"{role}\n", add_bos=False)
-        body = _plain(content, tokenizer)
-        ids += [start, *head, *body, end, *line_feed]
-        model += [False] * (1 + len(head)) + [role == "model"] * len(body) + [False] * (1 + len(line_feed))
-    return np.asarray(ids, np.int32), np.asarray(model, bool)
+    # Templates of models other than Gemma know no role of the name "model".
+    roles = ["assistant" if message.role == "model" else message.role for message in messages]
+    chat = [{"role": role, "content": message.content} for role, message in zip(roles, messages, strict=True)]
+    try:
+        try:
+            ids, model = tokenizer.chat_turns(chat)
+        except ValueError:
+            if not set(roles) & {"developer", *_TOOLS}:
+                raise
+            ids, model = tokenizer.chat_turns(_usual_roles(chat))
+    except ValueError as error:
+        raise ValueError(f"document {name!r} is a chat, and {error}") from error
+    start = int(ids[:1] == [tokenizer.bos])
+    return np.asarray(ids[start:], np.int32), np.asarray(model[start:], bool)
 
 
-def _turns(messages: Sequence[Message], name: str) -> list[tuple[str, str]]:
-    """(role, content) of the turns: the system's words at the head of the user's, the model by its one name."""
-    system = f"{messages[0].content}\n\n" if messages and messages[0].role == "system" else ""
-    turns = []
-    for message in messages[1:] if system else messages:
-        role = "model" if message.role == "assistant" else message.role
-        expected = "model" if len(turns) % 2 else "user"
-        if role != expected:
-            raise ValueError(
-                f"document {name!r}: turn {len(turns) + 1} is of {message.role!r}, expected {expected!r}: user and "
-                "model (or assistant) take turns, beginning with the user, after a system message at most"
-            )
-        turns.append((role, ("" if turns else system) + message.content.strip()))
-    if not turns:
-        raise ValueError(f"document {name!r}: a chat needs a user's message")
+def _usual_roles(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A chat without turns of developers and tools: they are part of others' turns."""
+    turns, moved_before = [], False
+    for turn in chat:
+        role = turn["role"]
+        if role in _TOOLS or role == "developer":
+            role = "system" if role == "developer" and all(t["role"] == "system" for t in turns) else "user"
+        moved = role != turn["role"]
+        # Two turns of a side in a row are otherwise for the template to refuse.
+        if turns and turns[-1]["role"] == role and (moved or moved_before):
+            words = [text for text in (turns[-1]["content"], turn["content"]) if text.strip()]
+            turns[-1] = {"role": role, "content": "\n\n".join(words)}
+        else:
+            turns.append({"role": role, "content": turn["content"]})
+        moved_before = moved
     return turns
-
-
-def _plain(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a text in which marks stand for themselves.
-
-    A mark that is spelled out is encoded in two parts, "<" and the rest, so that no piece can span it. Nothing is lost:
-    Gemma's tokenizers change nothing at the ends of what they encode.
-    """
-    return [id_ for part in _WITHIN_SPELLED_OUT.split(text) for id_ in tokenizer.encode(part, add_bos=False)]

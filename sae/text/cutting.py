@@ -3,20 +3,26 @@
 Axis letters: S sequences, T tokens of a sequence; R of the sequences, a block of them.
 """
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import grain
 import numpy as np
 
-from gemma import Tokenizer
+from sae import showing
+from sae.fields import plain
+from sae.files import local_path
+from sae.language_model import Tokenizer
 from sae.text import storing
 from sae.text.chat import encode_chat
-from sae.text.documents import Document
-from sae.text.pipeline import read_ahead
+from sae.text.documents import Document, require_document, require_documents
+from sae.text.origin import Origin
+from sae.text.pipeline import installed_grain, read_ahead
 from sae.text.sequences import Sequences
 from sae.text.storing import Block
+from sae.text.tally import SKIP_BAD, Tally, TextWarning
 
 # Documents are tokenised so many at a time, or so many characters of them if that is less.
 _DOCUMENTS, _CHARACTERS = 1024, 2**22
@@ -30,11 +36,15 @@ def cut(
     packed: bool = False,
     only_model_turns: bool = False,
     folder: str | Path | None = None,
-    key: str | None = None,
+    key: str | Path | None = None,
+    skip_bad: bool = False,
+    tally: Tally | None = None,
 ) -> Sequences:
     """Cuts documents into sequences of `length` tokens, each of which begins with BOS. The order is the documents'.
 
-    Chats are put into Gemma's template first (see `encode_chat`).
+    The sequences know the tokenizer (`Sequences.tokenizer_sha256`), so that no model with another one reads them.
+
+    Chats are put into the model's template first (see `encode_chat`).
 
     Args:
       documents: read once, and not kept: with `iter_documents` no more than a few megabytes of them are in memory.
@@ -50,37 +60,81 @@ def cut(
         `key` is taken as it is, and no document is read; one that was left half made is made anew. Processes of one
         machine may be given the same folder: one of them makes it, and the others wait.
       key: with `folder`: says which documents these are (a path and a date, a hash), whatever the caller trusts.
+      skip_bad: leaves out chats that the model's template refuses, and with `only_model_turns` documents that are no
+        chat, and counts them. Otherwise the first is an error.
+      tally: grows with what is left out. Without one, a `TextWarning` at the end says it.
 
     Raises:
       ValueError: for a length under 2; documents without a single token, or with `only_model_turns` without one of a
         model's turn, or a document that is no chat; a chat that cannot be encoded; a folder without a key, or one that
         holds something else (it says what differs).
+
+    Example:
+      >>> import gemma
+      >>> tokenizer = gemma.load("gemma2-tiny").tokenizer
+      >>> cut([Document("a", "s", "The sea. " * 9)], tokenizer, 8).tokens.shape[1]
+      8
     """
+    require_documents(documents)
+    if not hasattr(tokenizer, "encode"):
+        raise ValueError(f"cut takes a tokenizer, such as model.tokenizer; got {showing.kind(tokenizer)}")
+    # A folder keeps them, as JSON.
+    length, packed, only_model_turns, skip_bad = (
+        plain(name, value, kind)
+        for name, value, kind in (
+            ("length", length, int),
+            ("packed", packed, bool),
+            ("only_model_turns", only_model_turns, bool),
+            ("skip_bad", skip_bad, bool),
+        )
+    )
+    key = plain("key", os.fspath(key) if isinstance(key, os.PathLike) else key, str | None)
     if length < 2:
         raise ValueError(f"a sequence needs BOS and one token at least, got length {length}")
     names: list[tuple[str, str]] = []
-    encoded = _encoded(documents, tokenizer, only_model_turns, names)
+    refused = Tally()
+    encoded = _encoded(documents, tokenizer, only_model_turns, names, skip_bad, refused)
     blocks = (_packed if packed else _one_by_one)(encoded, length, tokenizer)
     if not only_model_turns:
         blocks = (block._replace(left_out=None) for block in blocks)
+    origin = Origin(length, packed, only_model_turns)
     if folder is None:
-        return storing.in_memory(blocks, names)
-    if key is None:
+        sequences = storing.in_memory(blocks, names, tokenizer.sha256)
+    elif key is None:
         raise ValueError("a folder takes a `key` that says which documents these are, so that others are not mixed up")
-    facts = {
-        "tokenizer_sha256": tokenizer.sha256,
-        "length": length,
-        "packed": packed,
-        "only_model_turns": only_model_turns,
-        "key": key,
-    }
-    return storing.in_folder(Path(folder), facts, blocks, names)
+    else:
+        facts = {
+            "tokenizer_sha256": tokenizer.sha256,
+            "length": length,
+            "packed": packed,
+            "only_model_turns": only_model_turns,
+            "key": key,
+        }
+        # A folder from before this could be chosen is one without it.
+        facts |= {"skip_bad": True} if skip_bad else {}
+        sequences = storing.in_folder(local_path(folder), facts, blocks, names, refused)
+    if tally is not None:
+        tally.add(refused)
+    elif refused.bad:
+        warnings.warn("; ".join(refused.omissions), TextWarning, stacklevel=2)
+    return dataclasses.replace(sequences, origin=origin)
 
 
 def _encoded(
-    documents: Iterable[Document], tokenizer: Tokenizer, only_model_turns: bool, names: list
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    only_model_turns: bool,
+    names: list,
+    skip_bad: bool,
+    refused: Tally,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids [n] int32, left out [n] bool) of every document, without BOS; `names` grows with them."""
+    """(ids [n] int32, left out [n] bool) of every document, without BOS; `names` and
+    `refused` grow with them."""
+
+    # What the tokenizer puts around every text: BOS, as a rule; a sequence's own BOS comes later.
+    around = tokenizer.encode("")
+    before = int(around[:1] == [tokenizer.bos])
+    after = len(around) - before
 
     def encode(document: Document) -> tuple[np.ndarray, np.ndarray]:
         if document.messages:
@@ -89,28 +143,46 @@ def _encoded(
         elif only_model_turns:
             raise ValueError(f"document {document.id!r} has no messages, so it has no model's turns: they need chats")
         else:
-            ids = np.asarray(tokenizer.encode(document.text, add_bos=False), np.int32)
+            ids = np.asarray(tokenizer.encode(document.text), np.int32)
+            ids = ids[before : len(ids) - after]
             left_out = np.zeros(len(ids), bool)
         return ids, left_out
+
+    def try_to_encode(document: Document) -> tuple[np.ndarray, np.ndarray] | ValueError:
+        # Returned and not raised: grain adds notes on its own frames to what is raised in its threads.
+        try:
+            return encode(document)
+        except ValueError as error:
+            return error
 
     tokens = kept = 0
     # SentencePiece works without the interpreter's lock, so threads help; grain keeps the order.
     threads = min(16, os.cpu_count() or 1)
     for block in _blocks(documents):
-        names += [(document.id, document.source) for document in block]
-        for ids, left_out in read_ahead(grain.MapDataset.source(block).map(encode), threads=threads, ahead=64):
+        dataset = installed_grain().MapDataset.source(block).map(try_to_encode)
+        for document, encoded in zip(block, read_ahead(dataset, threads=threads, ahead=64), strict=True):
+            if isinstance(encoded, ValueError):
+                problem = f"{document.where}: {encoded}" if document.where else str(encoded)
+                if not skip_bad:
+                    raise ValueError(f"{problem}. {SKIP_BAD}") from encoded
+                refused.leave_out(problem)
+                continue
+            ids, left_out = encoded
             tokens += len(ids)
             kept += len(ids) - int(left_out.sum())
+            names.append((document.id, document.source))
             yield ids, left_out
+    bad = "".join(f"; {line}" for line in refused.omissions)
     if not tokens:
-        raise ValueError("the documents hold no token at all: there is nothing to cut into sequences")
+        raise ValueError(f"the documents hold no token at all: there is nothing to cut into sequences{bad}")
     if only_model_turns and not kept:
-        raise ValueError("no chat has a model's turn with text in it: there would be nothing left")
+        raise ValueError(f"no chat has a model's turn with text in it: there would be nothing left{bad}")
 
 
 def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     block, characters = [], 0
     for document in documents:
+        require_document(document)
         block.append(document)
         characters += document.characters
         if len(block) == _DOCUMENTS or characters >= _CHARACTERS:

@@ -1,14 +1,42 @@
-"""What a document is, and how one is made of a record: an object of a JSON line, a row of a table."""
+"""What a document is, and how one is made of a record: an object of a JSON file, a row of a table."""
 
 import dataclasses
+import numbers
+from collections.abc import Iterable
+from pathlib import Path
+
+from sae import showing
+from sae.fields import plain
+from sae.text.tally import BadRecord, Tally
+
+_USUAL_ROLES = ("system", "user", "model", "assistant")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# What stands in a message beside its content, and is not in its text.
+_BESIDE = (
+    *("tool_calls", "function_call", "images", "audio", "videos", "reasoning", "reasoning_content", "thinking"),
+    "refusal",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What one side of a chat said. `role` is "system", "user", or "model", which some call "assistant"."""
+    """What one side of a chat said.
+
+    Attributes:
+      role: "system", "user", or "model", which some call "assistant"; or another that the chat has, such as
+        "developer" and "tool" (see `encode_chat`).
+      content: its text.
+
+    Example:
+      >>> Message("user", "Who are you?").content
+      'Who are you?'
+    """
 
     role: str
     content: str
+
+    def __repr__(self) -> str:
+        return showing.with_short_texts(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,26 +44,41 @@ class Document:
     """One text, or one chat, with a name of its own and the name of the collection that it is from.
 
     Attributes:
-      id, source: the two names.
+      id: name of the document; a number's digits where one is given.
+      source: name of the collection; the same.
       text: of a document that is no chat.
       messages: of a chat; its `text` is empty.
+      where: the file, and the line or the row, for errors; "" where nobody has said. It is no part of the document.
 
     Raises:
-      ValueError: with both text and messages.
+      ValueError: with both text and messages, or for names or a text that are none.
+
+    Example:
+      >>> Document("a", "letters", "Dear reader").characters
+      11
     """
 
     id: str
     source: str
     text: str = ""
     messages: tuple[Message, ...] = ()
+    where: str = dataclasses.field(default="", repr=False, compare=False)
 
     def __post_init__(self):
+        # Millions are made of what files hold, which is text already; a number's name is its digits.
+        for name in ("id", "source", "text"):
+            if type(value := getattr(self, name)) is not str:
+                number = isinstance(value, numbers.Integral) and not isinstance(value, bool) and name != "text"
+                object.__setattr__(self, name, plain(f"Document: {name}", str(value) if number else value, str))
         if self.text and self.messages:
             raise ValueError(f"document {self.id!r} has both text and messages: it is one or the other")
 
+    def __repr__(self) -> str:
+        return showing.with_short_texts(self)
+
     @property
     def characters(self) -> int:
-        """How many there are of them, those of all messages together."""
+        """How many characters it has, those of all messages together."""
         return len(self.text) + sum(len(message.content) for message in self.messages)
 
     @property
@@ -44,44 +87,111 @@ class Document:
         return not self.text.strip() and not any(message.content.strip() for message in self.messages)
 
 
-def from_record(record: object, *, where: str, name: str, number: int) -> Document:
-    """A document of {"text": ...} or, where there is no text, {"messages": [{"role": ..., "content": ...}, ...]}, with
-    "id" and "source" if it likes.
+def require_document(value: object) -> None:
+    """Raises ValueError, with what makes one, for what is no document."""
+    if not isinstance(value, Document):
+        raise ValueError(
+            f"expected documents, got {showing.kind(value)} among them: sae.text.read_documents(path) reads a file, "
+            "and sae.text.Document(id, source, text) is a text of your own"
+        )
+
+
+def require_documents(values: object) -> None:
+    """The same for what should be several documents, which are not looked at one by one."""
+    if isinstance(values, str | Path | Document) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"expected documents, got {showing.kind(values)}: sae.text.read_documents(path) reads those of a file, and "
+            "[sae.text.Document(id, source, text)] is one of your own"
+        )
+
+
+def from_record(record: object, *, where: str, name: str, number: int, tally: Tally) -> Document:
+    """A document of {"text": ...} or, where the text is missing, null or empty, of {"messages": [{"role": ...,
+    "content": ...}, ...]}; with "id" and "source" where the record has them.
 
     Args:
       record: anything that JSON or a table may hold.
       where: begins the errors: the file, and the line or the row.
       name: of the collection: the source unless the record says otherwise.
       number: of the record in it, for an id where it has none.
+      tally: counts what of the record is not in the document.
 
     Raises:
-      ValueError: for a record without either, or with a lone surrogate in it, which no tokenizer takes.
+      BadRecord: for a record without either, of wrong types, or with a lone surrogate in it, which no tokenizer takes.
+
+    Example:
+      >>> from_record({"text": "one"}, where="a.jsonl, line 7", name="a", number=7, tally=Tally())
+      Document(id='a:7', source='a', text='one', messages=())
     """
-    fields = record if isinstance(record, dict) else {}
-    text, messages = fields.get("text"), ()
-    if text is None and fields.get("messages") is not None:
-        text, messages = "", _messages(fields["messages"], where)
-    if not isinstance(text, str):
-        raise ValueError(f'{where}: expected an object with a string "text", or with "messages", got {_short(record)}')
+    if not isinstance(record, dict) or not ("text" in record or "messages" in record):
+        names = ""
+        if isinstance(record, dict):
+            names = f"an object with {', '.join(map(str, record)) or 'nothing in it'}"
+            names += ': call the field with the text "text"' if record else ""
+        raise BadRecord(
+            f'{where}: expected an object with a string "text", or with "messages", got {names or _short(record)}'
+        )
+    text, messages = record.get("text"), record.get("messages")
+    if not isinstance(text, str | None):
+        raise BadRecord(f'{where}: expected a string "text", got {_short(text)}')
+    counts = Tally()
+    if text and text.strip():
+        counts.both += bool(messages)
+        messages = ()
+    else:
+        text, messages = "" if messages else text or "", _messages(messages, where, counts)
+        counts.parts["tools"] += bool(messages and record.get("tools"))
+    # Names are written down too, in UTF-8.
+    id_, source = record.get("id"), record.get("source")
+    names = [f"{name}:{number}" if id_ is None else str(id_), name if source is None else str(source)]
     try:
-        "".join([text, *(message.content for message in messages)]).encode("utf-8")
+        "".join([text, *names, *(part for message in messages for part in (message.role, message.content))]).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{where}: a lone surrogate, which is no text, in {_short(record)}") from None
-    id_, source = fields.get("id"), fields.get("source")
-    return Document(
-        f"{name}:{number}" if id_ is None else str(id_), name if source is None else str(source), text, messages
-    )
+        raise BadRecord(f"{where}: a lone surrogate, which is no text, in {_short(record)}") from None
+    counts.roles.update(message.role for message in messages if message.role not in _USUAL_ROLES)
+    tally.add(counts)  # of a record that is no document, nothing
+    return Document(*names, text, messages, where)
 
 
-def _messages(messages: object, where: str) -> tuple[Message, ...]:
+def _messages(messages: object, where: str, tally: Tally) -> tuple[Message, ...]:
+    if messages is None:
+        return ()
     if not isinstance(messages, list):
-        raise ValueError(f'{where}: expected "messages" to be a list, got {_short(messages)}')
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(
-                f'{where}: expected a message with a string "role" and a string "content", got {_short(message)}'
-            )
-    return tuple(Message(message["role"], message["content"]) for message in messages)
+        raise BadRecord(f'{where}: expected "messages" to be a list, got {_short(messages)}')
+    return tuple(_message(message, where, tally) for message in messages)
+
+
+def _message(message: object, where: str, tally: Tally) -> Message:
+    fields = message if isinstance(message, dict) else {}
+    beside = [name for name in _BESIDE if fields.get(name)]
+    content = fields.get("content")
+    if content is None and ("content" in fields or beside):
+        content = ""  # a model that calls a tool says nothing
+    if isinstance(content, list):
+        content = "".join(_part(part, where, tally) for part in content)
+    if not isinstance(fields.get("role"), str) or not isinstance(content, str):
+        raise BadRecord(
+            f'{where}: expected a message with a string "role" and a "content" that is a string or a list of parts, '
+            f"got {_short(message)}"
+        )
+    tally.parts.update(beside)
+    return Message(fields["role"], content)
+
+
+def _part(part: object, where: str, tally: Tally) -> str:
+    """The text of a part of a message; one of another kind is counted."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise BadRecord(f"{where}: expected a part of a message to be a string or an object, got {_short(part)}")
+    kind, text = part.get("type"), part.get("text")
+    # In a table every part has the fields of all kinds, null where they are another's.
+    if kind in _TEXT_PARTS or (kind is None and isinstance(text, str)):
+        if not isinstance(text, str):
+            raise BadRecord(f'{where}: expected a part of text with a string "text", got {_short(part)}')
+        return text
+    tally.parts[kind if isinstance(kind, str) else "other"] += 1
+    return ""
 
 
 def _short(value: object) -> str:

@@ -1,103 +1,171 @@
-"""Documents from files: plain text, JSON lines, Parquet, datasets saved to disk, and folders of such files."""
+"""Documents from files: plain text, JSON, tables of many kinds, datasets saved to disk, and folders of such files."""
 
-import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from sae.files import local_path
 from sae.text import arrow
 from sae.text.documents import Document, from_record
+from sae.text.opening import PACKED, Stream, check_regular, decode, open_text
+from sae.text.records import Records, holds_records, json_records, table_records
+from sae.text.tally import SKIP_BAD, BadRecord, Tally, TextWarning
 
-SUFFIXES = (".jsonl", ".parquet", ".txt")  # what is read of a folder
+_JSON, _TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
+_ARROW = (".parquet", ".arrow", ".feather")
+SUFFIXES = (*_JSON, *_TABLES, *_ARROW, ".txt")  # what is read of a folder, in any case and packed or not
+_PIECE = 2**22  # bytes of the documents that a large plain text is read as
+_LARGE = 2**24  # bytes of a plain text that is one document
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """All that `iter_documents` gives, in memory."""
-    return list(iter_documents(path))
+def read_documents(path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None) -> list[Document]:
+    """All that `iter_documents` gives, in memory.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.jsonl"
+      >>> _ = path.write_text('{"text": "one"}\\n{"text": "two"}\\n')
+      >>> [document.text for document in read_documents(path)]
+      ['one', 'two']
+    """
+    return list(iter_documents(path, skip_bad=skip_bad, tally=tally))
 
 
-def iter_documents(path: str | Path) -> Iterator[Document]:
+def iter_documents(path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None) -> Iterator[Document]:
     """Reads documents one after another: no more than some hundred are in memory at a time. Blank ones are left out.
 
-    What is read, by what `path` is:
-      a `.jsonl` file: an object with "text" in every line; "id" and "source" if it likes.
-      a `.parquet` file: a column "text"; "id" and "source" likewise.
+    What a file is, its name says, in upper or lower case, or its content where the name says nothing:
+      `.jsonl`, `.ndjson`, `.json`: objects with a string "text", and where they have them "id" and "source": one in
+        each line, an array of them, or an object with a list of them, whichever the content is.
+      `.csv`, `.tsv`: a table whose first line names the columns, "text" among them.
+      `.parquet`, `.arrow`, `.feather`: a table with a column "text".
       a folder that Hugging Face `datasets` saved with `save_to_disk`: the same columns. Of a DatasetDict its one split,
         or `train`.
-      another folder: its `.txt`, `.jsonl` and `.parquet` files, by name; its own folders are not searched.
-      any other file: plain text, which is one document.
+      another folder: its files of these kinds and `.txt`, by name; its own folders are not searched.
+      any other file: plain text, which is one document; one of more than 16 MiB is several of about 4 MiB, which end
+        at a blank line, or at least at a line or a word.
 
-    Where there is no "text", "messages" is taken: a list of {"role", "content"}, which makes the document a chat.
+    Each may be packed, by gzip, zstd, bzip2 or xz (`a.jsonl.gz`), and in UTF-8, or in UTF-16 with a byte order mark.
+
+    Where there is no "text", or an empty one, "messages" is taken: a list of {"role", "content"}, which makes the
+    document a chat. A content is a string, or a list of parts: those of text are joined, others are counted.
+
+    Args:
+      path: a file or a folder.
+      skip_bad: leaves out records that are no documents (broken JSON, no text, wrong types) and counts them. Otherwise
+        the first is an error.
+      tally: grows with what is read and left out. Without one, a `TextWarning` at the end says what was left out.
 
     Raises (while reading, not by the call):
-      ValueError: for a file that is missing, not UTF-8, not JSON lines, Parquet or Arrow where it should be, without
-        any text, or one that takes pyarrow, without pyarrow. It names the file, and the line or the row.
+      ValueError: for a file that is missing, damaged, not UTF-8, of another kind than its name says, without any text,
+        or one that takes pyarrow, without pyarrow. It names the file, and the line or the row.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+      >>> _ = path.write_text('text\\none\\ntwo,three\\n')
+      >>> tally = Tally()
+      >>> [document.text for document in iter_documents(path, skip_bad=True, tally=tally)]
+      ['one']
+      >>> tally.documents, tally.bad
+      (1, 1)
     """
-    path = Path(path)
-    found = False
-    for document in _folder(path) if path.is_dir() else _file(path):
-        if not document.blank:
-            found = True
+    path, counts = local_path(path), Tally() if tally is None else tally
+    before = counts.documents
+    for document in _folder(path, skip_bad, counts) if path.is_dir() else _file(path, skip_bad, counts):
+        if document.blank:
+            counts.blank += 1
+        else:
+            counts.documents += 1
             yield document
-    if not found:
-        raise ValueError(f"{path} is empty: it holds no text")
+    if counts.documents == before:
+        bad = counts.omissions[:1] if counts.bad else []
+        raise ValueError("; ".join([f"{path} is empty: it holds no text", *bad]))
+    if tally is None and counts.omissions:
+        warnings.warn(f"{path}: {'; '.join(counts.omissions)}", TextWarning, stacklevel=2)
 
 
-def _folder(path: Path) -> Iterator[Document]:
+def _folder(path: Path, skip_bad: bool, tally: Tally) -> Iterator[Document]:
     if arrow.is_dataset(path):
-        yield from arrow.read_dataset(path)
+        yield from _documents(arrow.dataset_records(path), path.name, skip_bad, tally)
         return
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if _suffix(entry) in SUFFIXES and not entry.is_dir()]
+    tally.unread += [entry.name for entry in entries if entry not in files]
     if not files:
         raise ValueError(
-            f"{path} is a folder without {', '.join(SUFFIXES)} files, and no dataset that `save_to_disk` made; name a "
-            "file, or the folder that holds them"
+            f"{path} is a folder without {', '.join(sorted(SUFFIXES))} files, and no dataset that `save_to_disk` made; "
+            "name a file, or the folder that holds them"
         )
     for file in files:
-        yield from _file(file)
+        yield from _file(file, skip_bad, tally)
 
 
-def _file(path: Path) -> Iterator[Document]:
-    if path.suffix == ".parquet":
-        yield from arrow.read_parquet(path)
-    elif path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    else:
+def _suffix(path: Path) -> str:
+    """The end of a file's name that says its kind, in lower case: ".jsonl" of "A.JSONL.gz"."""
+    return Path(_unpacked_name(path)).suffix.lower()
+
+
+def _unpacked_name(path: Path) -> str:
+    return path.stem if path.suffix.lower() in PACKED else path.name
+
+
+def _file(path: Path, skip_bad: bool, tally: Tally) -> Iterator[Document]:
+    check_regular(path)
+    name, suffix = Path(_unpacked_name(path)).stem, _suffix(path)
+    if suffix in _ARROW or arrow.is_table(path):
+        if path.suffix.lower() in PACKED:
+            raise ValueError(f"{path} is a packed table: unpack it first")
+        yield from _documents(arrow.file_records(path), name, skip_bad, tally)
+        return
+    with open_text(path) as stream:
+        if suffix in _JSON:
+            yield from _documents(json_records(path, stream), name, skip_bad, tally)
+        elif suffix in _TABLES:
+            yield from _documents(table_records(path, stream, _TABLES[suffix]), name, skip_bad, tally)
+        elif not holds_records(stream):
+            yield from _plain(path, name, stream)
+        elif suffix:
+            raise ValueError(f"{path} is not plain text but JSON, whatever its name says: name it .jsonl or .json")
+        else:
+            yield from _documents(json_records(path, stream), name, skip_bad, tally)
+
+
+def _documents(records: Records, name: str, skip_bad: bool, tally: Tally) -> Iterator[Document]:
+    for number, where, record in records:
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        yield Document(path.name, path.stem, _decoded(path, content, 0))
+            if isinstance(record, BadRecord):
+                raise record
+            document = from_record(record, where=where, name=name, number=number, tally=tally)
+        except BadRecord as error:
+            if not skip_bad:
+                raise ValueError(f"{error}. {SKIP_BAD}") from None
+            tally.leave_out(error)
+        else:
+            yield document
 
 
-def _json_lines(path: Path) -> Iterator[Document]:
-    try:
-        # In bytes, where a line ends at a line feed alone: a JSON string may hold U+2028, at which text would be split.
-        with open(path, "rb") as file:
-            start = 0
-            for number, line in enumerate(file, start=1):
-                text = _decoded(path, line, start)
-                start += len(line)
-                if not text.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    record = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not JSON ({error.msg})") from None
-                yield from_record(record, where=where, name=path.stem, number=number)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+def _plain(path: Path, name: str, stream: Stream) -> Iterator[Document]:
+    """One document, or those that a large text is cut into."""
+    id_, start = _unpacked_name(path), stream.start
+    content = stream.file.read(_LARGE)
+    if len(content) < _LARGE:
+        yield Document(id_, name, decode(path, content, start), where=str(path))
+        return
+    number = 0
+    while content:
+        content += stream.file.read(max(0, 2 * _PIECE - len(content)))
+        end = _end(content, _PIECE) if len(content) > _PIECE else len(content)
+        yield Document(f"{id_}:{number}", name, decode(path, content[:end], start), where=str(path))
+        start, content, number = start + end, content[end:], number + 1
 
 
-def _decoded(path: Path, content: bytes, start: int) -> str:
-    """`content` stands at byte `start` of the file."""
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {start + error.start}; convert it first"
-        ) from None
-
-
-def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"cannot read the text {path}: {error.strerror or error}")
+def _end(content: bytes, near: int) -> int:
+    """Where a piece of some bytes ends: after the last blank line, line or word before `near`, or between two
+    characters."""
+    for gap in (b"\n\n", b"\n", b" "):
+        end = content.rfind(gap, near // 2, near)
+        if end >= 0:
+            return end + len(gap)
+    # Bytes that go on with a character are 10xxxxxx.
+    return next((near - back for back in range(4) if content[near - back] & 0xC0 != 0x80), near)

@@ -1,6 +1,6 @@
 """Where sequences go while they are cut: memory, or the files of a folder, which another run takes as they are.
 
-text.json        what the folder holds: written last, so a folder without it is half made
+text.json        what the folder holds, and the sha256 of each file; written last: a folder without it is half made
 tokens.npy       [S, T] int32
 document.npy     [S] int32
 offset.npy       [S] int32
@@ -11,6 +11,7 @@ lock             held by the process that makes them
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ import numpy as np
 
 from sae.files import replace_file
 from sae.text.sequences import Sequences
+from sae.text.tally import Tally
 
 _DTYPES = {"tokens": "<i4", "document": "<i4", "offset": "<i4", "left_out": "|b1"}
 
@@ -34,7 +36,7 @@ class Block(NamedTuple):
     left_out: np.ndarray | None
 
 
-def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]]) -> Sequences:
+def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]], tokenizer_sha256: str | None = None) -> Sequences:
     """The sequences of all blocks; `names` is complete when the blocks are."""
     tokens, document, offset, left_out = zip(*blocks, strict=True)
     return Sequences(
@@ -43,14 +45,18 @@ def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]]) -> Sequence
         np.concatenate(offset),
         tuple(names),
         None if left_out[0] is None else np.concatenate(left_out),
+        tokenizer_sha256,
     )
 
 
-def in_folder(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]]) -> Sequences:
+def in_folder(
+    folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]], refused: Tally
+) -> Sequences:
     """The same, by way of a folder: what is there is taken, or it is made; see `cut`.
 
     Args:
       facts: all that decides what the folder holds, for JSON.
+      refused: counts the documents that cannot be cut, which the folder remembers; complete when this returns.
 
     Raises:
       ValueError: when the folder holds what has other facts, or is damaged.
@@ -59,15 +65,15 @@ def in_folder(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tu
     with _lock(folder):
         if not (folder / "text.json").exists():
             try:
-                _write(folder, facts, blocks, names)
+                _write(folder, facts, blocks, names, refused)
             except BaseException:  # a full disk, Ctrl-C: what is half made is of no use
                 for name in (*(f"{name}.npy" for name in _DTYPES), "documents.jsonl"):
                     (folder / name).unlink(missing_ok=True)
                 raise
-    return _open(folder, facts)
+    return _open(folder, facts, refused)
 
 
-def _open(folder: Path, facts: dict) -> Sequences:
+def _open(folder: Path, facts: dict, refused: Tally) -> Sequences:
     try:
         there = json.loads((folder / "text.json").read_bytes())
         differs = [
@@ -76,6 +82,10 @@ def _open(folder: Path, facts: dict) -> Sequences:
             if there.get(key) != value
         ]
         if not differs:
+            # Folders of earlier versions have no checksums.
+            for name, recorded in there.get("sha256", {}).items():
+                if (now := _sha256(folder / name)) != recorded:
+                    raise ValueError(f"{name} has the sha256 {now[:12]}…, {recorded[:12]}… was recorded")
             arrays = {
                 name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in there["arrays"]
             }
@@ -84,7 +94,8 @@ def _open(folder: Path, facts: dict) -> Sequences:
             found = {"sequences": sorted({len(array) for array in arrays.values()}), "documents": len(names)}
             if found != {"sequences": [there["sequences"]], "documents": there["documents"]}:
                 raise ValueError(f"text.json and the files disagree: {found}")
-            return Sequences(documents=names, **arrays)
+            refused.bad, refused.first_bad = there.get("bad", 0), there.get("first_bad", "")
+            return Sequences(documents=names, tokenizer_sha256=there.get("tokenizer_sha256"), **arrays)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it, or name another folder") from error
     raise ValueError(
@@ -93,7 +104,7 @@ def _open(folder: Path, facts: dict) -> Sequences:
     )
 
 
-def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]]) -> None:
+def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]], refused: Tally) -> None:
     with contextlib.ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         widths: dict[str, tuple[int, ...]] = {}
@@ -118,8 +129,17 @@ def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple
         for file in (named, *files.values()):
             file.flush()
             os.fsync(file.fileno())
-    held = {**facts, "sequences": sequences, "documents": documents, "arrays": list(files)}
+    # Complete here: the blocks are.
+    sums = {name: _sha256(folder / name) for name in ("documents.jsonl", *(f"{name}.npy" for name in files))}
+    bad = {"bad": refused.bad, "first_bad": refused.first_bad} if refused.bad else {}
+    held = {**facts, **bad, "sequences": sequences, "documents": documents, "arrays": list(files)}
+    held["sha256"] = sums
     replace_file(folder / "text.json", json.dumps(held, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_names(file: BinaryIO, names: list[tuple[str, str]], written: int) -> int:

@@ -1,9 +1,7 @@
 """A run on disk: `run.json`, which says what run it is, and by step the state of each autoencoder and the history."""
 
 import dataclasses
-import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +12,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from sae.files import read_json, replace_file
+from sae.files import check_folder, free_bytes, local_path
 from sae.recipes import TrainConfig
 from sae.store.order import Pass
 from sae.store.source import Source
+from sae.trainer.identity import Identity
 from sae.trainer.state import State
 from sae.trainer.units import Units
 
@@ -28,8 +27,8 @@ class Saved:
 
     Attributes:
       history: the records so far. passes: of the store, so far.
-      units: of each run, {site: `Units`}; sink_norms: {site: the largest norm of what was trained on}. Of a store that
-        grows, they are those of the time when the run began.
+      units: of each run, {site: `Units`}; sink_norms: {site: the norm over which a token is an attention sink}. Of a
+        store that grows, they are those of the time when the run began.
     """
 
     history: list[dict]
@@ -44,24 +43,74 @@ class Checkpoints:
 
     The best has the lowest FVU in the record before it, averaged over the runs, of those whose L0s were all within a
     tenth of their targets, with lambda at its full strength throughout. To go back to it, delete those after it.
+
+    Attributes:
+      folder: where.
+      restored: `restore` has read what was there, or found nothing.
     """
 
-    def __init__(self, folder: Path, configs: Sequence[TrainConfig], source: Source, save_every: int):
+    def __init__(self, folder: str | Path, configs: Sequence[TrainConfig], source: Source, save_every: int):
+        """Checks that the run can be saved in the folder; nothing is written before `open`.
+
+        Raises:
+          ValueError: when the folder cannot be written, or holds the checkpoints of another run.
+        """
         if "://" in str(folder):
             raise ValueError(f"checkpoints go to a folder, of this machine or mounted; got {folder}")
-        self.folder = folder.absolute()
-        self._configs = configs
-        self._identify(
-            {"configs": [dataclasses.asdict(c) for c in configs], "store": dataclasses.asdict(source.manifest)}
-        )
+        self.folder = local_path(folder).absolute()
+        if unfit := [letter for letter in _UNFIT if letter in str(self.folder)]:
+            raise ValueError(
+                f"checkpoints cannot be found again in a folder with {' '.join(unfit)} in its path: Orbax takes that "
+                f"for a pattern. Name another folder than {self.folder}"
+            )
+        if not _is_utf8(str(self.folder)):
+            raise ValueError(f"checkpoints go to a folder whose path is UTF-8, got {str(self.folder)!r}. Name another")
+        check_folder(self.folder, "the checkpoints")
+        self._configs, self._save_every = configs, save_every
+        self.restored = False
+        self._identity = Identity.of(configs, source)
+        self._identity.check(self.folder, bool(self.steps()))
+
+    def steps(self) -> list[int]:
+        """The steps that are saved."""
+        if not self.folder.exists():
+            return []
+        # ASCII alone: "²" is a digit to Python.
+        names = [path.name for path in self.folder.iterdir()]
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def check_space(self, size: int) -> None:
+        """Refuses, before any step, a run whose checkpoints of so many bytes each do not fit on the disk: the last, the
+        best, and one that is being written before another is removed.
+
+        Raises:
+          OSError: with the bytes needed and the bytes free.
+        """
+        steps = self._configs[0].steps
+        # The first step is saved as well, and the last.
+        saves = min(3, min(steps, 2) + (steps - 1) // self._save_every)
+        more = max(0, saves - len(self.steps()))
+        free = free_bytes(self.folder)
+        if more * size > free:
+            raise OSError(
+                f"the disk is full: a checkpoint of {size / 1e6:.0f} MB goes to {self.folder}, up to {more} more of "
+                f"them at a time, and {free / 1e6:.0f} MB are free. Free some, or raise save_every"
+            )
+
+    def open(self) -> None:
+        """Begins the folder, or takes up what is there."""
+        _all_processes("identified")  # before one of them writes what another looks for
+        if jax.process_index() == 0:
+            self._identity.write(self.folder)
+        _all_processes("named")
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={
                 "log": ocp.JsonCheckpointHandler(),
-                **{f"run_{i}": ocp.StandardCheckpointHandler() for i in range(len(configs))},
+                **{f"run_{i}": ocp.StandardCheckpointHandler() for i in range(len(self._configs))},
             },
             options=ocp.CheckpointManagerOptions(
-                save_interval_steps=save_every,
+                save_interval_steps=self._save_every,
                 best_fn=_score,  # without it, metrics are not written
                 best_mode="min",
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
@@ -69,21 +118,6 @@ class Checkpoints:
                 ),
             ),
         )
-
-    def _identify(self, identity: dict) -> None:
-        file = self.folder / "run.json"
-        if file.exists():
-            there, asked = read_json(file), json.loads(json.dumps(identity))
-            if there != asked:
-                raise ValueError(
-                    f"{self.folder} holds the checkpoint of another run: {_difference(there, asked)}. "
-                    "Name another folder, or delete this one. Nothing was changed."
-                )
-        _all_processes("identified")  # before one of them writes what another looks for
-        if not file.exists() and jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(file, json.dumps(identity, indent=2) + "\n")
-        _all_processes("named")
 
     def restore(self, structure: list[State]) -> tuple[int, list[State], Saved] | None:
         """The last saved step, its states, laid out as `structure` says on whatever mesh, and the rest; None where
@@ -94,6 +128,7 @@ class Checkpoints:
         """
         step = self._manager.latest_step()
         if step is None:
+            self.restored = True
             return None
         self._check_dtypes(step, structure)
         items = {f"run_{i}": ocp.args.StandardRestore(state) for i, state in enumerate(structure)}
@@ -108,6 +143,7 @@ class Checkpoints:
                 "it: training goes on from the one before"
             ) from error
         log = saved["log"]
+        self._identity.check_step(self.folder / str(step), log.get("run"))
         passes = tuple(
             Pass(p["first_step"], p["number"], tuple((int(i), int(rows)) for i, rows in p["segments"]), p["block"])
             for p in log["passes"]
@@ -116,6 +152,7 @@ class Checkpoints:
             {site: Units(np.float32(unit["centre"]), np.float32(unit["scale"])) for site, unit in of.items()}
             for of in log["units"]
         ]
+        self.restored = True
         return step, [saved[name] for name in items], Saved(log["records"], passes, units, log["sink_norms"])
 
     def _check_dtypes(self, step: int, fresh: list[State]) -> None:
@@ -144,7 +181,7 @@ class Checkpoints:
         if not all(bool(_finite(state)) for state in states):
             raise ValueError(f"something is not finite after step {step}: {NOT_FINITE}")
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-        free = shutil.disk_usage(self.folder).free
+        free = free_bytes(self.folder)
         if needed > free:  # before Orbax finds out in one of its threads
             raise OSError(
                 f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
@@ -159,6 +196,7 @@ class Checkpoints:
                 for of in saved.units
             ],
             "sink_norms": saved.sink_norms,
+            "run": self._identity.fingerprint(),
         }
         self._manager.save(
             step,
@@ -187,7 +225,14 @@ class Checkpoints:
         self._manager.close()
 
 
+# With "[" and "\\" what was written is not found, with the others a folder beside it may be.
+_UNFIT = "[\\?*"
 NOT_FINITE = "lower the learning rate, or look for activations that are not finite. What was saved before is kept"
+
+
+def _is_utf8(text: str) -> bool:
+    """False for bytes of another encoding in a path, which Python has as surrogates."""
+    return text.encode(errors="replace").decode() == text
 
 
 def _score(metrics: dict) -> float:
@@ -209,21 +254,3 @@ def _by_name(tree) -> dict[str, jax.Array]:
     """The arrays of a state, or what metadata says of them, by names such as `params/W_enc`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _difference(there: dict, asked: dict) -> str:
-    """The first fields in which two nested JSON values differ, in words."""
-    found: list[str] = []
-
-    def walk(path, a, b):
-        if type(a) is type(b) and isinstance(a, dict):
-            for key in sorted(set(a) | set(b)):
-                walk(f"{path}.{key}" if path else key, a.get(key), b.get(key))
-        elif type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
-            for i, (x, y) in enumerate(zip(a, b, strict=True)):
-                walk(f"{path}[{i}]", x, y)
-        elif a != b:
-            found.append(f"{path} is {json.dumps(a)[:60]} there, {json.dumps(b)[:60]} asked for")
-
-    walk("", there, asked)
-    return "; ".join(found[:3])

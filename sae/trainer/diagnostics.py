@@ -1,5 +1,6 @@
 """What a run measures about itself: added up on the device at every step, fetched once in many."""
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def empty(cls, Z: int, A: int, params: Params) -> "Tally":
-        zeros = jnp.zeros
+        zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
         return cls(
             *(zeros(()) for _ in range(5)),
             *(zeros(len(QUANTILES)), zeros(()), zeros(()), zeros(A), zeros(()), zeros(Z)),
@@ -52,7 +53,7 @@ class Tally(NamedTuple):
             reconstruction=parts.reconstruction,
             penalty=parts.penalty,
             l0=parts.l0.mean(),
-            l0_quantiles=jnp.quantile(parts.l0, jnp.asarray(QUANTILES)),
+            l0_quantiles=jnp.quantile(parts.l0, jnp.asarray(QUANTILES, jnp.float32)),
             window=parts.window,
             coefficient=coefficient,
             total=y.mean(axis=0),
@@ -64,21 +65,31 @@ class Tally(NamedTuple):
 
 
 def summary(state: "State", config: TrainConfig) -> dict[str, jax.Array]:
-    """The record of the batches in a state's tally; scalars, and arrays of a few numbers."""
+    """The record of the batches in a state's tally; scalars, and arrays of a few numbers.
+
+    `dead` counts the latents that were silent for the last `dead_tokens` tokens: as many as the config says, or half of
+    all that the run has seen, while these are fewer. In a run shorter than the config's number none would ever count,
+    and nearly all latents fire in the first steps, before lambda is warm.
+    """
+    config = config.resolve()
     tally = state.tally
     n = jnp.maximum(tally.batches, 1.0)
     mean = jax.tree.map(lambda total: total / n, tally)
     theta = jnp.exp(state.params.threshold) if config.log_threshold else state.params.threshold
     # log(0) is no number: a theta that came down to zero counts as moved by a factor of a thousand.
     moved = jnp.abs(jnp.log(jnp.maximum(theta / config.threshold_init, 1e-3)))
-    edges = jnp.asarray(DENSITY_EDGES)
+    edges = jnp.asarray(DENSITY_EDGES, jnp.float32)
     bins = jnp.searchsorted(edges, mean.fired, side="right")
+    # Steps are compared, and not tokens, which would overflow.
+    half = jnp.minimum((state.step + 1) // 2, -(-config.dead_tokens // config.batch_size)) * config.batch_size
+    over = jnp.clip(half, 1, config.dead_tokens)
     names = ("loss", "reconstruction", "penalty", "l0", "window", "coefficient")
     return {
         **{name: getattr(mean, name) for name in names},
         "fvu": mean.reconstruction / (mean.squares - jnp.square(mean.total).sum()),
         "l0_quantiles": mean.l0_quantiles,
-        "dead": (state.silent >= config.dead_tokens).sum(),
+        "dead": (state.silent >= over).sum(),
+        "dead_tokens": over,
         "density": jnp.zeros(len(DENSITY_EDGES) + 1, jnp.int32).at[bins].add(1),
         "threshold_mean": theta.mean(),
         "threshold_moved": moved.mean(),
@@ -89,45 +100,3 @@ def summary(state: "State", config: TrainConfig) -> dict[str, jax.Array]:
 def emptied(state: "State") -> "State":
     """The state with nothing in its tally."""
     return state._replace(tally=jax.tree.map(jnp.zeros_like, state.tally))
-
-
-def complaints(config: TrainConfig, records: list[dict]) -> list[str]:
-    """What is wrong with a run, in words, from its records so far (those of one config); empty when nothing is.
-
-    Nothing is said before a fifth of the run is over, and nothing of L0 and dead latents before lambda has its full
-    strength.
-    """
-    if not records or records[-1]["step"] < config.steps // 5:
-        return []
-    last, found = records[-1], []
-    if last["threshold_moved"] < 0.01:
-        found.append(
-            f"the thresholds have moved by {last['threshold_moved']:.2%} on average since the start: with a learning "
-            f"rate of {config.threshold_learning_rate:g} they cannot adapt in {config.steps} steps. Raise "
-            "threshold_learning_rate, or use the recipe short_run"
-        )
-    if last["window"] < 1e-6:
-        found.append(
-            f"no pre-activations lie within the bandwidth {config.bandwidth:g} of their thresholds, so these get no "
-            "gradient: raise bandwidth"
-        )
-    if config.coefficient_warmup >= config.steps:
-        found.append(
-            f"lambda is warmed up over {config.coefficient_warmup} steps, and the run has {config.steps}: it never has "
-            "its full strength. Lower coefficient_warmup, or use the recipe short_run"
-        )
-    if last["step"] < config.coefficient_warmup:
-        return found
-    if config.l0_target is not None and len(records) >= 3:
-        off, before = last["l0"] / config.l0_target, records[-3]["l0"] / config.l0_target
-        if abs(off - 1) > 0.1 and abs(off - before) < 0.02:
-            found.append(
-                f"L0 is {last['l0']:.3g}, {config.l0_target:g} was asked for, and it has stopped moving: raise "
-                "coefficient or controller"
-            )
-    if last["dead"] > 0.1 * config.width:
-        found.append(
-            f"{last['dead']} of {config.width} latents ({last['dead'] / config.width:.0%}) are dead, silent for "
-            f"{config.dead_tokens:,} tokens: raise revival, lower the learning rate or the width"
-        )
-    return found

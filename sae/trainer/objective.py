@@ -131,7 +131,7 @@ def loss(
         f, l0, fired = activate(z, params.threshold, config.bandwidth)
         found = errors(params, f, x, y, config)
     sparsity = penalty(l0, config, pressure).mean()
-    if config.frequency_coefficient:
+    if config.frequency_coefficient != 0:
         sparsity += pressure.frequency * jax.nn.relu(fired - config.frequency_limit).sum()
     if config.revival:
         distance = jax.nn.relu(params.threshold - z).mean(axis=0)

@@ -5,8 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mishax_lite.compiling import compiler_options
 from sae.recipes import TrainConfig
 from sae.trainer import state as states
 from sae.trainer.schedules import Knobs, knobs
@@ -40,19 +42,19 @@ class Shape:
         names = self.config.sites + (self.config.sites_out if self.config.transcodes else ())
         return dict(zip(names, self.widths, strict=True))
 
-    def initial(self, seed: int) -> State:
-        return states.initial(dataclasses.replace(self.config, seed=seed), self.A_in, self.A_out)
+    def initial(self, key: jax.Array | None = None) -> State:
+        return states.initial(self.config, self.A_in, self.A_out, key)
 
     def structure(self) -> State:
         """Shapes and dtypes of the state."""
-        one = jax.eval_shape(lambda: self.initial(0))
+        one = jax.eval_shape(lambda: self.initial())
         if not self.stacked:
             return one
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.stacked, *leaf.shape), leaf.dtype), one)
 
     def shardings(self, mesh: Mesh) -> State:
         """How the state lies on a mesh; stacked runs are whole on each device's part."""
-        placed = states.shardings(jax.eval_shape(lambda: self.initial(0)), mesh)
+        placed = states.shardings(jax.eval_shape(lambda: self.initial()), mesh)
         if not self.stacked:
             return placed
         return jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), placed)
@@ -60,8 +62,15 @@ class Shape:
 
 def make_state(shape: Shape, seed: int, mesh: Mesh) -> State:
     """The initial state of one run, made where it will lie, never whole on one device."""
-    alone = dataclasses.replace(shape, stacked=0)
-    return jax.jit(lambda: alone.initial(seed), out_shardings=alone.shardings(mesh))()
+    # As numpy, which all processes of a mesh may give.
+    key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    return _initialiser(dataclasses.replace(shape, stacked=0), mesh)(key)
+
+
+@functools.lru_cache(maxsize=64)
+def _initialiser(shape: Shape, mesh: Mesh):
+    """One program for the runs of a shape: the seed's key is its argument."""
+    return jax.jit(lambda key: shape.initial(jax.random.wrap_key_data(key)), out_shardings=shape.shardings(mesh))
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,8 +98,10 @@ def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
         out_shardings=(placed, everywhere),
         donate_argnums=0,
     )
+    platform = _platform(mesh)
     with jax.set_mesh(mesh):
-        return jitted.trace(state, batch, units, numbers).lower(lowering_platforms=(_platform(mesh),)).compile()
+        lowered = jitted.trace(state, batch, units, numbers).lower(lowering_platforms=(platform,))
+        return lowered.compile(compiler_options=compiler_options("other", platform))
 
 
 def _platform(mesh: Mesh) -> str:

@@ -1,18 +1,25 @@
 """Telling others how a run goes: TensorBoard files, Weights & Biases; and how fast it goes."""
 
 import contextlib
+import copy
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
-from tensorboardX import SummaryWriter
 
+from sae.files import check_folder, local_path
 from sae.recipes import TrainConfig
 from sae.trainer import planning
+from sae.trainer.complaints import TrainingWarning
 from sae.trainer.diagnostics import DENSITY_EDGES, QUANTILES
+from sae.trainer.naming import run_names
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +34,108 @@ class Rates:
 
 
 class Report(Protocol):
-    """What `sae.train` tells of records, as it makes them."""
+    """What `sae.train` tells of records, as it makes them. A report may also have `begin(configs)`, which is called
+    before the first record with the runs' configs, in the order of the records' `run`."""
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         """Called with the records of all runs at one step."""
 
     def close(self) -> None:
         """Called when training ends, however it ends."""
+
+
+class BarText:
+    """Shows L0, FVU, dead latents and waiting beside a progress bar. A `Report`.
+
+    Args:
+      bar: with `set_postfix_str`, as tqdm has it.
+    """
+
+    def __init__(self, bar):
+        self._bar = bar
+
+    def record(self, records: Sequence[dict], rates: Rates) -> None:
+        self._bar.set_postfix_str(in_words(records, rates), refresh=False)
+
+    def close(self) -> None:
+        """The bar is its maker's."""
+
+
+def in_words(records: Sequence[dict], rates: Rates) -> str:
+    """The metrics of the runs at one step; from the least to the greatest, where there are several.
+
+    Example:
+      >>> in_words([{"l0": 20.13, "fvu": 0.1239, "dead": 3}], Rates(1e5, 0.02, None))
+      'L0 20.1, FVU 0.124, dead 3, waiting 2%'
+    """
+    parts = []
+    for word, name, form in (("L0", "l0", "{:.1f}"), ("FVU", "fvu", "{:.3f}"), ("dead", "dead", "{}")):
+        values = [record[name] for record in records]
+        ends = dict.fromkeys(form.format(value) for value in (min(values), max(values)))
+        parts.append(f"{word} {'-'.join(ends)}")
+    return ", ".join([*parts, f"waiting {rates.input_wait:.0%}"])
+
+
+class Reports:
+    """All reports of a run; a context manager that closes them. Of several processes the first has reports.
+
+    A report that fails ends the run, whose checkpoints are kept. Once all steps are made and no checkpoint has them, it
+    is a warning, since an error would lose the autoencoders.
+
+    Args:
+      reports: the user's.
+      saved: whether the run has checkpoints.
+    """
+
+    def __init__(self, reports: Sequence[Report], saved: bool):
+        self._reports = list(reports) if jax.process_index() == 0 else []
+        self._saved, self._ended = saved, False
+
+    def __enter__(self) -> "Reports":
+        return self
+
+    def begin(self, configs: Sequence[TrainConfig]) -> None:
+        """Tells those that ask for it which runs there are."""
+        for report in self._reports:
+            if hasattr(report, "begin"):
+                report.begin(configs)
+
+    def append(self, report: Report) -> None:
+        """Adds one that is told of records from now on."""
+        self._reports.append(report)
+
+    def record(self, records: Sequence[dict], rates: Rates, ended: bool) -> None:
+        """Tells all of the records of a step.
+
+        Args:
+          ended: this is the last step.
+        """
+        self._ended = ended
+        for report in self._reports:
+            try:
+                report.record(copy.deepcopy(records), rates)  # the run's own go to its history and checkpoints
+            except Exception as error:
+                self._failed(report, error)
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        """Closes all, also where one fails; what has ended the run before that stays the error."""
+        failure = None
+        for report in self._reports:
+            try:
+                report.close()
+            except Exception as own:
+                if error is not None:
+                    error.add_note(f"Closing {type(report).__name__} failed as well: {own!r}")
+                elif failure is None:
+                    failure = (report, own)
+        if failure is not None:
+            self._failed(*failure)
+
+    def _failed(self, report: Report, error: Exception) -> None:
+        if self._saved or not self._ended:
+            raise error
+        text = f"all steps are made, but {type(report).__name__} failed at the end: {error!r}"
+        warnings.warn(text, TrainingWarning, stacklevel=4)
 
 
 class Speedometer:
@@ -88,17 +190,51 @@ def flat(record: dict) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes event files that TensorBoard reads, a folder for each run: `run_0`, `run_1`, …. A `Report`."""
+    """Writes event files that TensorBoard reads, a folder for each run: `layer_3/resid_post/width_1536/target_l0_20`
+    (`naming.run_names`). Its table of hyperparameters has the fields of each run's config. A `Report`.
 
-    def __init__(self, folder: str | Path):
-        self._folder, self._writers = Path(folder), {}
+    Args:
+      folder: where the runs' folders go; `~` is the user's home.
+      names: of the runs' folders, in place of those.
+
+    Raises:
+      ValueError: without the package tensorboardX, or when made with a folder that cannot be written; nothing is
+        written before the first record.
+
+    Example:
+      >>> sae.train(runs, store, reports=[sae.TensorBoard("runs/tensorboard")])
+    """
+
+    def __init__(self, folder: str | Path, names: Sequence[str] | None = None):
+        try:
+            import tensorboardX  # here, so that training by itself does not need it
+        except ImportError:
+            raise ValueError("TensorBoard's files need the package tensorboardX: pip install tensorboardX") from None
+        self._make = tensorboardX.SummaryWriter
+        self._folder, self._writers = local_path(folder), {}
+        check_folder(self._folder, "event files")
+        self._given, self._names, self._configs = names, None, ()
+        self._ends = {}  # what says that a run has ended, for its file
+
+    def begin(self, configs: Sequence[TrainConfig]) -> None:
+        """Names the runs.
+
+        Raises:
+          ValueError: for another number of names than of runs.
+        """
+        if self._given is not None and len(self._given) != len(configs):
+            raise ValueError(f"TensorBoard has {len(self._given)} names for {len(configs)} runs: give one for each")
+        self._configs = tuple(configs)
+        self._names = run_names(configs) if self._given is None else list(self._given)
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         for record in records:
             number, step = record["run"], record["step"]
             if number not in self._writers:
+                name = f"run_{number}" if self._names is None else self._names[number]
                 # What an interrupted run had written from here on, it writes again.
-                self._writers[number] = SummaryWriter(str(self._folder / f"run_{number}"), purge_step=step)
+                self._writers[number] = self._make(str(self._folder / name), purge_step=step)
+                self._hyperparameters(number)
             writer = self._writers[number]
             for name, value in flat(record).items():
                 writer.add_scalar(name, value, step)
@@ -108,13 +244,36 @@ class TensorBoard:
             _density(writer, record)
             writer.flush()
 
+    def _hyperparameters(self, number: int) -> None:
+        """Writes a run's config to its own folder: `SummaryWriter.add_hparams` makes another folder for it."""
+        from tensorboardX.summary import hparams
+
+        if self._configs:
+            metrics = dict.fromkeys(("loss", "fvu", "l0", "dead"))
+            *begun, self._ends[number] = hparams(hyperparameters(self._configs[number]), metrics)
+            for summary in begun:
+                self._writers[number].file_writer.add_summary(summary)
+
     def close(self) -> None:
-        for writer in self._writers.values():
+        for number, writer in self._writers.items():
+            if number in self._ends:
+                writer.file_writer.add_summary(self._ends[number])
             writer.close()
-        self._writers = {}
+        self._writers, self._ends = {}, {}
 
 
-def _density(writer: SummaryWriter, record: dict) -> None:
+def hyperparameters(config: TrainConfig) -> dict[str, float | bool | str]:
+    """The fields of a config that have a value; several sites, or prefixes, as one text.
+
+    Example:
+      >>> hyperparameters(sae.gemma_scope(("a", "b"), 64, steps=10))["site"]
+      'a, b'
+    """
+    values = {name: value for name, value in dataclasses.asdict(config).items() if value not in (None, ())}
+    return {name: ", ".join(map(str, v)) if isinstance(v, (tuple, list)) else v for name, v in values.items()}
+
+
+def _density(writer: "SummaryWriter", record: dict) -> None:
     """The histogram of firing frequencies, by their edges: the first bin from 0, the last up to 1."""
     counts = record["density"]
     writer.add_histogram_raw(
@@ -135,18 +294,29 @@ class WeightsAndBiases:
 
     Args:
       arguments: what `wandb.init` takes: project, name, mode and the rest.
+
+    Metrics are called by the runs' names (`naming.run_names`), whose configs are the project's.
+
+    Raises:
+      ValueError: without the package wandb.
     """
 
     def __init__(self, **arguments):
         try:
             import wandb
         except ImportError:
-            raise ValueError("wandb is not installed: pip install 'mishax-lite[wandb]'") from None
-        self._run = wandb.init(**arguments)
+            raise ValueError("wandb is not installed: pip install wandb") from None
+        self._run, self._names = wandb.init(**arguments), None
+
+    def begin(self, configs: Sequence[TrainConfig]) -> None:
+        """Names the runs, and sends their configs."""
+        self._names = run_names(configs)
+        self._run.config.update({n: hyperparameters(c) for n, c in zip(self._names, configs, strict=True)})
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         speed = {f"speed/{name}": v for name, v in dataclasses.asdict(rates).items() if v is not None}
-        numbers = {f"run_{r['run']}/{name}": value for r in records for name, value in flat(r).items()}
+        names = [f"run_{r['run']}" if self._names is None else self._names[r["run"]] for r in records]
+        numbers = {f"{of}/{n}": value for of, r in zip(names, records, strict=True) for n, value in flat(r).items()}
         self._run.log(numbers | speed, step=records[0]["step"])
 
     def close(self) -> None:

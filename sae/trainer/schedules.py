@@ -1,4 +1,5 @@
-"""What changes with the step: learning rates, lambda; and the optimiser that they drive."""
+"""What changes with the step: learning rates, lambda; and the optimiser that they drive. All but `knobs` take configs
+with a number in every field (`TrainConfig.resolve`)."""
 
 import math
 from typing import NamedTuple
@@ -24,22 +25,26 @@ class Knobs(NamedTuple):
 
 
 def knobs(config: TrainConfig) -> Knobs:
+    config = config.resolve()
     values = [getattr(config, name) for name in Knobs._fields]
     return Knobs(*(jnp.float32(1.0 if value is None else value) for value in values))
 
 
 def learning_rate(config: TrainConfig, peak: jax.Array, step: jax.Array) -> jax.Array:
     """Cosine warm-up from a tenth of the peak, then constant, then (if asked for) linear decay to zero at the end."""
-    warm = jnp.clip(step / max(config.learning_rate_warmup, 1), 0.0, 1.0)
+    # float32, as an integer divided is float64 where JAX has 64 bits by default.
+    warm = jnp.clip(jnp.float32(step) / max(config.learning_rate_warmup, 1), 0.0, 1.0)
     rate = peak * (0.1 + 0.9 * 0.5 * (1.0 - jnp.cos(jnp.pi * warm)))
-    if config.learning_rate_decay:
-        rate *= jnp.clip((config.steps - step) / config.learning_rate_decay, 0.0, 1.0)
+    if config.learning_rate_decay != 0:
+        rate *= jnp.clip(jnp.float32(config.steps - step) / config.learning_rate_decay, 0.0, 1.0)
     return rate
 
 
 def warmth(config: TrainConfig, step: jax.Array) -> jax.Array:
     """How much of lambda there is: from 0, linearly, to 1."""
-    return jnp.minimum(1.0, step / config.coefficient_warmup) if config.coefficient_warmup else jnp.float32(1.0)
+    if config.coefficient_warmup == 0:
+        return jnp.float32(1.0)
+    return jnp.minimum(1.0, jnp.float32(step) / config.coefficient_warmup)
 
 
 def moments(config: TrainConfig) -> optax.GradientTransformation:
@@ -91,7 +96,7 @@ def logarithmic_factor(
     It waits until lambda is warm. The distance is cut at a factor of e, and what has added up at a factor of a thousand
     either way, so that thresholds that are slow to follow do not meet a lambda that has run away.
     """
-    if not config.controller:
+    if config.controller == 0:
         return current
     off = jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / knobs.l0_target), -1.0, 1.0)
     after = current + jnp.where(step >= config.coefficient_warmup, config.controller * off, 0.0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mishax_lite.compiling import jit_program
 from sae.autoencoder import JumpReLU
 from sae.crosscoder import Crosscoder
 from sae.recipes import TrainConfig
@@ -76,6 +77,7 @@ class Sweep:
     ):
         if together not in TOGETHER:
             raise ValueError(f"together is one of {', '.join(TOGETHER)}, got {together!r}")
+        configs = [config.resolve() for config in configs]
         self.mesh, self._count = mesh, len(configs)
         # On CPU, collectives of steps in flight can starve each other of threads.
         self._in_order = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
@@ -139,8 +141,17 @@ class Sweep:
         return jax.device_get(found)
 
     def released(self) -> list[JumpReLU | Crosscoder]:
-        """The autoencoders of raw activations, in the order of the configs, on the mesh."""
-        return self._ordered(lambda group, state: _release(group.shape)(state.params, group.units))
+        """The autoencoders of raw activations, in the order of the configs, on the mesh.
+
+        The states are gone afterwards. Their moments, which take at least as much memory as the parameters, go first:
+        where a step had room, so has this.
+        """
+        for group in self.groups:
+            group.state = group.state._replace(optimizer=None, silent=None, tally=None)
+        released = self._ordered(lambda group, state: _release(group.shape)(state.params, group.units))
+        for group in self.groups:
+            group.state = None
+        return released
 
     def _ordered(self, function: Callable[[Group, State], T]) -> list[T]:
         """What a function gives for each run's state, in the order of the configs."""
@@ -175,4 +186,4 @@ def _emptied(shape: Shape, mesh: Mesh):
 
 @functools.lru_cache(maxsize=64)
 def _release(shape: Shape):
-    return jax.jit(lambda params, units: releasing.release(params, shape.config, units))
+    return jit_program(lambda params, units: releasing.release(params, shape.config, units), program="other")

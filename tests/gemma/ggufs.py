@@ -57,6 +57,10 @@ def write(
     architecture: str | None = None,
     leave_out: tuple[str, ...] = (),
     words: list[str] = WORDS,
+    kind: str = "llama",
+    eos: int = 1,
+    more: int = 0,
+    template: str | None = None,
 ) -> Path:
     """Writes a file, its tensors changed by `change`, without the metadata of `leave_out`."""
     c = model.config
@@ -89,16 +93,18 @@ def write(
     if words:
         pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), "  ", *words]
         kinds = [3] * 4 + [6] * 256 + [4] + [1] * len(words)
-        pieces += [f"<unused{i}>" for i in range(c.vocab_size - len(pieces))]
+        pieces += [f"<unused{i}>" for i in range(c.vocab_size + more - len(pieces))]
         kinds += [3] * (len(pieces) - len(kinds))
-        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_model(kind)
         writer.add_token_list(pieces)
         writer.add_token_scores([-float(max(0, i - 261)) for i in range(len(pieces))])
         writer.add_token_types(kinds)
         writer.add_bos_token_id(2)
-        writer.add_eos_token_id(1)
+        writer.add_eos_token_id(eos)
         writer.add_pad_token_id(0)
         writer.add_unk_token_id(3)
+        if template is not None:
+            writer.add_chat_template(template)
     arrays = tensors(model)
     change(arrays)
     for name, array in arrays.items():

@@ -31,22 +31,27 @@ def plain(short, tokens):
     return jax.jit(mishax_lite.capture(short.apply, ["layer_*/attn_z", "layer_*/resid_post"]))(tokens)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def blocks_of_platform(request, monkeypatch):
+    """Fused attention with the blocks that it has on another platform."""
+    monkeypatch.setitem(attention.BLOCKS, jax.default_backend(), attention.BLOCKS[request.param])
+
+
 def close(got, want):
     np.testing.assert_allclose(got, want, atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize(("block", "spans"), [(128, 4), (32, 2), (32, 1)])
-def test_fused_attention_gives_the_same_at_every_site(short, tokens, plain, block, spans, monkeypatch):
-    """In spans of one block, of several, and with a last block that is not full."""
-    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-    monkeypatch.setattr(attention, "SPANS", spans)
+@pytest.mark.parametrize("blocks", [(128, 4), (32, 2), (32, 1), (32, 1, True), (256, 1, True)], ids=str)
+def test_fused_attention_gives_the_same_at_every_site(short, tokens, plain, blocks, monkeypatch):
+    """In spans of one block, of several, and with a last block that is not full. The last are a GPU's."""
+    monkeypatch.setitem(attention.BLOCKS, jax.default_backend(), attention.Blocks(*blocks))
     fused = functools.partial(short.apply, attention="fused")
     logits, values = jax.jit(mishax_lite.capture(fused, ["layer_*/attn_z", "layer_*/resid_post"]))(tokens)
     close(logits, plain[0])
     jax.tree.map(close, values, plain[1])
 
 
-def test_fused_attention_with_a_mask_and_positions_of_ones_own(short, tokens):
+def test_fused_attention_with_a_mask_and_positions_of_ones_own(short, tokens, blocks_of_platform):
     """Two documents packed into one sequence, each seeing itself alone."""
     B, T = tokens.shape
     document = np.broadcast_to(np.arange(T) >= 170, (B, T))
@@ -58,7 +63,7 @@ def test_fused_attention_with_a_mask_and_positions_of_ones_own(short, tokens):
     close(packed[:, 170:], jax.jit(short.apply)(tokens[:, 170:]))
 
 
-def test_gradients_through_fused_attention(short, tokens):
+def test_gradients_through_fused_attention(short, tokens, blocks_of_platform):
     def logit(x, mode):
         edits = {"layer_0/resid_post": lambda value, site: value + x}
         return mishax_lite.edit(functools.partial(short.apply, attention=mode), edits)(tokens)[0, -1, 5]
@@ -67,7 +72,7 @@ def test_gradients_through_fused_attention(short, tokens):
     close(gradient(jnp.zeros(192), "fused"), gradient(jnp.zeros(192), "plain"))
 
 
-def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square(short):
+def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square(short, blocks_of_platform):
     def temporary(mode, length):
         run = functools.partial(short.apply, attention=mode, last=True)
         compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((1, length), jnp.int32)).compile()
@@ -90,9 +95,10 @@ def test_sites_that_fused_attention_lacks_are_named_with_the_mode_that_has_them(
     assert sorted(values) == ["layer_1/attn_in", "layer_1/attn_out", "layer_1/attn_z"]
 
 
-@pytest.mark.parametrize("mode", ["plain", "fused"])
-def test_a_cache_filled_in_pieces_gives_the_same_logits(short, tokens, plain, mode):
+@pytest.mark.parametrize(("mode", "platform"), [("plain", "cpu"), ("fused", "cpu"), ("fused", "gpu")])
+def test_a_cache_filled_in_pieces_gives_the_same_logits(short, tokens, plain, mode, platform, monkeypatch):
     """Pieces of one token and of several, before and after the rings are full."""
+    monkeypatch.setitem(attention.BLOCKS, jax.default_backend(), attention.BLOCKS[platform])
     step = jax.jit(lambda t, c: short.apply(t, cache=c, attention=mode))
     cache, logits, start = gemma.empty_cache(short.config, 2, 300), [], 0
     assert cache.layers[0]["k"].shape[1] == 64 and cache.layers[1]["k"].shape[1] == 300

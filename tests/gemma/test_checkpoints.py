@@ -144,10 +144,28 @@ def test_a_config_that_is_none(golden, tmp_path):
         (json.dumps({**golden[0].config.to_dict(), "d_model": "48"}), r"d_model must be a positive integer, got '48'"),
         (json.dumps({"model_type": "llama"}), r"model_type 'llama': this package has gemma2, gemma3"),
         (json.dumps({"model_type": "gemma2", "hidden_size": None}), r"d_model must be a positive integer, got None"),
+        (json.dumps({**golden[0].config.to_dict(), "d_ff": 10**19}), r"d_ff must be less than 2\^31"),
+        (json.dumps({"model_type": "gemma2", "vocab_size": 10**19}), r"vocab_size must be less than 2\^31"),
+        (json.dumps({"model_type": "gemma2", "query_pre_attn_scalar": 10**400}), r"does not describe a model"),
     ):
         config.write_text(text)
         with pytest.raises(ValueError, match=said):
             gemma.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "c*"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_anything_is_written(golden, tmp_path, name):
+    with pytest.raises(ValueError, match=r"in its path, where Orbax does not write whole checkpoints"):
+        gemma.save(golden[0], tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    gemma.save(golden[0], tmp_path / name, "huggingface")
+    identical(gemma.load(tmp_path / name).params, golden[0].params)
+
+
+def test_a_checkpoint_is_read_where_it_was_moved_to(golden, tmp_path):
+    gemma.save(golden[0], tmp_path / "plain")
+    shutil.move(tmp_path / "plain", tmp_path / "a[b]")
+    identical(gemma.load(tmp_path / "a[b]").params, golden[0].params)
 
 
 def test_a_folder_with_two_checkpoints_asks_which(golden, tmp_path):

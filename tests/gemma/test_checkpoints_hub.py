@@ -141,7 +141,7 @@ def test_a_revision_out_of_the_cache(home):
 
 def test_fetched_once_without_what_is_not_read(serve, home, tmp_path):
     shutil.copytree(reference.GEMMA_2, tmp_path / "served")
-    for name in ("pytorch_model.bin", "model-Q4.gguf", "tokenizer.json"):
+    for name in ("pytorch_model.bin", "model-Q4.gguf"):
         (tmp_path / "served" / name).write_text("{}")
     asked = serve(tmp_path / "served")
     out, errors = in_a_process("google/golden", HF_HOME=str(home), HF_ENDPOINT=constants.ENDPOINT)
@@ -196,7 +196,7 @@ def test_offline_is_honoured(there, tmp_path):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("google/golden", "needs huggingface_hub: pip install 'mishax-lite[hub]'")
+    refused("google/golden", "needs huggingface_hub: pip install huggingface_hub")
     assert layers("gemma2-tiny") == 6
 
 

@@ -16,7 +16,9 @@ from gemma.model import param_shapes
 from tests.gemma import ggufs
 
 ROOT = Path(__file__).parents[2]
-CONFIG = gemma.Config("large", 80_000, 8, 512, 2048, 8, 4, 64, 0.125, 64, qk_norm=True)
+CONFIG = gemma.Config(
+    "large", 80_000, 8, 512, 2048, 8, 4, 64, 0.125, 64, attn_softcap=None, final_softcap=None, qk_norm=True
+)
 SLACK = 48  # MiB: blocks on their way, and what the allocator keeps
 MEASURE = """
 import sys, gemma

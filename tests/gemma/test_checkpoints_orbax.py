@@ -66,7 +66,8 @@ LAYOUTS = ["flat", "nested", "transformer", "params", "params/transformer"]
 
 @pytest.mark.parametrize(
     ("layout", "extra_w", "how"),
-    [(layout, extra_w, FORMATS[0]) for layout in LAYOUTS for extra_w in (False, True)]
+    [(layout, False, FORMATS[0]) for layout in LAYOUTS]
+    + [pytest.param(layout, True, FORMATS[0], marks=pytest.mark.slow) for layout in LAYOUTS]
     + [("flat", False, how) for how in FORMATS[1:]],
 )
 def test_every_layout(golden_3, layout, extra_w, how, tmp_path):

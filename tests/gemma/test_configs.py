@@ -56,9 +56,19 @@ def test_a_config_survives_json_and_refuses_wrong_fields():
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 15}, "head_dim must be even"),
         ({"num_layers": 0}, "num_layers must be a positive integer"),
+        ({"num_layers": True}, "num_layers must be a positive integer"),
+        ({"vocab_size": 10**19}, r"vocab_size must be less than 2\^31, as every axis is, got 10000000000000000000"),
+        ({"window": 2**31}, r"window must be less than 2\^31"),
+        ({"rope_base": 10**400}, r"rope_base must be a positive number below 2\^127"),
+        ({"rope_scale": float("nan")}, "rope_scale must be a positive number"),
         ({"layer_pattern": ("sliding",)}, "layer_pattern takes"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(gemma.config("gemma2-tiny"), **change)
+
+
+def test_a_number_of_twenty_digits_is_a_float_where_it_is_no_size():
+    config = dataclasses.replace(gemma.config("gemma2-tiny"), rope_base=10**19)
+    assert isinstance(config.rope_base, float) and config.rope_base == 1e19

@@ -39,6 +39,19 @@ def test_token_ids_are_identical(model, expected, i):
     assert model.tokenizer.decode(expected[f"tokens_{i}"]) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("<start_of_turn>user\nHi<end_of_turn>\n", [2, 105, 2364, 107, 10979, 106, 107]),
+        ("Hi<end_of_turn>Hi", [2, 10979, 106, 10979]),
+        ("<bos>Hi<eos>", [2, 2, 10979, 1]),
+    ],
+)
+def test_a_mark_that_a_text_spells_out_is_one_id(model, text, ids):
+    """As in transformers 5, for Gemma 3's tokenizer.json."""
+    assert model.tokenizer.encode(text) == ids
+
+
 def test_logits_losses_hidden_states_and_greedy_continuations(model, expected):
     """In one pass over the three texts and over the three continuations, as each token of a greedy continuation is
     the argmax after those before it."""
@@ -83,6 +96,7 @@ def test_greedy_continuations_with_a_cache(model, expected):
         np.testing.assert_array_equal(made.tokens[i], expected[f"greedy_{i}"][-24:])
 
 
+@pytest.mark.slow
 def test_steering_a_latents_direction_equals_the_uncached_computation(model):
     """What `experiments.generate --sae` does: a vector added at one layer at every token but BOS."""
     prompt = model.tokenizer.encode("My favourite place in the world is")

@@ -7,8 +7,11 @@ import pytest
 
 import gemma
 import mishax_lite
+from mishax_lite.compiling import jit_forward
 
-TOLERANCE = 1e-4  # absolute and relative; the reference's own rounding is 2e-5
+# Absolute and relative; the reference's own rounding is 2e-5. A GPU adds up products in float32 in another order, and
+# its own sines, exponentials and tanh differ in the last bits.
+TOLERANCE = 1e-4 if jax.default_backend() == "cpu" else 3e-4
 
 
 @pytest.fixture(scope="module", params=["golden", "golden_3"])
@@ -20,13 +23,14 @@ def reference(request):
 @pytest.fixture(scope="module")
 def captured(reference):
     model, expected = reference
-    return jax.jit(mishax_lite.capture(model.apply, ["*"]))(expected["tokens"])
+    return jit_forward(mishax_lite.capture(model.apply, ["*"]))(expected["tokens"])
 
 
 def close(got, want):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.gpu
 def test_logits_and_golden_sites(reference, captured):
     model, expected = reference
     logits, values = captured
@@ -113,6 +117,7 @@ def test_greedy_continuation(reference):
     np.testing.assert_array_equal(tokens, want)
 
 
+@pytest.mark.gpu
 def test_greedy_continuation_by_generate(reference):
     model, expected = reference
     prompt, want = expected["greedy_prompt"], expected["greedy_tokens"]

@@ -18,7 +18,8 @@ import mishax_lite
 from gemma import cache, sharding
 from gemma.model import param_shapes
 
-SHAPES = [(8, 1), (4, 2), (2, 4), (1, 8)]  # of meshes, data x model
+# Of meshes, data x model.
+SHAPES = [*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1), (4, 2))), (2, 4), (1, 8)]
 GOLDEN = ["golden", "golden_3"]  # fixtures that give (gemma.Model, expected values by name)
 REFERENCE = 1e-4  # absolute and relative
 ROUNDING = 1e-5  # between numbers of devices, of the greatest value in an array

@@ -11,6 +11,7 @@ import pytest
 import gemma
 import mishax_lite
 from gemma import layers
+from gemma.site_records import Edit, Kind
 from mishax_lite import Patch, Rewrite
 
 TOKENS = np.array([[2, 23, 213, 277, 235, 316]], np.int32)
@@ -36,7 +37,7 @@ def test_an_idle_tap_costs_nothing(golden):
     finally:
         gemma.sites.install()
     assert patched == bare
-    assert len(mishax_lite.sites(model.apply, TOKENS)) == 16 * 4 + 3
+    assert len(mishax_lite.sites(model.apply, TOKENS)) == 21 * 4 + 4
 
 
 def test_shapes_are_the_documented_ones(golden):
@@ -49,9 +50,52 @@ def test_shapes_are_the_documented_ones(golden):
     assert found["layer_3/attn_scores"].shape == found["layer_3/attn_pattern"].shape == (B, c.num_heads, T, T)
     assert found["layer_3/mlp_hidden"].shape == (B, T, c.d_ff)
     assert found["logits"].shape == (B, T, c.vocab_size)
-    for site, struct in found.items():
-        if "attn_scores" not in site and "attn_pattern" not in site:
-            assert gemma.sites.token_shape(c, site) == struct.shape[2:], site
+    assert found["layer_3/post_mlp_scale"].shape == found["final_scale"].shape == (B, T, 1)
+    for name, struct in found.items():
+        site = model.sites[name]
+        pairs = name.endswith(("attn_scores", "attn_pattern"))
+        assert site.per_token == (not pairs) and site.name == name and name.endswith(site.kind)
+        assert struct.shape == ((B, *site.shape, T, T) if pairs else (B, T, *site.shape)), name
+        assert site.layer == (int(name.split("/")[0].removeprefix("layer_")) if "/" in name else None)
+    assert model.sites["layer_3/attn_z"].shape == (c.num_heads, c.head_dim)
+
+
+def test_the_table_of_the_documentation_has_every_kind_of_site(golden):
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| .+ \| ([BTSNKHDFV1 ]+) \|$", gemma.sites.__doc__))
+    kinds = dict.fromkeys(site.kind for site in golden[0].sites.values())
+    assert list(rows) == list(kinds)
+    assert (rows["attn_scores"], rows["k"], rows["pre_mlp_scale"]) == ("B N T S", "B S K H", "B T 1")
+
+
+def test_a_site_is_added_by_one_record(golden):
+    model, _ = golden
+    before = list(model.sites)
+    rewrite = Rewrite(
+        "nn.gelu(gate, approximate=True) * up", "tap(at(self, 'mlp_act'), nn.gelu(gate, approximate=True)) * up"
+    )
+    edit = Edit(layers, "FeedForward.__call__", rewrite)
+    kind = Kind("mlp_act", "B T F", "the gate after its nonlinearity", (edit,))
+    gemma.sites.add(kind, before="mlp_hidden")
+    try:
+        assert list(mishax_lite.sites(model.apply, TOKENS)) == list(model.sites) == gemma.sites.names(model.config)
+        site = model.sites["layer_1/mlp_act"]
+        assert (site.shape, site.sharding, site.writes_to_residual) == ((model.config.d_ff,), 0, False)
+        values = model.run(TOKENS, capture="layer_1/mlp_*").values
+        product = values["layer_1/mlp_act"] * values["layer_1/mlp_up"]
+        np.testing.assert_allclose(product, values["layer_1/mlp_hidden"], rtol=1e-6)
+        with pytest.raises(ValueError, match="there is a kind of site mlp_act already"):
+            gemma.sites.add(kind, before="mlp_hidden")
+    finally:
+        gemma.sites.remove("mlp_act")
+    assert list(mishax_lite.sites(model.apply, TOKENS)) == list(model.sites) == before
+    with pytest.raises(ValueError, match="before is the kind of a site, such as mlp_hidden; got 'mlp_hiden'"):
+        gemma.sites.add(kind, before="mlp_hiden")
+    with pytest.raises(ValueError, match="no kind of site mlp_act was added"):
+        gemma.sites.remove("mlp_act")
+    stale = Edit(layers, "FeedForward.__call__", Rewrite("nn.relu(gate)", "tap(at(self, 'relu'), nn.relu(gate))"))
+    with pytest.raises(ValueError, match=r"nn.relu\(gate\)"):
+        gemma.sites.add(Kind("relu", "B T F", "", (stale,)), before="mlp_hidden")
+    assert list(model.sites) == before
 
 
 def test_only_what_is_asked_for_is_computed(tiny):
@@ -114,4 +158,4 @@ def test_importing_gemma_installs_the_sites():
         "print(len(mishax_lite.sites(m.apply, np.ones((1, 4), np.int32))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(16 * 6 + 3)]
+    assert done.stdout.split() == [str(21 * 6 + 4)]

@@ -1,4 +1,4 @@
-"""Our half of `make test-peers`: saves models as Hugging Face's, and reads one that transformers saved.
+"""Our half of `make test-peers-transformers`: saves models as Hugging Face's, and reads one that transformers saved.
 
     python -m tests.peers.ours write FOLDER
     .venv-peers/bin/python tests/peers/theirs.py FOLDER
@@ -32,17 +32,21 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> None:
-    """The text model of a Gemma 3 that sees images, as transformers saved it.
+    """The text model of a Gemma 3 that sees images, as transformers saved it, and fine-tunes as PEFT saved them.
 
     Raises:
-      ValueError: if its logits are not transformers'.
+      ValueError: if logits are not transformers'.
     """
-    model = gemma.load(folder / "images")
-    with np.load(folder / "images" / "expected.npz") as expected:
-        off = np.abs(np.asarray(model.apply(expected["tokens"])) - expected["logits"]).max()
-    print(f"images: we load what transformers saved, logits within {off:.1e}")
-    if not off < TOLERANCE:
-        raise ValueError(f"images: our logits differ from transformers' by {off}, more than {TOLERANCE}")
+    adapters = sorted(path.parent for path in (folder / "fine-tunes").glob("*/adapter_config.json"))
+    if len(adapters) < 12:
+        raise ValueError(f"{folder / 'fine-tunes'} has {len(adapters)} adapters, expected 12: run theirs.py first")
+    for source in (folder / "images", *adapters):
+        model = gemma.load(source)
+        with np.load(source / "expected.npz") as expected:
+            off = np.abs(np.asarray(model.apply(expected["tokens"])) - expected["logits"]).max()
+        print(f"{source.name}: we load what transformers saved, logits within {off:.1e}")
+        if not off < TOLERANCE:
+            raise ValueError(f"{source.name}: our logits differ from transformers' by {off}, more than {TOLERANCE}")
 
 
 if __name__ == "__main__":

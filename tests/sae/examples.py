@@ -15,36 +15,45 @@ from sae.text import Document, cut
 SITE = "layer_2/resid_post"
 
 
-def make_store(
-    path: Path | Place, sites: dict[str, np.ndarray], *, segment_rows: int = 1000, dtype: str = "float32", **changes
-):
-    """A store with rows `sites[name]` [rows, A], shuffled within segments. `token` is the row's number."""
-    rows = len(next(iter(sites.values())))
-    manifest = manifests.Manifest(
+DOCUMENTS = (("doc", "made-up"),)
+
+
+def manifest(shapes: dict[str, tuple[int, ...]], rows: int, segment_rows: int = 1000, **changes) -> manifests.Manifest:
+    """Of a store with so many rows at sites of these shapes."""
+    return manifests.Manifest(
         **{
             "model": "made-up",
-            "model_sha256": "0",
-            "config_sha256": "0",
+            "model_fingerprint": "0",
             "tokenizer_sha256": "0",
-            "sites": {site: (values.shape[1],) for site, values in sites.items()},
-            "dtype": dtype,
+            "sites": shapes,
+            "dtype": "float32",
             "corpus_sha256": "0",
             "sequences": rows,
             "length": 2,
             "sequences_per_segment": segment_rows,
             "seed": 0,
-            "dropped_tokens": (0, 1, 2),
+            "counted": sae.Counted((0, 1, 2)),
+            "documents_sha256": manifests.documents_sha256(DOCUMENTS),
             **changes,
         }
     )
+
+
+def make_store(
+    path: Path | Place, sites: dict[str, np.ndarray], *, segment_rows: int = 1000, dtype: str = "float32", **changes
+):
+    """A store with rows `sites[name]` [rows, A], shuffled within segments. `token` is the row's number."""
+    rows = len(next(iter(sites.values())))
+    shapes = {site: (values.shape[1],) for site, values in sites.items()}
+    about = manifest(shapes, rows, segment_rows, dtype=dtype, **changes)
     where = place(path)
-    manifests.write(where, manifest, (("doc", "made-up"),))
-    for index in writing.missing_segments(where, manifest):
+    manifests.write(where, about, DOCUMENTS)
+    for index in writing.missing_segments(where, about):
         part = slice(index * segment_rows, min(rows, (index + 1) * segment_rows))
         number = np.arange(part.start, part.stop)
         facts = {"token": number, "position": np.ones_like(number), "document": np.zeros_like(number)}
         claim = claims.claim(where, index)
-        writing.write_segment(where, claim, {site: v[part] for site, v in sites.items()}, facts, manifest)
+        writing.write_segment(where, claim, {site: v[part] for site, v in sites.items()}, facts, about)
     return sae.ActivationStore.open(where)
 
 

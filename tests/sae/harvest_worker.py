@@ -1,11 +1,21 @@
-"""A harvest in a process of its own, for tests that kill it.
+"""A harvest in a process of its own, for tests that kill or suspend it.
 
-python harvest_worker.py STORE SHARE DEVICES
+python harvest_worker.py STORE SHARE DEVICES [OPTIONS]
+
+It says when it is ready, and begins when it has read a line. OPTIONS is a JSON object:
+  host: a name for this machine. clock: seconds to add to its clock.
+  silent_seconds: as of `sae.harvest`.
+  pause: seconds to wait before each batch.
+  stores: harvests so many, STORE/0, STORE/1, …, each again and again until it is complete, whoever else is at it.
+  batches: of each try, after which it gives up. rest: seconds until the next try.
 """
 
+import json
 import os
+import socket
 import sys
 import tempfile
+import time
 
 import jax
 import numpy as np
@@ -26,16 +36,54 @@ def text(model):
     return cut(documents, model.tokenizer, 16).take(slice(0, 400))
 
 
+def be_elsewhere(host, clock):
+    """Gives this process another machine's name and clock."""
+    now = time.time
+    socket.gethostname = lambda: host
+    time.time = lambda: now() + clock
+
+
+def slowly(pause, batches=None):
+    """A `progress` that waits before each batch, and gives up after so many."""
+
+    def progress(steps, **_):
+        for number, step in enumerate(steps):
+            if number == batches:
+                raise OSError("enough")
+            time.sleep(pause)
+            yield step
+
+    return progress
+
+
 def main():
-    where, share, devices = sys.argv[1:]
+    where, share, devices, options = [*sys.argv[1:], "{}"][:4]
     which, of = map(int, share.split("/"))
+    options = json.loads(options)
+    stores, rest = options.pop("stores", 0), options.pop("rest", 0.05)
+    if "host" in options:
+        be_elsewhere(options.pop("host"), options.pop("clock"))
+    if "pause" in options:
+        options["progress"] = slowly(options.pop("pause"), options.pop("batches", None))
     mesh = Mesh(np.asarray(jax.devices()).reshape(-1, 1), ("data", "latent")) if int(devices) > 1 else None
     model = gemma.load("gemma2-tiny", mesh=mesh)
     sequences = text(model)
     with tempfile.TemporaryDirectory() as folder:
         sae.harvest(model, sequences.take(slice(0, 4)), SITES, folder, mesh=mesh)
+    counted = sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(3.0))
+    options |= {"shuffle_rows": 60, "counted": counted, "share": (which, of), "mesh": mesh}
     print("ready", flush=True)
-    sae.harvest(model, sequences, SITES, where, shuffle_rows=60, sink_factor=3.0, share=(which, of), mesh=mesh)
+    sys.stdin.readline()
+    for number in range(stores):
+        while True:
+            try:
+                sae.harvest(model, sequences, SITES, f"{where}/{number}", **options)
+                break
+            except OSError as error:  # another one is at it
+                print(str(error).replace("\n", " "), file=sys.stderr, flush=True)
+                time.sleep(rest)
+    if not stores:
+        sae.harvest(model, sequences, SITES, where, **options)
     print("done", flush=True)
 
 

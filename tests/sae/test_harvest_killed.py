@@ -1,6 +1,8 @@
 """A harvest that is killed again and again ends in the same store as one that is left in peace."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,25 +17,35 @@ from tests.sae import harvest_worker
 
 pytestmark = [pytest.mark.killed, pytest.mark.usefixtures("quick_starts")]
 KILLS = 25
+STOPS = 50
+STORES = 4  # that the two write meanwhile
 WORKER = Path(harvest_worker.__file__)
 
 
-def start(where, share="0/1", devices=1):
-    """A worker that has loaded its model and begins to harvest."""
+def start(where, share="0/1", devices=1, errors=None, wait=False, **options):
+    """A worker that has loaded its model and begins to harvest, unless it is to wait. Its errors may go to a file."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(WORKER.parents[2]),
     }
     worker = subprocess.Popen(
-        [sys.executable, str(WORKER), where.url, share, str(devices)],
+        [sys.executable, str(WORKER), where.url, share, str(devices), json.dumps(options)],
         env=environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors or subprocess.PIPE,
         text=True,
     )
-    assert worker.stdout.readline() == "ready\n", worker.stderr.read()
+    assert worker.stdout.readline() == "ready\n", worker.stderr and worker.stderr.read()
+    if not wait:
+        begin(worker)
     return worker
+
+
+def begin(worker):
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
 
 
 def finish(worker):
@@ -44,8 +56,8 @@ def finish(worker):
     return time.monotonic() - began
 
 
-def committed(where):
-    return sum(name.endswith("segment.json") for name in where.names("segment_"))
+def committed(where, prefix="segment_"):
+    return sum(name.endswith("segment.json") for name in where.names(prefix))
 
 
 def kill_at_random(where, kills, rng, seconds, **about):
@@ -101,6 +113,38 @@ def test_two_processes_of_four_devices_killed_give_the_rows_of_one(where, tmp_pa
         np.testing.assert_array_equal(a[name], b[name])
     for site in expected.sites:
         np.testing.assert_allclose(a[site], b[site], atol=1e-4, rtol=1e-4)
+
+
+def test_suspended_at_50_random_moments_while_another_harvests_the_same(where, tmp_path):
+    """On machines whose clocks are 20 minutes apart; whoever is silent for half a second is taken over. The other one
+    tries again and again, and gives up after three segments, so that there is always something to take over."""
+    peaceful, place = where("peaceful"), where("shared")
+    finish(start(peaceful))
+    about = {"stores": STORES, "silent_seconds": 0.5, "pause": 0.05}
+    rng, stops = np.random.default_rng(2), 0
+    with open(tmp_path / "one", "w") as one, open(tmp_path / "two", "w") as two:
+        suspended = start(place, errors=one, wait=True, host="one", clock=-600, **about)
+        other = start(place, errors=two, wait=True, host="two", clock=600, batches=3, rest=0.5, **about)
+        begin(suspended)
+        begin(other)
+        while stops < STOPS and other.poll() is None and suspended.poll() is None:
+            time.sleep(rng.uniform(0, 0.4))
+            suspended.send_signal(signal.SIGSTOP)
+            before, until = committed(place, ""), time.monotonic() + 10
+            time.sleep(0.1)
+            while stops % 2 and committed(place, "") == before and time.monotonic() < until:  # until the other has more
+                time.sleep(0.1)
+            suspended.send_signal(signal.SIGCONT)
+            stops += 1
+        for worker in (suspended, other):
+            finish(worker)
+    taken_over = (tmp_path / "one").read_text().count("another writer has")
+    assert stops == STOPS, f"one had ended after {stops} stops"
+    assert taken_over >= STOPS // 10, f"the suspended one was taken over only {taken_over} times"
+    expected = contents(peaceful)
+    for number in range(STORES):
+        assert contents(where(f"shared/{number}")) == expected, number
+    print(f"taken over {taken_over} times of {stops}")
 
 
 def test_two_launches_of_the_same_share_do_not_write_over_each_other(tmp_path):

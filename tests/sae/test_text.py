@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from sae.text import Document, Sequences, cut, cutting, is_text
+from sae.text import Document, Sequences, as_sequences, cut, cutting, is_text
 
 PAD, BOS = 0, 2
 
@@ -82,6 +82,13 @@ def test_documents_that_end_where_a_sequence_does():
     np.testing.assert_array_equal(sequences.tokens, [[2, 100, 101, 102], [2, 103, 104, 2], [2, 105, 0, 0]])
     np.testing.assert_array_equal(sequences.document_at(), [[0] * 4, [1, 1, 1, 2], [2] * 4])
     np.testing.assert_array_equal(sequences.offset, [0, 0, 0])
+
+
+def test_rows_of_an_array_are_documents_whatever_stands_in_them(tiny):
+    rows = as_sequences(np.array([[2, 5, 2, 6], [7, 7, 0, 0]]), tiny)
+    np.testing.assert_array_equal(rows.document_at(), [[0] * 4, [1] * 4])
+    assert rows.place(0, 3) == (0, 3) and rows.place(1, 1) == (1, 1)
+    assert rows.take([1]).rows_are_documents and repr(rows.take([1])).endswith("4 tokens, 2 rows taken for documents)")
 
 
 def test_what_is_left_out_is_no_text_and_changes_the_fingerprint():
@@ -187,6 +194,36 @@ def test_a_damaged_folder_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"is damaged .*: delete it, or name another folder"):
         cut(documents_of(30, 5), Letters(), 8, folder=tmp_path, key="k")
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "document.npy", "offset.npy", "documents.jsonl"])
+def test_no_damaged_byte_in_a_folder_gives_other_sequences(tmp_path, name):
+    again = lambda: cut(documents_of(30, 5), Letters(), 8, folder=tmp_path, key="k")  # noqa: E731
+    again()
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-4] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"is damaged \({name} has the sha256 .*: delete it, or name another folder"):
+        again()
+    facts = json.loads((tmp_path / "text.json").read_text())
+    del facts["sha256"]  # as earlier versions wrote it
+    (tmp_path / "text.json").write_text(json.dumps(facts))
+    assert len(again()) > 0
+
+
+def test_a_folder_takes_numbers_of_numpy_and_paths(tmp_path):
+    documents = [Document(np.int64(3), "s", "text")]
+    options = {"packed": np.bool_(True), "skip_bad": np.bool_(False), "key": tmp_path}
+    result = cut(documents, Letters(), np.int64(8), folder=tmp_path / "f", **options)
+    again = cut(documents, Letters(), 8, packed=True, folder=tmp_path / "f", key=str(tmp_path))
+    assert result.fingerprint() == again.fingerprint() and result.documents == (("3", "s"),)
+    assert type(result.origin.length) is int and result.origin.packed is True
+    for wrong, message in (
+        ({"length": 8.0}, "length must be a whole number, got 8.0"),
+        ({"packed": "no"}, "packed must"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cut(documents, Letters(), **{"length": 8} | wrong)
 
 
 def test_two_at_once_make_a_folder_once(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from gemma import Tokenizer
 from gemma.checkpoints import gguf, sources
 from gemma.tokenizer import model_from_pieces
-from sae.text import Document, Message, cut, encode_chat
+from sae.text import Document, Message, Tally, TextWarning, cut, encode_chat, read_documents
 
 CHAT = (
     Message("system", "Be brief."),
@@ -85,12 +85,73 @@ def test_roles_that_do_not_alternate_are_refused(tokenizer):
         (["model"], "turn 1 is of 'model', expected 'user'"),
         (["user", "system"], "turn 2 is of 'system', expected 'model'"),
         (["system", "system", "user"], "turn 1 is of 'system', expected 'user'"),
-        (["user", "tool"], "turn 2 is of 'tool', expected 'model'"),
+        (["user", "critic"], "turn 2 is of 'critic', expected 'model'"),
+        (["user", "user", "tool"], "turn 2 is of 'user', expected 'model'"),
+        (["model", "tool"], "turn 1 is of 'model', expected 'user'"),
         (["system"], "a chat needs a user's message"),
     ):
         with pytest.raises(ValueError, match="document 'd7'") as error:
             cut([Document("d7", "s", messages=tuple(Message(role, "x") for role in roles))], tokenizer, 16)
         assert message in str(error.value)
+
+
+def test_turns_of_developers_and_tools_are_others_where_the_template_has_none(tokenizer):
+    def chat(*turns):
+        return [Message(*turn.split(": ", 1)) for turn in turns]
+
+    # A model that calls a tool may say nothing itself.
+    turns = ["system: S.", "developer: D.", "user: Who?", "model: ", "tool: T.", "function: F.", "model: King."]
+    expected = chat("system: S.\n\nD.", "user: Who?", "model: ", "user: T.\n\nF.", "model: King.")
+    ids, model = encode_chat(chat(*turns), tokenizer, name="a")
+    same, said = encode_chat(expected, tokenizer, name="a")
+    np.testing.assert_array_equal(ids, same)
+    np.testing.assert_array_equal(model, said)
+    assert tokenizer.decode(ids[model]) == "King."
+    for turns, expected in (
+        (["developer: D.", "user: Who?"], ["system: D.", "user: Who?"]),
+        (["user: Who?", "model: He.", "developer: D.", "user: Why?"], ["user: Who?", "model: He.", "user: D.\n\nWhy?"]),
+    ):
+        ids, _ = encode_chat(chat(*turns), tokenizer, name="a")
+        np.testing.assert_array_equal(ids, encode_chat(chat(*expected), tokenizer, name="a")[0])
+
+
+def test_a_template_that_has_tools_gets_their_turns(tokenizer):
+    class WithTools:
+        bos = tokenizer.bos
+
+        def chat_turns(self, messages):
+            return tokenizer.chat_turns(
+                messages, template="{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+            )
+
+    ids, model = encode_chat([Message("tool", "T."), Message("model", "King.")], WithTools(), name="a")
+    assert tokenizer.decode(ids) == "tool\nT.\nassistant\nKing.\n" and tokenizer.decode(ids[model]) == "King."
+
+
+def test_chats_that_the_template_refuses_are_counted_and_left_out_where_this_is_wanted(tokenizer, tmp_path):
+    refused = Document("bad", "s", messages=(Message("user", "x"), Message("user", "y")))
+    fine = [Document(f"d{k}", "s", messages=CHAT) for k in range(2)]
+    documents, tally = [fine[0], refused, fine[1], refused], Tally()
+    with pytest.raises(ValueError, match=r"document 'bad' .* Mend it, or leave .* skip_bad=True \(--skip_bad\)"):
+        cut(documents, tokenizer, 16)
+    for packed in (False, True):
+        tally = Tally()
+        sequences = cut(documents, tokenizer, 16, packed=packed, skip_bad=True, tally=tally)
+        assert sequences.fingerprint() == cut(fine, tokenizer, 16, packed=packed).fingerprint()
+        assert tally.bad == 2 and "document 'bad' is a chat, and turn 2 is of 'user'" in tally.first_bad
+    # The folder remembers what it has not.
+    for _ in range(2):
+        with pytest.warns(TextWarning, match=r"2 bad records are left out, the first: document 'bad'"):
+            kept = cut(documents, tokenizer, 16, skip_bad=True, folder=tmp_path, key="k")
+        assert kept.fingerprint() == cut(fine, tokenizer, 16).fingerprint()
+    with pytest.raises(
+        ValueError, match=r"hold no token at all.*; 1 bad record is left out, the first: document 'bad'"
+    ):
+        cut([refused], tokenizer, 16, skip_bad=True)
+    # Plain text among chats of which the model's turns are wanted.
+    plain = Document("plain", "s", "text")
+    some = cut([*fine, plain], tokenizer, 16, only_model_turns=True, skip_bad=True, tally=tally)
+    assert tally.bad == 3 and [id_ for id_, _ in some.documents] == ["d0", "d1"]
 
 
 def test_a_tokenizer_without_marks_is_refused(bare):
@@ -126,3 +187,22 @@ def test_where_no_model_speaks_nothing_is_left(tokenizer):
         cut([Document("a", "s", "text")], tokenizer, 16, only_model_turns=True)
     with pytest.raises(ValueError, match="no chat has a model's turn with text in it"):
         cut([Document("a", "s", messages=(Message("user", "hi"),))], tokenizer, 16, only_model_turns=True)
+
+
+def test_an_error_of_one_document_is_one_sentence_with_its_file_and_line(tokenizer, tmp_path):
+    """Grain adds a note on its own frames to what its threads raise, which a launch would print after the sentence."""
+    file = tmp_path / "mixed.jsonl"
+    file.write_text(
+        '{"messages": [{"role": "user", "content": "Yes?"}, {"role": "model", "content": "Yes."}]}\n'
+        '{"text": "Plain.", "id": "p"}\n'
+    )
+    with pytest.raises(ValueError) as error:
+        cut(read_documents(file), tokenizer, 16, only_model_turns=True)
+    assert str(error.value) == (
+        f"{file}, line 2: document 'p' has no messages, so it has no model's turns: they need chats. "
+        "Mend it, or leave such records out with skip_bad=True (--skip_bad)"
+    )
+    assert not getattr(error.value, "__notes__", [])
+    tally = Tally()
+    cut(read_documents(file), tokenizer, 16, only_model_turns=True, skip_bad=True, tally=tally)
+    assert tally.first_bad.startswith(f"{file}, line 2: document 'p'")

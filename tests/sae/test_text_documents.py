@@ -3,11 +3,12 @@
 import json
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sae.text import Document, Message, iter_documents, read_documents
+from sae.text import Document, Message, Tally, TextWarning, iter_documents, read_documents
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
 MESSAGES = (Message("user", "Hello?"), Message("assistant", "Hello."))
@@ -66,9 +67,11 @@ def test_parquet(tmp_path):
 def test_chats(tmp_path):
     lines = [{"messages": CHAT, "id": "x"}, {"text": None, "messages": CHAT}, {"text": "t", "messages": CHAT}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"messages": []}])))
-    x, second, third = read_documents(tmp_path / "a.jsonl")
+    tally = Tally()
+    x, second, third = read_documents(tmp_path / "a.jsonl", tally=tally)
     assert x == Document("x", "a", messages=MESSAGES) and second == Document("a:2", "a", messages=MESSAGES)
     assert third == Document("a:3", "a", "t")  # "messages" is in the place of "text" only where there is none
+    assert tally.omissions == ["1 record is read by the text alone, with messages beside it"] and tally.blank == 1
     table = pyarrow.table({"messages": [CHAT, None, [], CHAT], "source": ["s"] * 4})
     expected = [Document("b:0", "s", messages=MESSAGES), Document("b:3", "s", messages=MESSAGES)]
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
@@ -77,6 +80,89 @@ def test_chats(tmp_path):
     assert read_documents(tmp_path / "b") == expected
     with pytest.raises(ValueError, match="'x' has both text and messages"):
         Document("x", "s", "text", MESSAGES)
+
+
+def test_messages_beside_an_empty_text_are_read(tmp_path):
+    chats = [{"text": text, "messages": CHAT} for text in ("", None, " \n")]
+    for name in ("a.jsonl", "a.json"):
+        content = "\n".join(map(json.dumps, chats)) if name == "a.jsonl" else json.dumps(chats)
+        (tmp_path / name).write_text(content)
+        assert [document.messages for document in read_documents(tmp_path / name)] == [MESSAGES] * 3
+    table = pyarrow.table({"text": ["plain", None, "", None], "messages": [None, CHAT, CHAT, None]})
+    expected = [Document("b:0", "b", "plain"), *(Document(f"b:{k}", "b", messages=MESSAGES) for k in (1, 2))]
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    save_dataset(tmp_path / "b", table)
+    assert read_documents(tmp_path / "b.parquet") == read_documents(tmp_path / "b") == expected
+
+
+TOOLS = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Look: "}, {"type": "image_url", "image_url": {"url": "x"}}]},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "see"}}]},
+    {"role": "tool", "content": "A ship.", "tool_call_id": "1"},
+    {"role": "assistant", "content": ["It is ", {"type": "output_text", "text": "a ship."}]},
+]
+
+
+def test_turns_of_tools_and_content_in_parts(tmp_path):
+    tally = Tally()
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TOOLS, "tools": [{"name": "see"}]}))
+    (document,) = read_documents(tmp_path / "a.jsonl", tally=tally)
+    assert [(message.role, message.content) for message in document.messages] == [
+        ("developer", "Be brief."),
+        ("user", "Look: "),
+        ("assistant", ""),
+        ("tool", "A ship."),
+        ("assistant", "It is a ship."),
+    ]
+    assert tally.parts == {"image_url": 1, "tool_calls": 1, "tools": 1}
+    assert tally.omissions == [
+        "3 parts of messages are left out, being no text (1 image_url, 1 tool_calls, 1 tools)",
+        "2 turns are neither the system's nor the user's nor the model's (1 developer, 1 tool)",
+    ]
+    with pytest.warns(TextWarning, match=r"a\.jsonl: 3 parts of messages are left out, being no text"):
+        read_documents(tmp_path / "a.jsonl")
+
+
+def test_parts_in_tables(tmp_path):
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What "}, {"type": "text", "text": "is this?"}]
+    table = pyarrow.table({"messages": [[{"role": "user", "content": parts}]]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    tally = Tally()
+    (document,) = read_documents(tmp_path / "a.parquet", tally=tally)
+    assert document.messages == (Message("user", "What is this?"),) and tally.parts == {"image": 1}
+
+
+def columns():
+    """Columns of texts and of chats, however Arrow stores them."""
+    text, words = ["one", None, "three"], pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        yield pyarrow.table({"text": pyarrow.array(text, kind)})
+    yield pyarrow.table({"text": pyarrow.array(text).dictionary_encode()})
+    yield pyarrow.table({"text": pyarrow.array(text, pyarrow.large_string()).dictionary_encode()})
+    named = pyarrow.struct(
+        [
+            ("role", pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
+            ("content", pyarrow.large_string()),
+        ]
+    )
+    for list_ in (pyarrow.list_, pyarrow.large_list, pyarrow.list_view, pyarrow.large_list_view):
+        for kind in (words, named):
+            yield pyarrow.table({"messages": pyarrow.array([CHAT, None, CHAT], list_(kind))})
+    yield pyarrow.table({"messages": pyarrow.array([CHAT, None, CHAT], pyarrow.list_(words, 2))})
+
+
+def test_text_is_read_however_a_table_stores_it(tmp_path):
+    for number, table in enumerate(columns()):
+        name, chats = f"t{number}", "messages" in table.schema.names
+        expected = [
+            Document(f"{name}:{row}", name, "" if chats else text, MESSAGES if chats else ())
+            for row, text in ((0, "one"), (2, "three"))
+        ]
+        save_dataset(tmp_path / name, table)
+        assert read_documents(tmp_path / name) == expected, table.schema
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        assert read_documents(tmp_path / f"{name}.parquet") == expected, table.schema
 
 
 def test_a_dataset_saved_to_disk(tmp_path):
@@ -109,7 +195,9 @@ def test_a_folder_of_files(tmp_path):
     for name in ("README.md", ".hidden.txt"):
         (tmp_path / name).write_text("not read")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["third"]}), tmp_path / "c.parquet")
-    assert read_documents(str(tmp_path)) == [
+    with pytest.warns(TextWarning, match=r"1 entry of the folder is not read \(README\.md\)"):
+        documents = read_documents(str(tmp_path))
+    assert documents == [
         Document("a:1", "a", "first"),
         Document("b.txt", "b", "second"),
         Document("c:0", "c", "third"),
@@ -117,7 +205,10 @@ def test_a_folder_of_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "first"}\nno\n')
     refused(tmp_path, "a.jsonl, line 2: not JSON")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "empty is a folder without .jsonl, .parquet, .txt files, and no dataset")
+    refused(
+        tmp_path / "empty",
+        "empty is a folder without .arrow, .csv, .feather, .json, .jsonl, .ndjson, .parquet, .tsv, .txt files",
+    )
 
 
 def test_reading_is_streaming(tmp_path):
@@ -143,12 +234,24 @@ def test_bad_text_is_one_clear_line(tmp_path):
         "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}', "is not UTF-8: byte 0xe9 at offset 24; convert it first"),
         "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: not JSON"),
         "bad.parquet": (b"PAR1 and no more", "bad.parquet is not Parquet"),
-        "other.jsonl": (b'{"content": "a"}\n', 'line 1: expected an object with a string "text", or with "messages"'),
+        "other.jsonl": (
+            b'{"content": "a"}\n',
+            'line 1: expected an object with a string "text", or with "messages", got an object with content: call the',
+        ),
         "number.jsonl": (b"7\n", 'expected an object with a string "text", or with "messages", got 7'),
         "half.jsonl": (b'{"text": "\\ud83d"}\n', "line 1: a lone surrogate, which is no text"),
         "none.jsonl": (b'{"messages": "a"}\n', "line 1: expected \"messages\" to be a list, got 'a'"),
-        "role.jsonl": (b'{"messages": [{"content": "a"}]}\n', 'expected a message with a string "role" and a string'),
-        "parts.jsonl": (b'{"messages": [{"role": "user", "content": []}]}\n', 'a string "content", got'),
+        "role.jsonl": (
+            b'{"messages": [{"content": "a"}]}\n',
+            'expected a message with a string "role" and a "content"',
+        ),
+        "said.jsonl": (b'{"messages": [{"role": "user"}]}\n', "that is a string or a list of parts, got"),
+        "parts.jsonl": (b'{"messages": [{"role": "user", "content": [7]}]}\n', "a part of a message to be a string or"),
+        "part.jsonl": (
+            b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}\n',
+            'expected a part of text with a string "text"',
+        ),
+        "id.jsonl": (b'{"text": "a", "id": "\\ud83d"}\n', "line 1: a lone surrogate, which is no text"),
         "spoken.jsonl": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}\n', "a lone surrogate"),
     }
     for name, (content, message) in cases.items():
@@ -179,10 +282,23 @@ def test_a_damaged_dataset_is_one_clear_line(tmp_path):
     refused(tmp_path / "splits", "No such file or directory; is the dataset saved in full?")
 
 
+def test_a_damaged_table_is_one_clear_line(tmp_path):
+    """Texts that end before they begin, which pyarrow follows into other memory, and bytes that are no UTF-8."""
+    for name, offsets, content, message in (
+        ("a.arrow", [0, 3, 1], b"sea", "a.arrow is not an Arrow file, or damaged: "),
+        ("b.arrow", [0, 1, 3], b"s\xe9a", "b.arrow is not UTF-8 from row 0 on"),
+    ):
+        buffers = [None, pyarrow.py_buffer(np.asarray(offsets, np.int32).tobytes()), pyarrow.py_buffer(content)]
+        table = pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)})
+        with pyarrow.ipc.new_stream(tmp_path / name, table.schema) as stream:
+            stream.write_table(table)
+        refused(tmp_path / name, message)
+
+
 def test_tables_take_pyarrow(tmp_path, monkeypatch):
     table = pyarrow.table({"text": ["one"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     save_dataset(tmp_path / "set", table)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("a.parquet", "set"):
-        refused(tmp_path / name, f"{name} takes pyarrow: pip install 'mishax-lite[parquet]'")
+        refused(tmp_path / name, f"{name} takes pyarrow: pip install pyarrow")

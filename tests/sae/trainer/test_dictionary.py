@@ -7,6 +7,7 @@ import sae
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import best_cosines, known_dictionary, mean_l0
 
+pytestmark = pytest.mark.slow
 FEATURES, DIMENSIONS = 1024, 256
 VARIANTS = {
     "quadratic, raw": {"penalty": "quadratic", "log_threshold": False},

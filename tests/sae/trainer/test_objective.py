@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sae
+from mishax_lite.compiling import jit_program
 from sae.trainer import objective
 from sae.trainer.objective import Params, Pressure
 from sae.trainer.schedules import with_theta
@@ -15,7 +16,9 @@ from tests.sae.trainer import reference
 
 A, A_OUT, Z, B = 6, 5, 64, 32
 EPS = 0.3
-RECIPES = {
+# Relative, to float64. A GPU's sums over the batch have another order and its float32 products other blocks.
+TOLERANCE = 1e-5 if jax.default_backend() == "cpu" else 5e-5
+CONFIGS = {
     "gemma_scope": sae.gemma_scope("s", Z, 10),
     "gemma_scope_2": sae.gemma_scope_2("s", Z, 10, l0_target=9.0),
     "short_run": sae.short_run("s", Z, 10, l0_target=9.0),
@@ -27,6 +30,7 @@ RECIPES = {
     "transcoder, skip": sae.gemma_scope_2("s", Z, 10, l0_target=9.0, site_out="t", skip=True),
     "crosscoder": sae.gemma_scope_2(("s", "t"), Z, 10, l0_target=9.0),
 }
+RECIPES = {name: config.resolve() for name, config in CONFIGS.items()}
 
 
 def draw(config):
@@ -54,6 +58,7 @@ def draw(config):
     raise AssertionError("no draw keeps clear of the edges")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", RECIPES)
 def test_gradients(name):
     config = dataclasses.replace(RECIPES[name], bandwidth=EPS)
@@ -69,14 +74,15 @@ def test_gradients(name):
     def loss_of(params):
         return objective.loss(with_theta(params, config), jnp.float32(x), jnp.float32(y), config, pressure)
 
-    (loss, parts), got = jax.value_and_grad(loss_of, has_aux=True)(jax.tree.map(jnp.float32, trained))
-    assert abs(float(loss) - want_loss) < 1e-5 * want_loss
+    gradient = jit_program(jax.value_and_grad(loss_of, has_aux=True), program="other")
+    (loss, parts), got = gradient(jax.tree.map(jnp.float32, trained))
+    assert abs(float(loss) - want_loss) < TOLERANCE * want_loss
     for field in Params._fields:
         if getattr(want, field) is None:
             assert getattr(got, field) is None
             continue
         difference = np.linalg.norm(np.asarray(getattr(got, field), np.float64) - getattr(want, field))
-        assert difference <= 1e-5 * np.linalg.norm(getattr(want, field)), field
+        assert difference <= TOLERANCE * np.linalg.norm(getattr(want, field)), field
         assert np.linalg.norm(getattr(want, field)) > 0, field
     on = reference.pre_activations(p, x, config) > p.threshold
     np.testing.assert_array_equal(parts.l0, on.sum(axis=1))

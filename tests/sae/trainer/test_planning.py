@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import sae
 from sae.trainer import planning, programs
 from sae.trainer import state as states
 from sae.trainer.sweeps import groups_of
+from tests import compilations
 
 
 def config(**changes):
@@ -28,6 +31,26 @@ def test_a_plan_adds_up(one_device):
     assert plan.temporaries > 0 and plan.seconds > 0
     text = str(plan)
     assert "mesh 1 data x 1 latent" in text and "100 steps, 12,800 tokens, 2.56 passes" in text
+
+
+def test_a_plan_without_a_mesh_is_for_the_mesh_that_training_would_take():
+    plan = sae.plan(config(), {"x": 32})
+    assert plan.mesh == {"data": jax.device_count(), "latent": 1}
+    assert "at 50% of the peak, " in str(plan) and " TFLOP/s of a device, as this machine multiplied" in str(plan)
+    with pytest.raises(ValueError, match="the width of 'x' is missing: there are those of y"):
+        sae.plan([config()], {"y": 32})
+
+
+def test_a_plan_says_what_full_precision_costs_on_a_gpu(one_device):
+    """And nowhere else, nor where no run has it."""
+    full, fast = config(), config(precision="high")
+    assert planning.precision_advice([full], "cpu") is planning.precision_advice([full], "tpu") is None
+    assert planning.precision_advice([fast], "gpu") is None
+    advice = planning.precision_advice([fast, full], "gpu")
+    assert "31.6 ms" in advice and "6.9 ms" in advice and "4.6 times" in advice and "precision='high'" in advice
+    plan = sae.plan([full], {"x": 32}, one_device)
+    assert plan.advice is None and "precision" not in str(plan)
+    assert str(dataclasses.replace(plan, advice=advice)).endswith("\n" + advice)
 
 
 def test_states_are_split_over_the_mesh(meshes):
@@ -53,8 +76,6 @@ def test_what_does_not_fit_is_refused_with_advice(one_device, monkeypatch):
 
 
 def test_training_is_refused_before_it_starts(one_device, monkeypatch, tmp_path):
-    import numpy as np
-
     from tests.sae import examples
 
     store = examples.make_store(tmp_path / "s", {"x": np.ones((500, 32), np.float32)}, segment_rows=500)
@@ -74,3 +95,15 @@ def test_runs_of_one_shape_share_a_program():
     assert apart[0][0] == apart[1][0] != apart[2][0]
     stacked = groups_of(configs, {"x": 32}, "vmapped")
     assert [(shape.stacked, members) for shape, members in stacked] == [(2, (0, 1)), (0, (2,))]
+
+
+def test_runs_of_one_shape_begin_by_one_program(one_device):
+    """The seed is its argument, and the state that it gives is the seed's."""
+    shape = groups_of([config(l0_target=6.0)], {"x": 36}, "side_by_side")[0][0]
+    with compilations.counted() as names:
+        first, second = (programs.make_state(shape, seed, one_device) for seed in (3, 2**31 + 7))
+    assert len([name for name in names if "<lambda>" in name]) == 1
+    for state, seed in ((first, 3), (second, 2**31 + 7)):
+        want = states.initial(dataclasses.replace(shape.config, seed=seed), 36, 36)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state, want)
+    assert float(jnp.abs(first.params.W_dec - second.params.W_dec).max()) > 0.1

@@ -30,7 +30,7 @@ def test_gemma_scopes_constants():
 
 
 def test_gemma_scope_2s_constants():
-    one, two = (f("s", 2**14, 1_000_000) for f in (sae.gemma_scope, sae.gemma_scope_2))
+    one, two = (f("s", 2**14, 1_000_000).resolve() for f in (sae.gemma_scope, sae.gemma_scope_2))
     changed = {f.name for f in dataclasses.fields(one) if getattr(one, f.name) != getattr(two, f.name)}
     assert changed == {"penalty", "l0_target", "coefficient_warmup", "frequency_coefficient", "matryoshka"}
     assert (two.penalty, two.coefficient_warmup, two.frequency_limit) == ("quadratic", 50_000, 0.1)
@@ -122,7 +122,7 @@ def test_the_decoders_gradient_has_no_part_along_its_rows():
 
 
 def test_the_controller_follows_the_l0():
-    c = sae.short_run("s", 16, 8, l0_target=4, controller=0.5)
+    c = sae.short_run("s", 16, 8, l0_target=4, controller=0.5).resolve()
     assert c.coefficient_warmup == 2
 
     def after(l0, step=2, config=c, before=1.0):

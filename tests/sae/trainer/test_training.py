@@ -51,6 +51,7 @@ def without_number(records):
     return [{k: v for k, v in record.items() if k != "run"} for record in records]
 
 
+@pytest.mark.slow
 def test_side_by_side_is_the_same_as_alone(small):
     runs = [
         config(),
@@ -72,6 +73,7 @@ def test_side_by_side_is_the_same_as_alone(small):
     assert together[5].W_skip.shape == (64, 40) and together[5].info.site_out == "y"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", ["vmapped", "scanned"])
 def test_stacked_is_the_same_as_side_by_side(small, together, tmp_path):
     runs = [config(), config("y"), config(l0_target=8.0, seed=3), config(learning_rate=1e-3)]
@@ -122,6 +124,19 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(small, tmp_path):
     assert seen == []
 
 
+def test_a_run_over_few_rows_is_stopped_in_any_epoch(tmp_path):
+    """Three steps an epoch, the last of which is filled up; stopped within an epoch and at its end."""
+    x, _, _ = known_dictionary(300, features=256, dimensions=64)
+    store = examples.make_store(tmp_path / "s", {"x": x})
+    unbroken, history = sae.train(config(), store, log_every=1)
+    for step in (8, 16):
+        with pytest.raises(Stop):
+            sae.train(config(), store, checkpoint_dir=tmp_path / "c", save_every=4, progress=interrupted(step))
+    resumed, resumed_history = sae.train(config(), store, checkpoint_dir=tmp_path / "c", log_every=1)
+    assert_same(unbroken, resumed)
+    assert history[-1] == resumed_history[-1]
+
+
 def test_meshes_agree(small, meshes):
     # With this seed no pre-activation comes within rounding of its threshold; where one does, a latent is on for one
     # mesh and off for another, and the losses part by 1e-3 for some steps (seed 0, step 21).
@@ -143,7 +158,7 @@ def test_a_store_that_has_grown_does_not_change_a_runs_units(tmp_path, one_devic
     for index in (2, 3):
         (tmp_path / "s" / f"segment_{index:05d}").rename(tmp_path / "later" / f"segment_{index:05d}")
     growing = sae.ActivationStore.open(tmp_path / "s", growing=True)
-    run = config(steps=40)  # 15 steps in a pass over the first half
+    run = config(steps=40)  # 16 steps in a pass over the first half
     (first,), _ = sae.train(config(steps=2), growing, one_device)
     with pytest.raises(Stop):
         sae.train(run, growing, one_device, checkpoint_dir=tmp_path / "c", save_every=5, progress=interrupted(12))
@@ -237,4 +252,6 @@ def test_info_says_where_it_comes_from(small):
     (autoencoder,), _ = sae.train(config(), small)
     assert (autoencoder.info.model, autoencoder.info.site, autoencoder.info.units) == ("made-up", "x", "raw")
     assert '"l0_target": 4.0' in autoencoder.info.training
-    assert '"left_out": {"sink_norms": {}, "token_ids": [0, 1, 2]}' in autoencoder.info.training
+    assert autoencoder.info.counted == small.manifest.counted == sae.Counted((0, 1, 2))
+    assert autoencoder.info.record.model_fingerprint == small.manifest.model_fingerprint == "0"
+    assert autoencoder.info.record.corpus_sha256 == small.manifest.corpus_sha256

@@ -1,0 +1,134 @@
+"""Autoencoders in folders: where training puts them, that it does not replace those of another run, and of which site
+they are."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+import sae
+from sae.formats import files, params_npz
+from sae.sites import token_site
+from sae.store.source import Source
+from sae.trainer.information import info_of
+from sae.trainer.naming import run_names
+
+from .common import AUTOENCODER_FILES
+
+SITE = flags.DEFINE_string(
+    "site", None, "The site of autoencoders that do not say it: without an info.json, and not in Gemma Scope's folders."
+)
+
+
+def folders_of(
+    root: Path, configs: Sequence[sae.TrainConfig], named: Sequence[str] = (), suffix: str = ""
+) -> list[Path]:
+    """Where autoencoders go, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`.
+
+    Args:
+      root: the folder of all.
+      configs: the runs.
+      named: fields of `TrainConfig` that stand in the names; see `naming.run_names`.
+      suffix: ends the names.
+    """
+    return [root / f"{name}{suffix}" for name in run_names(configs, named)]
+
+
+def check_free(folders: Sequence[Path], configs: Sequence[sae.TrainConfig], source: Source | None = None) -> None:
+    """Refuses to replace autoencoders of other runs.
+
+    Args:
+      folders: where the runs' autoencoders will go.
+      configs: the runs.
+      source: what they train on; None where that does not exist yet.
+
+    Raises:
+      ValueError: naming in what the two runs differ; nothing was changed.
+    """
+    for folder, config in zip(folders, configs, strict=True):
+        if not any((folder / name).exists() for name in AUTOENCODER_FILES):
+            continue
+        if differences := _differences(_record(folder / "info.json"), _asked(config, source)):
+            raise ValueError(
+                f"{folder} has the autoencoder of another run: {'; '.join(differences[:3])}. Name another folder, or "
+                "give --overwrite to replace it. Nothing was changed."
+            )
+
+
+def _record(file: Path) -> dict:
+    """What an autoencoder's info.json says of it and its run; empty where there is none."""
+    if not file.exists():
+        return {}
+    info = dataclasses.asdict(params_npz.read_info(file.parent))
+    return json.loads(json.dumps(info)) | {"training": json.loads(info["training"])}
+
+
+def _asked(config: sae.TrainConfig, source: Source | None) -> dict:
+    """The same of a run that is asked for, without what training finds out."""
+    config = config.resolve()
+    if source is None:
+        return {"training": {"config": json.loads(json.dumps(dataclasses.asdict(config)))}}
+    growing = getattr(source, "growing", False)  # its limits for sinks are those of the time when the run began
+    info = info_of(config, source, {}, {} if growing else source.sink_limits())
+    asked = json.loads(json.dumps(dataclasses.asdict(info)))
+    training = json.loads(info.training)
+    del training["scale"]
+    del asked["shape"]  # which follows from model and site, and older records lack
+    if growing:
+        asked.pop("counted", None)
+    return asked | {"training": training}
+
+
+_NEWER = "factor"  # of sinks, which records of earlier versions lack
+
+
+def _differences(there: dict, asked: dict) -> list[str]:
+    """The fields in which a run's record differs from the run that is asked for, in words."""
+    if not there.get("training", {}).get("config"):
+        return ["it does not say which"]
+    found: list[str] = []
+    # As a config has them: those that others are derived from come first.
+    order = {field.name: i for i, field in enumerate(dataclasses.fields(sae.TrainConfig))}
+
+    def walk(path: tuple[str, ...], old: object, new: object) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in sorted(new, key=lambda name: order.get(name, -1)):
+                if name != _NEWER or old.get(name) is not None:
+                    walk((*path, name), old.get(name), new[name])
+        elif old != new:
+            name = ".".join(part for part in path if part not in ("training", "config"))
+            found.append(f"{name} is {json.dumps(old)[:60]} there, {json.dumps(new)[:60]} here")
+
+    walk((), there, asked)
+    return found
+
+
+def load(folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+    """The autoencoder in a folder. Where neither its files nor its path say its site, it is `--site` of the model.
+
+    Raises:
+      ValueError: for one whose site is not known, and for a `--site` that is not its own.
+    """
+    return _at_a_site(sae.load(folder), folder, model)
+
+
+def outline(folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+    """The same without reading its arrays (`sae.formats.files.outline`)."""
+    return _at_a_site(files.outline(folder), folder, model)
+
+
+def _at_a_site(autoencoder, folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+    site = SITE.value if flags.FLAGS.is_parsed() else None  # without flags, where Python code calls a launch's function
+    if autoencoder.info is None:
+        if site is None:
+            raise ValueError(
+                f"{folder} does not say its site: it has no info.json, and its path is none of Gemma Scope's. Give "
+                "--site, and its model by --model"
+            )
+        shape = tuple(token_site(model, site).shape)
+        return dataclasses.replace(autoencoder, info=sae.Info(model.name, site, site, shape=shape))
+    if site not in (None, autoencoder.info.site):
+        raise ValueError(f"{folder} is of {autoencoder.info.site}, and --site is {site}: leave it out for this one")
+    return autoencoder

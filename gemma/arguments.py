@@ -1,0 +1,72 @@
+"""What `gemma.Model.apply` checks of its arguments before anything is traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma.configs import Config
+
+
+def token_ids(tokens: jax.Array, config: Config) -> jax.Array:
+    """Token ids [B, T] as an array, of integers that the embedding has rows for, as far as they are known.
+
+    Raises:
+      ValueError: for anything else, a text among it.
+    """
+    if not isinstance(tokens, jax.Array):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:  # rows of unequal length
+            raise ValueError(f"tokens must be integers of shape [B, T], so rows of one length: {error}") from None
+        if tokens.dtype.kind in "USO":
+            raise ValueError(
+                f"tokens must be integers of shape [B, T], got {str(tokens.dtype)!r}: encode a text first, "
+                "tokens = [model.tokenizer.encode(text)], or give it to model.run or gemma.generate"
+            )
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
+    if 0 in tokens.shape:
+        raise ValueError(f"tokens are of at least one sequence of one token, got [B, T] = {list(tokens.shape)}")
+    if not isinstance(tokens, jax.core.Tracer):
+        _check_range(tokens, config)
+    return jnp.asarray(tokens)
+
+
+def _check_range(tokens: jax.Array | np.ndarray, config: Config) -> None:
+    """Raises ValueError for ids that have no row; of an array over several processes, this one's part is checked."""
+    parts = [tokens]
+    if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
+        parts = [shard.data for shard in tokens.addressable_shards]
+    for part in map(np.asarray, parts):
+        low, high = int(part.min()), int(part.max())
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(
+                f"tokens have the id {low if low < 0 else high}, but the vocabulary of {config.name} is 0 to "
+                f"{config.vocab_size - 1}: mark padding by negative positions or a mask, and check the tokenizer"
+            )
+
+
+def positions_and_mask(
+    tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Positions [B, T] of integers and a mask [B, T, T] of bool, as arrays; None stays.
+
+    Raises:
+      ValueError: for other shapes and dtypes.
+    """
+    B, T = tokens.shape
+    for name, value, shape in (("positions", positions, (B, T)), ("mask", mask, (B, T, T))):
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"for tokens {[B, T]}, {name} must be {list(shape)}, got {list(np.shape(value))}")
+    if positions is not None:
+        positions = jnp.asarray(positions)
+        if not jnp.issubdtype(positions.dtype, jnp.integer):
+            raise ValueError(f"positions must be integers, got {positions.dtype}")
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != jnp.bool_:
+            raise ValueError(
+                f"mask must be bool, true where a query may see a key, got {mask.dtype}: for one that is added to "
+                "scores give mask == 0, for one of 0 and 1 give mask != 0"
+            )
+    return positions, mask

@@ -1,0 +1,85 @@
+"""Where files lie: on this machine, `~` included, or in a bucket (`gs://`, `s3://`), through `etils.epath`.
+
+`etils.epath` comes with Orbax. It reads buckets through fsspec, with `gcsfs` or `s3fs`, or through TensorFlow.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from etils import epath
+
+# `pathlib.Path("gs://bucket/a")` is `gs:/bucket/a`.
+_BUCKET = re.compile(r"(gs|s3|az|hf):/{1,2}(?=[^/])")
+T = TypeVar("T")
+
+
+def path(source: str | os.PathLike) -> Path:
+    """The path of a file or folder.
+
+    Raises:
+      ValueError: for the home of a user that this machine does not have.
+    """
+    text = os.fspath(source)
+    bucket = _BUCKET.match(text)
+    if bucket:
+        return epath.Path(f"{bucket[1]}://{text[bucket.end() :]}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text!r} begins with the home of a user, which this machine does not have") from error
+
+
+def in_bucket(place: Path) -> bool:
+    """Whether a path is not of this machine's own file system."""
+    return _BUCKET.match(str(place)) is not None
+
+
+def absolute(place: str | os.PathLike) -> Path:
+    """The absolute path; Orbax takes no other."""
+    place = path(place)
+    return place if in_bucket(place) else place.absolute()
+
+
+def size(file: Path) -> int:
+    """The bytes of a file."""
+    return int(file.stat().length) if in_bucket(file) else file.stat().st_size
+
+
+def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
+    """[count] of uint8 from a file, opened anew so that threads do not share a position.
+
+    Raises:
+      ValueError: when the file has fewer.
+    """
+    if in_bucket(file):
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            data = np.frombuffer(stream.read(count), np.uint8)
+    else:
+        data = np.fromfile(file, np.uint8, count, offset=offset)
+    if data.size < count:
+        raise ValueError(f"{file.name} ends at byte {offset + data.size}, within this tensor")
+    return data
+
+
+def reach(place: Path, look: Callable[[], T]) -> T:
+    """What `look` finds out about a place.
+
+    Raises:
+      ValueError: if it is in a bucket that cannot be read, with the reason.
+    """
+    if not in_bucket(place):
+        return look()
+    try:
+        return look()
+    except ValueError:
+        raise
+    except ImportError as error:
+        raise ValueError(f"reading {place} needs another package: {error} (pip install gcsfs, or s3fs)") from error
+    except Exception as error:  # of the bucket's library, of its network
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{place} cannot be read: {reason}") from error

@@ -1,0 +1,60 @@
+"""From the residual stream to the logits: the model's own last steps, and the first-order way of a direction there.
+
+Nothing here knows of sites by name: `gemma/sites.py` says which of the ways a site takes.
+
+Axis letters: D model width, V vocabulary, A length of the activation at a site.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gemma.attention import softcap
+from gemma.configs import Config
+from gemma.layers import Embedder, RMSNorm
+
+
+def unembed(config: Config, params: dict, residual: jax.Array) -> jax.Array:
+    """Returns the logits float32 [..., V] of the last residual stream [..., D]: final norm, unembedding, softcap."""
+    if residual.shape[-1:] != (config.d_model,):
+        raise ValueError(
+            f"residual is [..., D] with D = {config.d_model}, the model's width, got {list(residual.shape)}"
+        )
+    # A norm without a name has no site, so that a capture around this sees the model's own alone.
+    normed = RMSNorm().apply({"params": params["final_norm"]}, residual)
+    embedder = Embedder(config.vocab_size, config.d_model)
+    rows = normed.reshape(1, -1, config.d_model)
+    logits = embedder.apply({"params": params["embedder"]}, rows, method="decode")
+    return softcap(logits, config.final_softcap).reshape(*residual.shape[:-1], config.vocab_size)
+
+
+def logits_of_directions(params: dict, directions: jax.Array) -> jax.Array:
+    """Returns how directions [..., D] in the last residual stream move the logits to first order, float32 [..., V].
+
+    They pass the final norm's gain and the unembedding. The norm's division and the softcap, which depend on the token,
+    are left out, and the mean over the vocabulary, which softmax ignores, is taken away.
+    """
+    effects = directions * gain(params["final_norm"]) @ params["embedder"]["input_embedding"].T
+    return effects - effects.mean(axis=-1, keepdims=True)
+
+
+def gain(norm: dict) -> jax.Array:
+    """Returns what a norm multiplies by, [D] float32: 1 + scale would be rounded in bfloat16."""
+    return 1.0 + norm["scale"].astype(jnp.float32)
+
+
+def unchanged(params: dict, layer: int | None, vectors: jax.Array) -> jax.Array:
+    """The way of a vector that is in the residual stream, or is added to it as it is."""
+    return vectors
+
+
+def through_attention_output(params: dict, layer: int | None, vectors: jax.Array) -> jax.Array:
+    """The way of the heads' outputs, joined [..., N·H]: output projection and the post-attention norm's gain."""
+    block = params[f"layer_{layer}"]
+    w = block["attn"]["attn_vec_einsum"]["w"]
+    return vectors @ w.reshape(-1, w.shape[-1]) * gain(block["post_attention_norm"])
+
+
+def through_feed_forward_output(params: dict, layer: int | None, vectors: jax.Array) -> jax.Array:
+    """The way of the hidden layer [..., F]: its projection down and the post-feed-forward norm's gain."""
+    block = params[f"layer_{layer}"]
+    return vectors @ block["mlp"]["linear"] * gain(block["post_ffw_norm"])

@@ -1,0 +1,73 @@
+"""Jinja's sandbox, in which chat templates run: they see the messages and a few filters, and nothing of Python, of
+files or of this process. Only chats need it, so that a model without them needs no Jinja.
+"""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    """The text of a chat.
+
+    Raises:
+      ValueError: for what the template says is wrong with the chat; for a template that is no Jinja, or that does more
+        than arrange messages.
+    """
+    try:
+        return _compiled(template).render(messages=messages, **variables)
+    except _Complaint as error:
+        raise ValueError(str(error)) from None
+    except jinja2.sandbox.SecurityError as error:
+        raise ValueError(f"the chat template does more than arrange messages, and is refused: {error}") from error
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"the chat template cannot arrange these messages: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"the chat template does more than arrange messages, and is refused: {error}") from error
+
+
+class _Complaint(jinja2.TemplateError):
+    """What a template says by `raise_exception`."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, by which templates mark what the model says for training: here it changes nothing."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _complain(message: str) -> None:
+    raise _Complaint(message)
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """Jinja's own filter writes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's, which shows nothing for what is out of reach; here that is refused."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        raise jinja2.sandbox.SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of reach")
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(template: str) -> jinja2.Template:
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _complain,
+        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+    }
+    return environment.from_string(template)

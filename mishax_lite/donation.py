@@ -1,0 +1,63 @@
+"""Donated buffers: a hook needs values after a jitted function has taken their memory (`donate_argnums`).
+
+Outside jit, a program that donates a value never reads it again; with hooks in it, a captured value is read later, an
+edit may have put an array of the caller's there, and what was captured further in is needed further out. Such a value
+is copied before it is donated.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as extend_core
+
+from mishax_lite.survey import inner_jaxprs
+
+_donating: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+class Kept:
+    """The values that a hook has touched in one run of a program, known by identity, which no equation may consume."""
+
+    def __init__(self) -> None:
+        # Not the values: outside jit, memory is held only as long as it is needed. An identity that a later value
+        # inherits costs a copy, no more.
+        self._ids: set[int] = set()
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Keeps these values."""
+        self._ids.update(map(id, values))
+
+    def spare(
+        self, eqn: extend_core.JaxprEqn, inputs: list[Any], env: dict[Any, Any], last: Collection[Any]
+    ) -> list[Any]:
+        """The inputs of an equation, with copies of those that it might donate though they are kept.
+
+        Args:
+            eqn: any equation.
+            inputs: what it is given.
+            env: the values of the variables.
+            last: those of the variables that nothing reads after it.
+        """
+        if not _donates(eqn):
+            return inputs
+        ids = self._ids.union(id(value) for v, value in env.items() if v not in last)
+        return [jnp.copy(x) if isinstance(x, jax.Array) and id(x) in ids else x for x in inputs]
+
+
+def _donates(eqn: extend_core.JaxprEqn) -> bool:
+    """Whether an equation, or one inside it, donates an input."""
+    if any(eqn.params.get("donated_invars", ())):
+        return True
+    return any(map(_any_donates, inner_jaxprs(eqn))) if eqn.params else False
+
+
+def _any_donates(jaxpr: extend_core.Jaxpr) -> bool:
+    donates = _donating.get(jaxpr)
+    if donates is None:
+        donates = _donating[jaxpr] = any(map(_donates, jaxpr.eqns))
+    return donates

@@ -1,0 +1,152 @@
+"""The compiled parts of an evaluation, and where their arguments lie.
+
+A batch is measured by three programs: `sae.capturing.activations_at`, which goes as deep as the sites; `reconstruct`,
+one for each shape of autoencoder, whatever the model and the sites; and `losses_with`, which goes on from the sites and
+gives the clean, the zero-ablated and every spliced loss. So a sweep at one site compiles the two parts of the forward
+pass once, and what lies below the site is computed once a batch.
+
+Axis letters: B sequences, T tokens, A width of the activation, L sites of a crosscoder, Z latents.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mishax_lite.compiling import jit_forward
+from sae.autoencoder import JumpReLU, bare
+from sae.crosscoder import Crosscoder
+from sae.language_model import LanguageModel, lean
+from sae.sharding import DATA, batch_sharding, ways
+
+LATENTS = 2**24  # of a block of tokens, in memory at a time: 64 MiB
+_LATENT_AXES = {"W_enc": -1, "b_enc": 0, "W_dec": 0, "threshold": 0}
+
+
+@jit_forward
+def losses_with(model: LanguageModel, tokens: jax.Array, values: Mapping[str, jax.Array]) -> jax.Array:
+    """float32 [B, T-1], nats: the losses with values [B, T, A] in the place of whole activations, {site: values}."""
+    put = lambda new: lambda value, _: new.astype(value.dtype).reshape(value.shape)  # noqa: E731
+    edits = {site: put(new) for site, new in values.items()}
+    if not any(model.sites[site].kind == "logits" for site in values):
+        return lean(model).losses(tokens, edits=edits)
+    logits = lean(model).apply(tokens, edits=edits)
+    return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1].astype(jnp.float32), tokens[:, 1:])
+
+
+@jit_forward
+def reconstruct(
+    autoencoder: JumpReLU | Crosscoder, xs: tuple[jax.Array, ...], ys: tuple[jax.Array, ...], text: jax.Array
+) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+    """What is spliced in, and the sums that need no forward pass; in blocks of tokens, so that latents of all tokens
+    are never held.
+
+    Args:
+        autoencoder: `bare`.
+        xs: what goes in, [B, T, A] of each of its sites.
+        ys: what is replaced, [B, T, A] of each site.
+        text: bool [B, T], the tokens that count.
+
+    Returns:
+        ys with what comes out of the autoencoder at text tokens, in their dtypes; and `active` int32 [Z], on how many
+        text tokens each latent fires; `largest` float32 [Z], its largest activation; `errors` float32 [B, T], the
+        squared error of every text token.
+    """
+    B, T = text.shape
+    Z = autoencoder.width
+    count = math.ceil(T / max(1, LATENTS // (B * Z)))
+    each = math.ceil(T / count)
+
+    def in_blocks(values: jax.Array) -> jax.Array:
+        filled = jnp.pad(values, [(0, 0), (0, count * each - T)] + [(0, 0)] * (values.ndim - 2))
+        return jnp.moveaxis(filled.reshape(B, count, each, *values.shape[2:]), 1, 0)
+
+    def add(sums, block):
+        active, largest = sums
+        x, y, counts = block
+        made, f = autoencoder(x), autoencoder.encode(x)
+        on = (f > 0) & counts[..., None]
+        errors = jnp.square(made - y).sum(axis=tuple(range(2, y.ndim)))
+        peaks = jnp.where(on, f, 0.0).max(axis=(0, 1))
+        sums = active + on.sum(axis=(0, 1), dtype=jnp.int32), jnp.maximum(largest, peaks)
+        return sums, (made, jnp.where(counts, errors, 0.0))
+
+    start = jnp.zeros(Z, jnp.int32), jnp.zeros(Z, jnp.float32)
+    blocks = in_blocks(joined(xs)), in_blocks(joined(ys)), in_blocks(text)
+    (active, largest), (made, errors) = jax.lax.scan(add, start, blocks)
+    made, errors = (jnp.moveaxis(part, 0, 1).reshape(B, -1, *part.shape[3:])[:, :T] for part in (made, errors))
+    each_made = (made,) if len(ys) == 1 else tuple(made[:, :, i] for i in range(len(ys)))
+    spliced = tuple(jnp.where(text[..., None], m.astype(y.dtype), y) for m, y in zip(each_made, ys, strict=True))
+    return spliced, {"active": active, "largest": largest, "errors": errors}
+
+
+@jit_forward
+def moments(ys: tuple[jax.Array, ...], text: jax.Array, centre: jax.Array) -> dict[str, jax.Array]:
+    """Around a centre [A]: `shifted` [B, A], the sum of each sequence's text tokens, and `squares` [B, T], the squared
+    distance of each; float32."""
+    y = joined(ys)
+    shifted = jnp.where(text.reshape(*text.shape, *[1] * (y.ndim - 2)), y - centre, 0.0)
+    return {"shifted": shifted.sum(axis=1), "squares": jnp.square(shifted).sum(axis=tuple(range(2, y.ndim)))}
+
+
+@jit_forward
+def zeroed(ys: tuple[jax.Array, ...], text: jax.Array) -> tuple[jax.Array, ...]:
+    """ys [B, T, A] with zero at text tokens."""
+    return tuple(jnp.where(text[..., None], jnp.zeros_like(y), y) for y in ys)
+
+
+def joined(values: tuple[jax.Array, ...]) -> jax.Array:
+    """float32 [B, T, A] of one site, [B, T, L, A] of several."""
+    wide = [value.astype(jnp.float32) for value in values]
+    return wide[0] if len(wide) == 1 else jnp.stack(wide, axis=-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a model's parameters lie, and so everything else.
+
+    Attributes:
+        mesh: of its parameters; None where one device has them.
+    """
+
+    mesh: Mesh | None
+    _device: jax.sharding.Sharding | None
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "Layout":
+        sharding = getattr(jax.tree.leaves(model.params)[0], "sharding", None)  # numpy's arrays have none
+        spread = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+        return cls(sharding.mesh if spread else None, sharding)
+
+    def tokens(self, batch: np.ndarray) -> jax.Array:
+        """Tokens [B, T] where a forward pass wants them."""
+        return jnp.asarray(batch) if self.mesh is None else jax.device_put(batch, batch_sharding(self.mesh))
+
+    def finish(self, values: jax.Array) -> jax.Array:
+        """Waits on a CPU's mesh: collectives of programs in flight can starve each other of threads there."""
+        if self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu":
+            jax.block_until_ready(values)
+        return values
+
+    def autoencoder(self, autoencoder: JumpReLU | Crosscoder) -> JumpReLU | Crosscoder:
+        """`bare`, on the model's device, or with its latents over the axes of the mesh that are not `data`, where they
+        divide."""
+        arrays = bare(autoencoder)
+        if self.mesh is None:
+            return jax.device_put(arrays, self._device)
+        rest = tuple(name for name in self.mesh.axis_names if name != DATA)
+        devices = self.mesh.size // ways(self.mesh)
+        places = {}
+        for field in dataclasses.fields(arrays):
+            array = getattr(arrays, field.name)
+            if array is not None:
+                spec = [None] * array.ndim
+                if rest and field.name in _LATENT_AXES and arrays.width % devices == 0:
+                    spec[_LATENT_AXES[field.name]] = rest
+                places[field.name] = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        return dataclasses.replace(arrays, **places)

@@ -1,0 +1,62 @@
+"""Metrics as text for a terminal."""
+
+from collections.abc import Sequence
+
+from sae.evaluation.fidelity import Metrics
+
+
+def table(metrics: Sequence[Metrics], targets: Sequence[str] | None = None) -> str:
+    """Returns one line per autoencoder under a line of headings, which says over how many tokens latents are dead.
+
+    Args:
+        metrics: of each autoencoder.
+        targets: what each aimed at, for a column of its own; none without.
+
+    Raises:
+        ValueError: if there are not as many targets as metrics.
+
+    Example:
+        >>> one = Metrics("embed", 2000, 1900, 3.0, 0.25, 2.0, 2.5, 4.0, 0.5, 0.75, 7, 96, 20)
+        >>> print(table([one]))
+        site   width   L0    FVU  delta loss (nats)  loss recovered  dead in 2,000 tokens
+        embed     96  3.0  0.250              0.500           0.750                     7
+    """
+    tokens = sorted({m.tokens for m in metrics})
+    over = f"dead in {tokens[0]:,} tokens" if len(tokens) == 1 else "dead (in tokens)"
+    columns = {
+        "site": [m.site for m in metrics],
+        "width": [str(m.width) for m in metrics],
+        "target": list(targets or []),
+        "L0": [f"{m.l0:.1f}" for m in metrics],
+        "FVU": [f"{m.fvu:.3f}" for m in metrics],
+        "delta loss (nats)": [f"{m.delta_loss:.3f}" for m in metrics],
+        "loss recovered": [f"{m.loss_recovered:.3f}" for m in metrics],
+        over: [str(m.dead) if len(tokens) == 1 else f"{m.dead} ({m.tokens:,})" for m in metrics],
+    }
+    if targets is None:
+        del columns["target"]
+    return in_columns(columns)
+
+
+def in_columns(columns: dict[str, Sequence[str]]) -> str:
+    """Returns cells under their headings: the first column to the left, the others to the right.
+
+    Args:
+        columns: heading to cells, of as many rows each.
+
+    Raises:
+        ValueError: for columns of unequal length.
+    """
+    lengths = {heading: len(cells) for heading, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a table are of one length, got {lengths}")
+    widths = [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not i else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,145 @@
+"""What the fields of a frozen dataclass take: plain Python values of their types. Numbers of numpy and JAX become plain
+ones; everything else of another type is refused when the record is made, and not when it is written to a file."""
+
+import dataclasses
+import numbers
+import reprlib
+import types
+import typing
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+
+
+def check_fields(record, names: Collection[str] | None = None) -> None:
+    """Gives fields of a frozen dataclass plain values of their types; to be called in `__post_init__`.
+
+    Fields may be of type bool, int, float, str, of tuples of one of these, and of unions. A whole number is taken for a
+    float, a list or a one-dimensional array for a tuple, and a number of numpy or JAX, or an array without axes, for
+    the number that it holds.
+
+    Args:
+      record: a frozen dataclass, whose fields are replaced.
+      names: which fields; all by default.
+
+    Raises:
+      ValueError: for a value of another type, or a number that is not finite; it names the class and the field.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Size:
+      ...     width: int
+      ...     def __post_init__(self):
+      ...         check_fields(self)
+      >>> Size(np.int64(3))
+      Size(width=3)
+    """
+    for field in dataclasses.fields(record):
+        if names is not None and field.name not in names:
+            continue
+        name = f"{type(record).__name__}: {field.name}"
+        object.__setattr__(record, field.name, plain(name, getattr(record, field.name), field.type))
+
+
+def plain(name: str, value, kind):
+    """Returns a value, such as an argument that goes to a file, as a plain one of a type.
+
+    Args:
+      name: what errors call it.
+      value: anything.
+      kind: the type, as for the fields of `check_fields`.
+
+    Raises:
+      ValueError: for a value of another type, or a number that is not finite.
+
+    Example:
+      >>> plain("length", np.int64(3), int)
+      3
+    """
+    try:
+        result = _plain(value, kind)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{name} must be {_words(kind)}, got {reprlib.repr(value)}") from None
+    for number in result if isinstance(result, tuple) else (result,):
+        if isinstance(number, float) and not np.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}")
+    return result
+
+
+def of_json(kind, facts: Mapping):
+    """Makes a frozen dataclass of the JSON object that a file has for it.
+
+    Raises:
+      ValueError: naming the field that is missing or unknown.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Size:
+      ...     width: int
+      >>> of_json(Size, {"width": 3})
+      Size(width=3)
+    """
+    names = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := [name for name in facts if name not in names]:
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(names)}")
+    for name, field in names.items():
+        if name not in facts and field.default is dataclasses.MISSING:
+            raise ValueError(f"{kind.__name__}: the field {name!r} is missing")
+    return kind(**facts)
+
+
+def _plain(value, kind):
+    """The value as the type of a field, or TypeError."""
+    if isinstance(kind, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return _plain(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if typing.get_origin(kind) is tuple:
+        return _plain_tuple(value, typing.get_args(kind)[0])
+    value = _scalar(value)
+    if kind is types.NoneType and value is None:
+        return None
+    if isinstance(value, bool) or kind is bool:
+        if kind is bool and isinstance(value, bool):
+            return value
+    elif kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    elif kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    elif kind is str and isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError
+
+
+def _plain_tuple(value, kind) -> tuple:
+    if hasattr(value, "dtype") and getattr(value, "ndim", 0) == 1:
+        value = list(np.asarray(value))
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return tuple(_plain(item, kind) for item in value)
+
+
+def _scalar(value):
+    """What an array without axes holds, of numpy, JAX or another library; other values as they are."""
+    if not hasattr(value, "dtype"):
+        return value
+    array = np.asarray(value)
+    if array.shape:
+        raise TypeError
+    if array.dtype.kind in "biuU":
+        return array.item()
+    # bfloat16 and the like are of the kind "V".
+    return float(array) if array.dtype.kind in "fV" else value
+
+
+def _words(kind) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_words(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple, each of it {_words(typing.get_args(kind)[0])}"
+    return _WORDS[kind]

@@ -1,0 +1,55 @@
+"""Gemma Scope's folders have no info.json; their paths say what they are of:
+
+google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz
+google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6/params.npz
+
+Repositories are `gemma-scope-{2b, 9b, 27b}-{pt, it}-{res, att, mlp, transcoders}` (arXiv 2408.05147, section 4). One
+may have been downloaded to a folder of that name, or be in the hub's cache: `models--google--gemma-scope-2b-pt-res`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from sae.autoencoder import Info
+
+_REPOSITORY = re.compile(r"(?:models--[\w.-]+?--)?(gemma-scope-(2b|9b|27b)-(pt|it)-(res|att|mlp|transcoders))")
+# What goes in and what comes out. Transcoders read what the norm divided, before its gain (design.md's `mlp_normed`).
+_SITES = {
+    "res": ("resid_post", "resid_post"),
+    "att": ("attn_z", "attn_z"),
+    "mlp": ("mlp_out", "mlp_out"),
+    "transcoders": ("mlp_normed", "mlp_out"),
+}
+
+
+def info_of(folder: Path) -> Info | None:
+    """What the path of an autoencoder's folder says of it; None if it is not Gemma Scope's.
+
+    Args:
+      folder: within a folder that is called as one of Gemma Scope's repositories.
+
+    Returns:
+      The model is the base's, `gemma2-2b`, for instruction-tuned ones too; `training` has the repository and the
+      folder in it, whose name has the L0.
+
+    Example:
+      >>> info_of(Path("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")).site
+      'layer_20/resid_post'
+    """
+    parts = folder.absolute().parts
+    matches = [(at, found) for at, part in enumerate(parts) if (found := _REPOSITORY.fullmatch(part))]
+    if not matches:
+        return None
+    at, found = matches[-1]
+    repository, size, kind = found[1], found[2], found[4]
+    inside = parts[at + 1 :]
+    layers = [layer[1] for part in inside if (layer := re.fullmatch(r"layer_(\d+)", part))]
+    if len(layers) == 1:
+        site, site_out = (f"layer_{int(layers[0])}/{name}" for name in _SITES[kind])
+    elif not layers and "embedding" in inside and kind == "res":
+        site = site_out = "embed"
+    else:
+        return None
+    facts = {"repository": repository, "folder": "/".join(inside)}
+    return Info(f"gemma2-{size}", site, site_out, training=json.dumps({"gemma_scope": facts}, sort_keys=True))

@@ -1,0 +1,69 @@
+"""`largest.npz` beside an autoencoder's file: the largest activation of each latent, and over how many tokens.
+
+A file of its own, as `params.npz` is Gemma Scope's to the name and `info.json` is for people to read.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from sae.autoencoder import Largest
+from sae.files import ARCHIVE_ERRORS, current, replace_together
+
+NAME = "largest.npz"
+
+
+def contents(largest: Largest | None, folder: Path) -> dict[str, bytes | None]:
+    """Returns what `sae.files.replace_together` needs so that a folder has this record, or none where it is None;
+    nothing where the folder has the same record already, so that its file stays untouched.
+
+    Args:
+        largest: the record of the autoencoder that the folder holds, or is about to.
+        folder: may be missing.
+    """
+    if largest is None:
+        return {NAME: None}
+    if _same(folder, largest):
+        return {}
+    file = io.BytesIO()
+    np.savez(file, largest=largest.values, tokens=np.int64(largest.tokens))
+    return {NAME: file.getvalue()}
+
+
+def write(largest: Largest | None, folder: Path) -> None:
+    """Leaves a folder with this record, or with none where it is None; a crash leaves the old one or the new one."""
+    if changes := contents(largest, folder):
+        replace_together(folder, changes)
+
+
+def _same(folder: Path, largest: Largest) -> bool:
+    try:
+        return read(folder) == largest
+    except ValueError:  # damaged, and to be replaced
+        return False
+
+
+def read(folder: Path, width: int | None = None) -> Largest | None:
+    """Returns the record in a folder, None where it has none.
+
+    Args:
+        folder: an autoencoder's.
+        width: Z, how many latents the autoencoder there has, where that is to be checked.
+
+    Raises:
+        ValueError: for a damaged file, or one of another width; it says how to make it anew.
+    """
+    file = current(folder, NAME)
+    if file is None or not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            largest = Largest(arrays["largest"], int(arrays["tokens"]))
+        if width not in (None, len(largest.values)):
+            raise ValueError(f"it is of {len(largest.values)} latents, the autoencoder beside it has {width}")
+        return largest
+    except (*ARCHIVE_ERRORS, KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is damaged: {error}. Delete it; `python -m experiments.evaluate` records it again"
+        ) from None

@@ -1,0 +1,280 @@
+"""Autoencoders at work in a model: `splice`, `steer`, `ablate` and `clamp` return edits.
+
+Edits go to `mishax_lite.edit`, to `generate` and to whatever else takes edits; `a | b` applies both. They act at the
+tokens that count. By the rule that the autoencoder records, these are not: its special ids, padding (negative
+positions) and, where the rule has a limit for the site that is read, attention sinks. Marks of the text (`left_out`)
+are unknown to a running model. An autoencoder without a rule acts at all positions above 0. Latents, strengths, values
+and positions are leaves of the edits: others compile nothing.
+
+Axis letters: B sequences, T tokens, A dim of the activation (heads joined), Z latents, K of them that are acted on.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mishax_lite import Edits
+from sae.acting import Change, Intervention, Positions, Set, Splice, Steer, Tokens, narrowing
+from sae.autoencoder import Info, JumpReLU, bare
+from sae.crosscoder import Crosscoder
+
+
+@dataclasses.dataclass(frozen=True)
+class OfMax:
+    """A multiple of a latent's largest recorded activation; `of_max` makes it."""
+
+    factor: float
+
+    def of(self, autoencoder: JumpReLU | Crosscoder, latent: int) -> float:
+        """The multiple in raw units.
+
+        Raises:
+            ValueError: where no activations are recorded, or the latent fired on none of their tokens.
+        """
+        record = autoencoder.largest
+        if record is None:
+            raise ValueError(
+                f"of_max({self.factor:g}) needs the largest activations of the autoencoder's latents, and none are "
+                "recorded (`autoencoder.largest`): give a number in raw units, or record them, as "
+                "`python -m experiments.evaluate` does"
+            )
+        if not record.values[latent]:
+            raise ValueError(
+                f"of_max({self.factor:g}) of latent {latent} is nothing, as it fired on none of the {record.tokens:,} "
+                "tokens of the record: give a number in raw units, or another latent"
+            )
+        return self.factor * float(record.values[latent])
+
+
+def of_max(factor: float) -> OfMax:
+    """Returns a strength, or a value, as a multiple of the latent's largest recorded activation.
+
+    Args:
+        factor: 3 for three times the largest activation.
+
+    Raises:
+        ValueError: for a factor that is no finite number.
+
+    Example:
+        >>> edits = sae.steer(autoencoder, {17: sae.of_max(3)})
+    """
+    return OfMax(float(_number("of_max", factor)))
+
+
+Strength = float | jax.Array | OfMax
+
+
+def splice(
+    autoencoder: JumpReLU, error: bool = False, *, positions: Positions | None = None, site: str | None = None
+) -> Edits:
+    """Puts the reconstruction in the place of the activation.
+
+    Args:
+        autoencoder: on raw activations. A transcoder's output takes the place of its output site; it reads its input
+            site in the same forward pass.
+        error: adds the reconstruction's error back as a constant: no value changes, but gradients flow through the
+            latents alone.
+        positions: where, of the tokens that count: an integer, several, a slice, a function of positions [B, T], or an
+            array bool [B, T]. By default everywhere.
+        site: where the autoencoder belongs; by default what its `info` says, which is the only place for a transcoder.
+
+    Raises:
+        ValueError: for a crosscoder, an autoencoder that does not say its site, and positions of another kind.
+
+    Example:
+        >>> logits = mishax_lite.edit(model.apply, sae.splice(autoencoder))(tokens)
+    """
+    site, reads = _sites(autoencoder, site, "splice")
+    return _at(site, reads, Splice(bare(autoencoder), error), positions, autoencoder.info)
+
+
+def steer(
+    autoencoder: JumpReLU | Crosscoder,
+    strengths: Mapping[int, Strength],
+    positions: Positions | None = None,
+    *,
+    site: str | None = None,
+) -> Edits:
+    """Adds strength * W_dec[latent] to the activation.
+
+    Args:
+        autoencoder: only its decoder is used. A transcoder adds at its output site.
+        strengths: {latent: strength}, in raw units or `of_max(...)`.
+        positions: as for `splice`.
+        site: as for `splice`. For a crosscoder it is the one of its sites where to add: added at all of them, the
+            vectors would add up along the residual stream.
+
+    Raises:
+        ValueError: as for `splice`; for latents that the autoencoder lacks, strengths that are no finite numbers, a
+            crosscoder without `site`, and as `of_max` says.
+
+    Example:
+        >>> gemma.generate(model, "The sea", edits=sae.steer(autoencoder, {17: sae.of_max(3)}))
+    """
+    latents, numbers = _numbers(autoencoder, strengths, "steer")
+    rows = autoencoder.W_dec[latents]
+    if isinstance(autoencoder, Crosscoder):
+        sites = () if autoencoder.info is None else autoencoder.info.site
+        if site not in sites:
+            raise ValueError(
+                f"steer: a crosscoder adds at one of its sites: name one of {', '.join(sites) or 'them in its info'} "
+                f"(site=...); got {site!r}"
+            )
+        return _at(site, None, Steer(rows[:, sites.index(site)], numbers), positions, autoencoder.info)
+    site, _ = _sites(autoencoder, site, "steer")
+    return _at(site, None, Steer(rows, numbers), positions, autoencoder.info)
+
+
+def ablate(
+    autoencoder: JumpReLU,
+    latents: int | Sequence[int] | jax.Array,
+    positions: Positions | None = None,
+    *,
+    site: str | None = None,
+) -> Edits:
+    """Sets latents to zero: x - f W_dec, so that the reconstruction's error stays.
+
+    Args:
+        autoencoder: on raw activations; a transcoder as for `splice`.
+        latents: one, or several different ones.
+        positions: as for `splice`.
+        site: as for `splice`.
+
+    Raises:
+        ValueError: as for `splice`, and for latents that the autoencoder lacks or that are named twice.
+
+    Example:
+        >>> logits = mishax_lite.edit(model.apply, sae.ablate(autoencoder, [17, 4]))(tokens)
+    """
+    site, reads = _sites(autoencoder, site, "ablate")
+    part = _part(autoencoder, _latents([latents] if np.ndim(latents) == 0 else latents, autoencoder.width, "ablate"))
+    return _at(site, reads, Set(part, jnp.zeros(part.width), False), positions, autoencoder.info)
+
+
+def clamp(
+    autoencoder: JumpReLU,
+    values: Mapping[int, Strength],
+    where: Literal["active"] | None = None,
+    positions: Positions | None = None,
+    *,
+    site: str | None = None,
+) -> Edits:
+    """Sets latents to values: x + (value - f) W_dec, so that the reconstruction's error stays.
+
+    Args:
+        autoencoder: on raw activations; a transcoder as for `splice`.
+        values: {latent: value}, in raw units or `of_max(...)`.
+        where: "active" acts only where the latent fires; by default at every token that counts.
+        positions: as for `splice`.
+        site: as for `splice`.
+
+    Raises:
+        ValueError: as for `steer`, and for another `where`.
+
+    Example:
+        >>> edits = sae.clamp(autoencoder, {17: 20.0}, where="active")
+    """
+    if where not in (None, "active"):
+        raise ValueError(f"clamp: where is 'active' or None, got {where!r}")
+    site, reads = _sites(autoencoder, site, "clamp")
+    latents, numbers = _numbers(autoencoder, values, "clamp")
+    change = Set(_part(autoencoder, latents), numbers, where == "active")
+    return _at(site, reads, change, positions, autoencoder.info)
+
+
+def _at(site: str, reads: str | None, change: Change, positions: Positions | None, info: Info | None) -> Edits:
+    special_ids, sink_norm = _counted(info, site if reads is None else reads)
+    tokens = Tokens(narrowing(positions), special_ids, sink_norm)
+    return Edits.of({site: Intervention(change, tokens, reads)})
+
+
+def _counted(info: Info | None, site: str) -> tuple[tuple[int, ...] | None, float | None]:
+    """The ids that never count, and the norm of sinks at a site; None where nothing is recorded."""
+    counted = None if info is None else info.counted
+    return (None, None) if counted is None else (counted.special_ids, dict(counted.sink_limits).get(site))
+
+
+def _sites(autoencoder: JumpReLU, site: str | None, caller: str) -> tuple[str, str | None]:
+    """Where an autoencoder acts, and what it reads if that is another site.
+
+    Raises:
+        ValueError: for a crosscoder, no site, and another one than a transcoder's.
+    """
+    info = autoencoder.info
+    if isinstance(autoencoder, Crosscoder):
+        raise ValueError(
+            f"{caller}: a crosscoder reads several sites, of which the first is edited before the last is computed; "
+            "sae.steer takes a crosscoder, with site=..."
+        )
+    if site is None and info is None:
+        raise ValueError(f"{caller}: the autoencoder does not say its site: name one (site=...)")
+    if info is None or info.site == info.site_out:
+        return site or info.site, None
+    if site not in (None, info.site_out):
+        raise ValueError(f"{caller}: this transcoder acts at {info.site_out}, got site={site!r}")
+    return info.site_out, info.site
+
+
+def _part(autoencoder: JumpReLU, latents: jax.Array) -> JumpReLU:
+    """An autoencoder with some of the latents alone, whose activations are the same."""
+    return dataclasses.replace(
+        bare(autoencoder),
+        W_enc=autoencoder.W_enc[:, latents],
+        b_enc=autoencoder.b_enc[latents],
+        W_dec=autoencoder.W_dec[latents],
+        threshold=autoencoder.threshold[latents],
+        W_skip=None,  # moves no latent
+    )
+
+
+def _numbers(
+    autoencoder: JumpReLU | Crosscoder, numbers: Mapping[int, Strength], caller: str
+) -> tuple[jax.Array, jax.Array]:
+    """Latents [K] and their strengths or values, float32 [K]."""
+    if not isinstance(numbers, Mapping):
+        raise ValueError(f"{caller}: expected a dict {{latent: number}}, such as {{17: 20.0}}, got {numbers!r:.60}")
+    latents = _latents(list(numbers), autoencoder.width, caller)
+    raw = [
+        value.of(autoencoder, latent) if isinstance(value, OfMax) else _number(caller, value)
+        for latent, value in numbers.items()
+    ]
+    if any(isinstance(number, jax.Array) for number in raw):
+        return latents, jnp.stack([jnp.asarray(number, jnp.float32) for number in raw])
+    return latents, jnp.asarray(np.float32(raw))  # runs no program
+
+
+def _latents(latents: Sequence[int] | jax.Array, width: int, caller: str) -> jax.Array:
+    """Latents as int32 [K]; traced ones are not checked.
+
+    Raises:
+        ValueError: for what is no latent, and for one that is named twice.
+    """
+    if isinstance(latents, jax.core.Tracer):
+        return latents.astype(jnp.int32)
+    try:
+        numbers = [operator.index(latent) for latent in latents]
+    except TypeError:
+        raise ValueError(f"{caller}: latents are integers, got {latents!r:.60}") from None
+    wrong = [latent for latent in numbers if not 0 <= latent < width]
+    if wrong or not numbers or len(set(numbers)) < len(numbers):
+        problem = f"lacks latent {wrong[0]}" if wrong else "needs at least one latent, each once"
+        raise ValueError(f"{caller}: the autoencoder has latents 0 to {width - 1} and {problem}; got {latents!r:.60}")
+    return jnp.asarray(np.int32(numbers))
+
+
+def _number(caller: str, value: Any) -> Any:
+    """A number, or a scalar array.
+
+    Raises:
+        ValueError: for anything else, and for a number that is not finite.
+    """
+    if isinstance(value, jax.Array) and value.shape == ():
+        return value.astype(jnp.float32)
+    if np.ndim(value) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+        raise ValueError(f"{caller}: expected a finite number or sae.of_max(...), got {value!r:.60}")
+    return value

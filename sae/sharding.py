@@ -1,0 +1,34 @@
+"""Where token sequences lie on a mesh of devices: over its axis `data`.
+
+Where parameters and activations lie beside that is the model's business; autoencoders have rules of their own
+(`sae.evaluation.programs.Layout`, `sae.trainer.programs`).
+"""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"
+
+
+def ways(mesh: Mesh | None) -> int:
+    """Returns how many parts a batch has; their number has to divide that of its sequences."""
+    return 1 if mesh is None else mesh.shape.get(DATA, 1)
+
+
+def rounded_up(sequences: int, mesh: Mesh | None) -> int:
+    """Returns the next number of sequences that can be a batch on a mesh."""
+    return -(-sequences // ways(mesh)) * ways(mesh)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns where tokens [B, T] lie: their first axis over `data`. A mesh without that axis has a copy everywhere.
+
+    Raises:
+        ValueError: for a mesh with explicit axes.
+    """
+    if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"the mesh's axes must be automatic, got {dict(zip(mesh.axis_names, mesh.axis_types, strict=True))}: "
+            "jax.make_mesh makes explicit ones unless told otherwise, jax.sharding.Mesh(devices, names) automatic ones"
+        )
+    return NamedSharding(mesh, PartitionSpec(DATA) if DATA in mesh.shape else PartitionSpec())

@@ -1,0 +1,156 @@
+"""Are these tokens of this model? What harvesting and evaluation check before the model reads any of them.
+
+Axis letters: S sequences, T tokens of a sequence.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sae import showing
+from sae.language_model import LanguageModel
+from sae.text.documents import Document
+from sae.text.sequences import Sequences, check_unmasked
+
+_ROWS = 4096  # sequences looked at together: they may be memory-mapped files that are larger than memory
+
+
+def require_sequences(value: object) -> None:
+    """Raises ValueError, with what makes them, for what is no `Sequences`."""
+    if not isinstance(value, Sequences):
+        raise ValueError(f"expected token sequences, got {showing.kind(value)}: {_makes_them(value)}")
+
+
+def _makes_them(value: object) -> str:
+    """What makes sequences of something."""
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    if isinstance(first, Document):
+        return "sae.text.cut(documents, model.tokenizer, 256) cuts documents into them"
+    if showing.is_array(value) or isinstance(first, list | tuple | int):
+        return "sae.text.as_sequences(tokens, model) makes them of token ids [S, T]"
+    return (
+        "sae.text.cut(documents, model.tokenizer, 256) makes them, of what sae.text.read_documents(path) reads or of "
+        "sae.text.Document(id, source, text)"
+    )
+
+
+def as_sequences(text: Sequences | np.ndarray, model: LanguageModel) -> Sequences:
+    """Returns token sequences that the model has rows for, of its own tokenizer as far as they say whose they are.
+
+    Args:
+      text: `Sequences`, or integers [S, T], of which nobody says the documents: each row counts as one
+        (`Sequences.rows_are_documents`).
+      model: what is to read them.
+
+    Returns:
+      The sequences, whose tokens are as they were given where they are int32, which a memory-mapped file stays by;
+      otherwise as int32.
+
+    Raises:
+      ValueError: as `check_sequences` does, and for an array that is no [S, T] of integers.
+
+    Example:
+      >>> import gemma
+      >>> as_sequences([[2, 7, 9], [2, 5, 0]], gemma.load("gemma2-tiny"))
+      Sequences(2 sequences of 3 tokens, 2 rows taken for documents)
+    """
+    if isinstance(text, Sequences):
+        check_sequences(text, model)
+        tokens = text.tokens.astype(np.int32, copy=False)
+        return text if tokens is text.tokens else dataclasses.replace(text, tokens=tokens)
+    check_unmasked(text)
+    first = text[0] if isinstance(text, list | tuple) and text else text
+    if not (showing.is_array(text) or showing.is_array(first) or isinstance(first, list | tuple | int)):
+        require_sequences(text)
+    try:
+        tokens = np.asarray(text)
+    except ValueError:  # numpy's own message is about its arrays
+        raise ValueError(
+            "token sequences given as lists are of one length, and these are of several: pad them with "
+            "model.tokenizer.pad, or have sae.text.cut make sequences of text"
+        ) from None
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(
+            f"tokens must be integers [S, T], got {tokens.dtype} {list(tokens.shape)}: ids are whole numbers, as a "
+            "tokenizer gives them"
+        )
+    _check_range(tokens, model)
+    rows = np.arange(len(tokens), dtype=np.int32)
+    return Sequences(
+        tokens.astype(np.int32, copy=False),
+        rows,
+        np.zeros_like(rows),
+        tuple((f"row {row}", "array") for row in range(len(tokens))),
+        rows_are_documents=True,
+    )
+
+
+def check_sequences(sequences: Sequences, model: LanguageModel) -> None:
+    """Raises ValueError for sequences of another tokenizer than the model's, ids outside its vocabulary, and sequences
+    that contradict themselves: that do not begin with BOS, or are of documents that they do not have.
+
+    Example:
+      >>> import gemma
+      >>> ids, zero = np.asarray([[2, 10**6]]), np.zeros(1, int)
+      >>> sequences = Sequences(ids, zero, zero, (("d", "s"),))
+      >>> check_sequences(sequences, gemma.load("gemma2-tiny"))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ...
+      ValueError: the tokens have the id 1000000, while the vocabulary of gemma2-tiny is 0 to ...
+    """
+    check_tokenizer(sequences, model)
+    _check_range(sequences.tokens, model)
+    _check_documents(sequences, None if model.tokenizer is None else model.tokenizer.bos)
+
+
+def check_tokenizer(sequences: Sequences, model: LanguageModel) -> None:
+    """Raises ValueError, naming both, for sequences of another tokenizer than the model's."""
+    made, read = sequences.tokenizer_sha256, None if model.tokenizer is None else model.tokenizer.sha256
+    if made is None or read is None or made == read:
+        return
+    raise ValueError(
+        f"these sequences were cut with the tokenizer {made[:12]}…, while {model.name} has the tokenizer "
+        f"{read[:12]}…: cut the text with model.tokenizer. If both give the same ids, "
+        "dataclasses.replace(sequences, tokenizer_sha256=None) makes them anybody's"
+    )
+
+
+def _check_documents(sequences: Sequences, bos: int | None) -> None:
+    """Whether every token has a document: `Sequences.document_at` counts on BOS for it."""
+    count = len(sequences.documents)
+    if len(sequences) and int(sequences.offset.min()) < 0:
+        raise ValueError(f"an offset counts the tokens of a document from 0 on, got {int(sequences.offset.min())}")
+    for start in range(0, len(sequences), _ROWS):
+        tokens, document = sequences.tokens[start : start + _ROWS], sequences.document[start : start + _ROWS]
+        first = tokens[:, :1]
+        if not sequences.rows_are_documents and tokens.size:
+            bos = int(first[0, 0]) if bos is None else bos
+            if (wrong := np.flatnonzero(first[:, 0] != bos)).size:
+                raise ValueError(
+                    f"each sequence has to begin with BOS, {bos}; sequence {start + wrong[0]} begins with "
+                    f"{first[wrong[0], 0]}: cut the text with `sae.text.cut`, or give the tokens alone, of which each "
+                    "row counts as a document"
+                )
+        last = document if sequences.rows_are_documents else document - 1 + (tokens == first).sum(axis=1)
+        if int(document.min()) < 0 or int(last.max()) >= count:
+            wrong = int(document.min()) if int(document.min()) < 0 else int(last.max())
+            raise ValueError(
+                f"these sequences have {count:,} documents, numbered from 0 on, and tokens of document {wrong}: "
+                "`documents` has to name every document that `document` and the BOS of packed sequences count"
+            )
+
+
+def _check_range(tokens: np.ndarray, model: LanguageModel) -> None:
+    for start in range(0, len(tokens), _ROWS):
+        part = tokens[start : start + _ROWS]
+        if not part.size:
+            continue
+        low, high = int(part.min()), int(part.max())
+        if low < 0 or high >= model.vocab_size:
+            whose = "they may be of another model's tokenizer"
+            if low < 0:
+                whose = "no tokenizer gives negative ids, so they mark something else, such as padding"
+            raise ValueError(
+                f"the tokens have the id {low if low < 0 else high}, while the vocabulary of {model.name} is 0 to "
+                f"{model.vocab_size - 1}: {whose}. Cut the text with model.tokenizer"
+            )

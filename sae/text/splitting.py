@@ -1,0 +1,244 @@
+"""Which documents are held out: by a hash of their text alone.
+
+So a document is on the same side whatever the seed, the length of sequences and the packing, and so are its duplicates.
+Sequences come later (`cut`): documents that lie in one packed sequence must not be parted.
+"""
+
+import array
+import dataclasses
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from sae.text.documents import Document, require_document, require_documents
+
+SHARE = 0.1
+Side = Literal["harvest", "held_out", "divided"]
+_SPACE, _NEAR = re.compile(r"\s"), 200  # characters within which a space is looked for
+
+
+def split(documents: Sequence[Document], share: float = SHARE) -> tuple[list[Document], list[Document]]:
+    """Divides documents into those to harvest and those that are held out; see `Survey.split`.
+
+    Args:
+      documents: in memory. For more than that, `survey(iter_documents(path)).split()` reads them one by one.
+      share: of the text that is held out, in expectation.
+
+    Returns:
+      The documents to harvest, and the others, each in their order.
+
+    Raises:
+      ValueError: as `Survey.split` does.
+
+    Example:
+      >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
+      >>> train, held_out = split(documents)
+      >>> len(train) + len(held_out), split(documents[::-1])[1] == held_out[::-1]
+      (100, True)
+    """
+    sides = survey(documents).split(share)
+    return list(sides.harvested(documents)), list(sides.held_out(documents))
+
+
+def text_hash(document: Document) -> int:
+    """64 bits of a hash of a document's text, or messages: not of its names, its line ends and white space around."""
+    digest = hashlib.blake2b(digest_size=8)
+    if document.messages:
+        for message in document.messages:
+            role = "model" if message.role == "assistant" else message.role
+            digest.update(_bytes(f"\0{role}\0{_plain(message.content)}"))
+    else:
+        digest.update(_bytes(_plain(document.text)))
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _plain(text: str) -> str:
+    return text.strip().replace("\r\n", "\n")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # what is no text, `cut` says
+
+
+def survey(documents: Iterable[Document]) -> "Survey":
+    """Reads all documents once, and keeps 17 bytes of each.
+
+    Example:
+      >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
+      >>> survey(documents).digest() == survey(documents[::-1]).digest()
+      True
+    """
+    hashes, sizes, divisible = array.array("Q"), array.array("q"), array.array("b")
+    names: dict[int, str] = {}
+    total = 0
+    require_documents(documents)
+    for document in documents:
+        require_document(document)
+        key = text_hash(document)
+        hashes.append(key)
+        sizes.append(document.characters)
+        divisible.append(_divisible(document))
+        total += document.characters
+        if 2 * document.characters > total:  # what is more than half in the end is so now
+            names.setdefault(key, document.id)
+    return Survey(
+        np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64),
+        np.asarray(sizes, np.int64),
+        np.asarray(divisible, bool),
+        names,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What is known of a text's documents: `hashes` uint64 [documents], `sizes` in characters, `divisible`, whether one
+    can be cut in two, and `names` of large ones."""
+
+    hashes: np.ndarray
+    sizes: np.ndarray
+    divisible: np.ndarray
+    names: Mapping[int, str]
+
+    def __contains__(self, document: Document) -> bool:
+        """Whether the text has this document, by whatever name."""
+        key = np.uint64(text_hash(document))
+        at = int(np.searchsorted(self._sorted, key))
+        return at < len(self._sorted) and self._sorted[at] == key
+
+    def digest(self) -> str:
+        """sha256 over the texts of the documents, whatever their order and names."""
+        return hashlib.sha256(self._sorted.astype("<u8").tobytes()).hexdigest()
+
+    def split(self, share: float = SHARE) -> "Split":
+        """Holds out a share of the text: every document with this probability, which is drawn from its text's hash.
+
+        Of a document that is more than half of the text, all its duplicates counted, the end is held out: so much of
+        it as the share says. Where chance holds out nothing, the document of the least hash is held out that is no more
+        than a fifth of the text, or the end of the largest; `Split.note` says so. More than half of the text is never
+        held out: of the documents that chance chose, those of greater hashes are harvested then.
+
+        Raises:
+          ValueError: for a share that is not within 0 and 0.5, no document, or a single one that cannot be divided.
+        """
+        if not 0 < share <= 0.5:
+            raise ValueError(f"a share within 0 and 0.5 can be held out, got {share}")
+        if not len(self.hashes):
+            raise ValueError("there is no document to hold out, or to harvest")
+        keys, sizes, divisible = self._texts()
+        total, largest = sizes.sum(), int(np.argmax(sizes))
+        name = self.names.get(keys[largest])
+        subject = (
+            f"{'a document' if name is None else f'document {name!r}'} is {sizes[largest] / total:.0%} of the text"
+        )
+        end = f"{subject}: its end, {share:.0%} of it, is held out"
+        sides: dict[int, Side] = {}
+        notes, held = [], 0.0
+        if 2 * sizes[largest] > total:
+            sides[keys[largest]] = "divided" if divisible[largest] else "harvest"
+            held = share * sizes[largest] * divisible[largest]
+            notes.append(end if divisible[largest] else f"{subject} and cannot be divided: it is harvested")
+        chosen = itertools.takewhile(lambda key: key < int(share * 2**64), keys)
+        for key, size in zip(chosen, sizes, strict=False):
+            if key in sides:
+                continue
+            if 2 * (held + size) > total:
+                sides[key] = "harvest"
+            else:
+                held += size
+        if not held:
+            small = [key for key, size in zip(keys, sizes, strict=True) if 5 * size <= total]
+            others = [key for key in keys if key != keys[largest]]
+            if divisible[largest] and not small:
+                sides[keys[largest]] = "divided"
+                notes.append(end)
+            elif others:
+                sides[(small or others)[0]] = "held_out"
+                notes.append(f"chance holds out none of {len(keys)} documents: one is held out all the same")
+            else:
+                raise ValueError(
+                    f"the text is a single document{'' if name is None else f' ({name!r})'} that cannot be divided, so "
+                    "nothing can be held out of it: give more text, or held-out text of its own"
+                )
+        return Split(share, sides, "; ".join(notes))
+
+    def _texts(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """The different texts by rising hash: their hashes, the sizes of all their copies, and whether they divide."""
+        keys, first, index = np.unique(self.hashes, return_index=True, return_inverse=True)
+        return keys.tolist(), np.bincount(index.ravel(), self.sizes), self.divisible[first]
+
+    @functools.cached_property
+    def _sorted(self) -> np.ndarray:
+        return np.sort(self.hashes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Two sides of a text. `Survey.split` makes it.
+
+    Attributes:
+      share: the probability with which a document is held out.
+      sides: {hash: side} of the documents for which chance alone does not decide.
+      note: one line about those; empty where there is nothing to say.
+    """
+
+    share: float
+    sides: Mapping[int, Side]
+    note: str = ""
+
+    def harvested(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Those of the documents, or their beginnings, that are for the harvest."""
+        return self._part(documents, "harvest")
+
+    def held_out(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The others; an end bears its document's name and says so."""
+        return self._part(documents, "held_out")
+
+    def _part(self, documents: Iterable[Document], wanted: Side) -> Iterator[Document]:
+        for document in documents:
+            side = self._side(document)
+            if side == "divided":
+                yield _divided(document, self.share)[wanted == "held_out"]
+            elif side == wanted:
+                yield document
+
+    def _side(self, document: Document) -> Side:
+        key = text_hash(document)
+        return self.sides.get(key, "held_out" if key < int(self.share * 2**64) else "harvest")
+
+
+def _divisible(document: Document) -> bool:
+    """Whether there is a place at which `_divided` can cut."""
+    if document.messages:
+        return sum(message.role == "user" for message in document.messages) > 1
+    return len(document.text.strip()) > 1
+
+
+def _divided(document: Document, share: float) -> tuple[Document, Document]:
+    """A document's beginning and its end, which is the share of its characters or somewhat less; between words, and
+    before a user's turn."""
+    end_id = f"{document.id} (end)"
+    if document.messages:
+        at = _turn(document, share)
+        system = document.messages[:1] if document.messages[0].role not in ("user", "model", "assistant") else ()
+        return (
+            dataclasses.replace(document, messages=document.messages[:at]),
+            dataclasses.replace(document, id=end_id, messages=system + document.messages[at:]),
+        )
+    text = document.text.strip()
+    at = max(1, int(len(text) * (1 - share)))
+    space = _SPACE.search(text, at, at + _NEAR)
+    at = at if space is None else space.start()
+    return dataclasses.replace(document, text=text[:at]), dataclasses.replace(document, id=end_id, text=text[at:])
+
+
+def _turn(document: Document, share: float) -> int:
+    """The number of the user's message at which a chat's end begins."""
+    before = np.cumsum([0, *(len(message.content) for message in document.messages)])
+    turns = [number for number, message in enumerate(document.messages) if message.role == "user"][1:]
+    late = [number for number in turns if before[number] >= (1 - share) * before[-1]]
+    return late[0] if late else turns[-1]

@@ -1,0 +1,90 @@
+"""What a reading of text gave and what it left out, so that nothing goes missing without a word."""
+
+import collections
+import dataclasses
+
+SKIP_BAD = "Mend it, or leave such records out with skip_bad=True (--skip_bad)"
+
+
+class BadRecord(ValueError):
+    """A record that is no document. Its text names the file, the line and the problem."""
+
+
+class TextWarning(UserWarning):
+    """Something of a text was left out."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts documents, and what was left out on the way to them.
+
+    Attributes:
+      documents: read.
+      blank: documents of white space alone, or nothing; left out.
+      bad: records that are no documents; left out, which takes `skip_bad`.
+      first_bad: what the first of them is: file, line, problem.
+      parts: by its kind ("image", "tool_calls"), how many parts of messages are no text; left out.
+      roles: by its name, how many turns are of a role besides the system's, the user's and the model's.
+      both: records with text and messages, whose text was read.
+      unread: names of a folder's files and folders that are of no kind that is read.
+
+    Example:
+      >>> tally = Tally(documents=1200, bad=2, first_bad="a.jsonl, line 7: not JSON")
+      >>> print(tally)
+      1,200 documents; 2 bad records are left out, the first: a.jsonl, line 7: not JSON
+    """
+
+    documents: int = 0
+    blank: int = 0
+    bad: int = 0
+    first_bad: str = ""
+    parts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    roles: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    both: int = 0
+    unread: list[str] = dataclasses.field(default_factory=list)
+
+    def leave_out(self, problem: object) -> None:
+        """Counts a bad record."""
+        self.bad += 1
+        self.first_bad = self.first_bad or str(problem)
+
+    def add(self, other: "Tally") -> None:
+        """Counts what another has counted."""
+        self.first_bad = self.first_bad or other.first_bad
+        for field in dataclasses.fields(self):
+            if field.name != "first_bad":
+                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    @property
+    def omissions(self) -> list[str]:
+        """What to say besides the number of documents, a sentence each; blank documents excepted."""
+        lines = []
+        if self.bad:
+            lines.append(f"{_some(self.bad, 'bad record', 'bad records')} left out, the first: {self.first_bad}")
+        if self.parts:
+            parts = _some(self.parts.total(), "part of messages", "parts of messages")
+            lines.append(f"{parts} left out, being no text ({_kinds(self.parts)})")
+        if self.roles:
+            turns = _some(self.roles.total(), "turn", "turns")
+            lines.append(f"{turns} neither the system's nor the user's nor the model's ({_kinds(self.roles)})")
+        if self.both:
+            lines.append(f"{_some(self.both, 'record', 'records')} read by the text alone, with messages beside it")
+        if self.unread:
+            names = ", ".join(self.unread[:3]) + (", …" if len(self.unread) > 3 else "")
+            entries = _some(len(self.unread), "entry of the folder", "entries of the folder")
+            lines.append(f"{entries} not read ({names})")
+        return lines
+
+    def __str__(self) -> str:
+        documents = f"{self.documents:,} document{'' if self.documents == 1 else 's'}"
+        blank = [f"{_some(self.blank, 'blank document', 'blank documents')} left out"] if self.blank else []
+        return "; ".join([documents, *blank, *self.omissions])
+
+
+def _some(number: int, one: str, several: str) -> str:
+    """A number of things and the verb: "1 part is", "3 parts are"."""
+    return f"1 {one} is" if number == 1 else f"{number:,} {several} are"
+
+
+def _kinds(numbers: collections.Counter) -> str:
+    return ", ".join(f"{number:,} {kind}" for kind, number in sorted(numbers.items()))

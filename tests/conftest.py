@@ -66,6 +66,8 @@ def bucket():
         AWS_ACCESS_KEY_ID="testing",
         AWS_SECRET_ACCESS_KEY="testing",
         AWS_EC2_METADATA_DISABLED="true",
+        AWS_CONFIG_FILE=os.devnull,  # each request writes four lines about a file that is not there
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_REGION="us-east-1",
         AWS_ENDPOINT_URL=f"http://{host}:{port}",
         TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS="3",  # for a connection that hangs in tests/sae/test_store_writers.py

@@ -6,6 +6,7 @@ It says when it is ready, and begins when it has read a line. OPTIONS is a JSON 
   host: a name for this machine. clock: seconds to add to its clock.
   silent_seconds: as of `sae.harvest`.
   pause: seconds to wait before each batch.
+  hold: seconds that it rests in each segment that it has claimed.
   stores: harvests so many, STORE/0, STORE/1, …, each again and again until it is complete, whoever else is at it.
   batches: of each try, after which it gives up. rest: seconds until the next try.
 """
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 
 import gemma
 import sae
+from sae.store.claims import Claim
 from sae.text import Document, cut
 
 SITES = ["layer_1/attn_z", "layer_0/mlp_out", "layer_1/resid_post"]
@@ -41,6 +43,18 @@ def be_elsewhere(host, clock):
     now = time.time
     socket.gethostname = lambda: host
     time.time = lambda: now() + clock
+
+
+def hold(seconds):
+    """Has each claim last for longer, so that a signal finds one."""
+    create, take_over = Claim.create, Claim.take_over
+
+    def rested(held):
+        time.sleep(seconds if held else 0)
+        return held
+
+    Claim.create = lambda self: rested(create(self))
+    Claim.take_over = lambda self, contents: rested(take_over(self, contents))
 
 
 def slowly(pause, batches=None):
@@ -63,6 +77,7 @@ def main():
     stores, rest = options.pop("stores", 0), options.pop("rest", 0.05)
     if "host" in options:
         be_elsewhere(options.pop("host"), options.pop("clock"))
+    hold(options.pop("hold", 0))
     if "pause" in options:
         options["progress"] = slowly(options.pop("pause"), options.pop("batches", None))
     mesh = Mesh(np.asarray(jax.devices()).reshape(-1, 1), ("data", "latent")) if int(devices) > 1 else None

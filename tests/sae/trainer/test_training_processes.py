@@ -85,7 +85,8 @@ def test_killed_at_10_random_steps_it_ends_in_the_same_bits(store, tmp_path, dev
     assert len(set(begun)) > KILLS // 2, "it did not go on from checkpoints"
     peaceful, killed = contents(tmp_path / "peaceful"), contents(tmp_path / "killed")
     assert peaceful.pop("history") == killed.pop("history")
-    assert len(peaceful) == 11  # of two autoencoders, one with a skip
+    arrays = {"W_enc", "b_enc", "threshold", "W_dec", "b_dec", "largest", "tokens"}
+    assert set(peaceful) == {f"{i}/{name}" for i in (0, 1) for name in arrays} | {"1/W_skip"}
     for name, values in peaceful.items():
         np.testing.assert_array_equal(values, killed[name], err_msg=name)
 

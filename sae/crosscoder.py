@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sae import showing
-from sae.autoencoder import Info, Largest, check_largest, with_axes_joined
+from sae.autoencoder import Info, JumpReLU, Largest, check_largest, with_axes_joined
 
 _NAMES, _RANKS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"), (3, 1, 3, 2, 1)
 
@@ -52,6 +52,19 @@ class Crosscoder:
                 f"got {dict(zip(_NAMES, got, strict=True))}"
             )
         check_largest(self.largest, Z)
+
+    @classmethod
+    def of(cls, joined: JumpReLU, sites: int) -> "Crosscoder":
+        """Returns the crosscoder of an autoencoder whose activations are those of several sites, one after another.
+
+        Raises:
+          ValueError: for an autoencoder that is no JumpReLU.
+        """
+        if not isinstance(joined, JumpReLU):
+            raise ValueError(f"a crosscoder is made of a JumpReLU, got {showing.kind(joined)}: train it on one site")
+        Z = joined.width
+        W_enc, W_dec = joined.W_enc.reshape(sites, -1, Z), joined.W_dec.reshape(Z, sites, -1)
+        return cls(W_enc, joined.b_enc, W_dec, joined.b_dec.reshape(sites, -1), joined.threshold)
 
     @property
     def width(self) -> int:

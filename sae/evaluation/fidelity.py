@@ -15,15 +15,15 @@ import jax
 import numpy as np
 
 from sae import showing
-from sae.autoencoder import JumpReLU, Largest, check_values
+from sae.autoencoder import Largest, check_values
 from sae.capturing import activations_at
 from sae.counted import Counted
-from sae.crosscoder import Crosscoder
 from sae.evaluation import programs
 from sae.evaluation.counting import CountedText, Sites, as_tuple, counted_text, sites_to_capture
 from sae.evaluation.matching import check_model
 from sae.language_model import LanguageModel, check_tokenizer, require_model, resumption
 from sae.progress import Progress, chosen, every
+from sae.released import Released
 from sae.sharding import rounded_up
 from sae.sites import dim, token_site
 from sae.text import Sequences, as_sequences
@@ -141,7 +141,7 @@ class Baseline:
 
 
 def evaluate(
-    autoencoder: JumpReLU | Crosscoder | Sequence[JumpReLU | Crosscoder],
+    autoencoder: Released | Sequence[Released],
     model: LanguageModel,
     tokens: np.ndarray | Sequences,
     site: str | Sites | None = None,
@@ -184,9 +184,9 @@ def evaluate(
             be another one than it was trained on.
     """
     progress = chosen(progress)
-    alone = isinstance(autoencoder, JumpReLU | Crosscoder)
+    alone = isinstance(autoencoder, Released)
     group = [autoencoder] if alone or not isinstance(autoencoder, Iterable) else list(autoencoder)
-    if wrong := [one for one in group if not isinstance(one, JumpReLU | Crosscoder)]:
+    if wrong := [one for one in group if not isinstance(one, Released)]:
         raise ValueError(
             "sae.evaluate takes an autoencoder, such as sae.load(folder) returns, or several; got "
             + showing.kind(wrong[0] if type(autoencoder) in (list, tuple) else autoencoder)
@@ -260,7 +260,7 @@ def _batches(
 
 
 def _measure(
-    group: Sequence[JumpReLU | Crosscoder],
+    group: Sequence[Released],
     model: LanguageModel,
     counted: CountedText,
     sites_in: Sites,
@@ -345,9 +345,7 @@ def summarise(sums: dict[str, np.ndarray], site: str, rows_are_documents: bool =
     )
 
 
-def check_fits(
-    autoencoder: JumpReLU | Crosscoder, model: LanguageModel, site: str | Sites | None = None
-) -> tuple[Sites, Sites]:
+def check_fits(autoencoder: Released, model: LanguageModel, site: str | Sites | None = None) -> tuple[Sites, Sites]:
     """Checks that an autoencoder belongs to a model and its sites, by its `info` and its shapes alone.
 
     Args:
@@ -368,13 +366,13 @@ def check_fits(
     if info is not None and info.site != info.site_out and site is not None:
         raise ValueError(f"a transcoder belongs where it was trained, from {info.site} to {info.site_out}; got {site}")
     sites_in, sites_out = (as_tuple(site),) * 2 if site is not None else (as_tuple(info.site), as_tuple(info.site_out))
-    several = autoencoder.W_enc.shape[0] if isinstance(autoencoder, Crosscoder) else 1
+    several = autoencoder.site_count
     if len(sites_in) != several:
         raise ValueError(
             f"a {type(autoencoder).__name__} of {several} site{'s' * (several > 1)} cannot be evaluated at "
             f"{', '.join(sites_in)}: name {several}"
         )
-    A_in, A_out = autoencoder.W_enc.shape[-2], autoencoder.b_dec.shape[-1]
+    A_in, A_out = autoencoder.dims
     for sites, got in ((sites_in, A_in), (sites_out, A_out)):
         for name in sites:
             width = dim(token_site(model, name))

@@ -1,26 +1,28 @@
-"""Registries: things that are found by name, of which one file adds one."""
+"""Kinds of a thing by name: architectures, sparsity terms, objectives, file formats, codecs. One file adds one.
+
+It knows nothing of what it holds.
+"""
 
 import difflib
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-class Registry(Mapping[str, T], Generic[T]):
-    """Entries by name, in the order in which they were registered.
+class Registry(Mapping[str, T]):
+    """A mapping of names to types or functions, filled by a decorator.
 
-    Args:
-        noun: what errors call an entry.
+    Attributes:
+      noun: what errors call one entry, such as "architecture".
 
     Example:
-        >>> colours = Registry("colour")
-        >>> @colours.register("red")
-        ... class Red: ...
-        >>> colours["red"] is Red, list(colours)
-        (True, ['red'])
+      >>> shapes = Registry("shape")
+      >>> @shapes.register("circle")
+      ... class Circle:
+      ...     pass
+      >>> shapes["circle"] is Circle, shapes.name_of(Circle), list(shapes)
+      (True, 'circle', ['circle'])
     """
 
     def __init__(self, noun: str):
@@ -28,49 +30,57 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Returns a decorator that adds an entry, and returns it as it is.
+        """Returns a decorator that puts a type or a function under a name, and returns it unchanged.
 
         Args:
-            name: by which the entry is found.
+          name: the name in files, flags and messages.
 
         Raises:
-            ValueError: for a name that is taken, or no name.
+          ValueError: for a name that another entry has, or an entry that has another name. An entry with the module and
+            the qualified name of the one before replaces it, as when a notebook's cell or a module runs again.
         """
         if not isinstance(name, str) or not name:
-            raise ValueError(f"the name of a {self.noun} is a text, got {name!r}")
-        if name in self._entries:
-            raise ValueError(f"there is a {self.noun} {name!r} already: {self._entries[name]!r:.80}")
+            raise ValueError(f"the name of a registered {self.noun} is a text, got {name!r}")
 
-        def add(entry: T) -> T:
+        def decorate(entry: T) -> T:
+            before = self._entries.get(name)
+            if before is not None and _place(before) != _place(entry):
+                raise ValueError(
+                    f"there is a {self.noun} named {name!r} already, {'.'.join(_place(before))}: choose another name"
+                )
+            for other, value in self._entries.items():
+                if value is entry and other != name:
+                    raise ValueError(f"{entry.__qualname__} is the {self.noun} {other!r} already")
             self._entries[name] = entry
             return entry
 
-        return add
+        return decorate
 
-    def remove(self, name: str) -> T:
-        """Takes an entry out, and returns it."""
-        entry = self[name]
-        del self._entries[name]
-        return entry
+    def name_of(self, entry: T) -> str:
+        """Returns the name of an entry.
 
-    def load_all(self, package: str) -> None:
-        """Imports every module of a package, each of which may register its entries."""
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+        Raises:
+          ValueError: for one that is not registered.
+        """
+        for name, value in self._entries.items():
+            if value is entry:
+                return name
+        raise ValueError(
+            f"{getattr(entry, '__qualname__', entry)} is no registered {self.noun}: give it a name with the decorator "
+            "`register(name)` of its registry"
+        )
 
     def __getitem__(self, name: str) -> T:
-        """Raises ValueError, with near names, for an unknown name."""
-        if name in self._entries:
+        """Returns the entry of a name.
+
+        Raises:
+          UnknownName: a ValueError and a KeyError, for a name that no entry has; it offers near names.
+        """
+        try:
             return self._entries[name]
-        near = difflib.get_close_matches(str(name), self._entries, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"unknown {self.noun} {name!r}: {hint}there is {', '.join(self._entries) or 'none'}")
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def get(self, name: str, default=None):
-        return self._entries.get(name, default)
+        except (KeyError, TypeError):
+            near = difflib.get_close_matches(str(name), self._entries, n=3) or list(self._entries) or ["none yet"]
+            raise UnknownName(f"no {self.noun} is named {name!r}: did you mean {', '.join(near)}?") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -79,4 +89,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"Registry({self.noun}: {', '.join(self._entries)})"
+        return f"Registry({self.noun}: {', '.join(self._entries) or 'empty'})"
+
+
+class UnknownName(ValueError, KeyError):
+    """No entry has the name; as text it is the message alone, which a bare KeyError would put in quotes."""
+
+    __str__ = ValueError.__str__
+
+
+def _place(entry) -> tuple[str, str]:
+    return getattr(entry, "__module__", ""), getattr(entry, "__qualname__", repr(entry))

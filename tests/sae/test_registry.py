@@ -1,36 +1,62 @@
-"""Registries find entries by name, and refuse what is ambiguous or unknown."""
+"""Names lead to types, once, and a wrong name is answered with near ones."""
+
+import doctest
 
 import pytest
 
+from sae import registry
 from sae.registry import Registry
 
 
-def colours() -> Registry[str]:
-    registry = Registry("colour")
-    for name in ("crimson", "green", "blue"):
-        registry.register(name)(name.upper())
-    return registry
+def filled():
+    shapes = Registry("shape")
+
+    @shapes.register("circle")
+    class Circle:
+        pass
+
+    return shapes, Circle
 
 
-def test_entries_are_found_by_name_in_their_order():
-    registry = colours()
-    assert registry["green"] == "GREEN" and list(registry) == ["crimson", "green", "blue"] and len(registry) == 3
-    assert registry.get("red") is None and "red" not in registry and registry.get("blue") == "BLUE"
-    assert registry.register("red")(str) is str  # a decorator returns what it was given
+def test_a_registered_type_is_found_by_its_name_and_its_name_by_it():
+    shapes, Circle = filled()
+    assert shapes["circle"] is Circle and shapes.name_of(Circle) == "circle"
+    assert list(shapes) == ["circle"] and "circle" in shapes and "square" not in shapes and len(shapes) == 1
+    assert shapes.get("square") is None and repr(shapes) == "Registry(shape: circle)"
 
 
-def test_a_name_that_is_taken_is_refused():
-    registry = colours()
-    with pytest.raises(ValueError, match=r"there is a colour 'green' already: 'GREEN'"):
-        registry.register("green")
-    assert registry.remove("green") == "GREEN"
-    assert registry.register("green")("other") == registry["green"] == "other"
-    with pytest.raises(ValueError, match=r"the name of a colour is a text, got None"):
-        registry.register(None)
+def test_a_wrong_name_is_answered_with_near_ones():
+    shapes, _ = filled()
+    with pytest.raises(ValueError, match=r"^no shape is named 'circel': did you mean circle\?$"):
+        shapes["circel"]
+    with pytest.raises(KeyError):
+        shapes["zzz"]
+    with pytest.raises(ValueError, match="did you mean none yet"):
+        Registry("thing")["x"]
 
 
-def test_an_unknown_name_is_one_error_with_near_names():
-    with pytest.raises(ValueError, match=r"unknown colour 'cromson': did you mean 'crimson'\? there is crimson, green"):
-        colours()["cromson"]
-    with pytest.raises(ValueError, match=r"unknown colour 'x': there is crimson, green, blue$"):
-        colours()["x"]
+def test_a_name_is_given_once():
+    shapes, Circle = filled()
+    with pytest.raises(ValueError, match=r"a shape named 'circle' already, .*filled.<locals>.Circle: choose another"):
+        shapes.register("circle")(int)
+    with pytest.raises(ValueError, match="Circle is the shape 'circle' already"):
+        shapes.register("disc")(Circle)
+    with pytest.raises(ValueError, match="is a text, got 3"):
+        shapes.register(3)
+    assert list(shapes) == ["circle"] and shapes["circle"] is Circle
+
+
+def test_a_cell_that_runs_again_replaces_its_own_type():
+    shapes, Circle = filled()
+    _, again = filled()
+    shapes.register("circle")(again)
+    assert shapes["circle"] is again is not Circle
+
+
+def test_a_type_that_nobody_registered_has_no_name():
+    with pytest.raises(ValueError, match="int is no registered shape"):
+        filled()[0].name_of(int)
+
+
+def test_examples():
+    assert doctest.testmod(registry).failed == 0

@@ -5,6 +5,7 @@ Read and written here rather than by its library, which has no bfloat16 for nump
 Nothing of a file is believed before it is checked against the file's size.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -65,7 +66,7 @@ def _header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, tuple], 
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: in its header, {error}") from None
     spans = sorted((begin, end, name) for name, (_, _, begin, end) in entries.items())
-    for (_, end, one), (begin, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
         if begin < end:
             raise ValueError(f"{file} is damaged: {one} and {other} overlap")
     return entries, 8 + length
@@ -83,9 +84,8 @@ def _entry(name: str, entry: Mapping, size: int) -> tuple[np.dtype, tuple[int, .
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name} has dtype {entry['dtype']!r}, expected one of {', '.join(_DTYPES)}")
     dtype = _DTYPES[entry["dtype"]]
-    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)) or end - begin != dtype.itemsize * math.prod(
-        shape
-    ):
+    whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    if not whole or end - begin != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{name} would be {entry['dtype']}{shape} in the bytes {begin} to {end}")
     if end > size:
         raise ValueError(f"{name} ends at byte {end:,} of {size:,}: the file is cut short")

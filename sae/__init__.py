@@ -5,6 +5,7 @@ from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
 from sae.autoencoder import Info, JumpReLU
 from sae.counted import Counted, Sinks
+from sae.cross_layer import CrossLayerTranscoder
 from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
 from sae.formats.files import load, save
@@ -28,6 +29,7 @@ __all__ = [
     "ActivationStore",
     "AdaptedModel",
     "Counted",
+    "CrossLayerTranscoder",
     "Crosscoder",
     "Gated",
     "Info",

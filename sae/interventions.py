@@ -117,9 +117,9 @@ def steer(
         >>> gemma.generate(model, "The sea", edits=sae.steer(autoencoder, {17: sae.of_max(3)}))
     """
     latents, numbers = _numbers(autoencoder, strengths, "steer")
-    rows = autoencoder.W_dec[latents]
+    rows = autoencoder.rows(latents)
     if autoencoder.several_sites():
-        sites = () if autoencoder.info is None else autoencoder.info.site
+        sites = () if autoencoder.info is None else autoencoder.info.site_out
         if site not in sites:
             raise ValueError(
                 f"steer: a crosscoder adds at one of its sites: name one of {', '.join(sites) or 'them in its info'} "

@@ -33,8 +33,8 @@ class Released(abc.ABC):
     is made.
 
     Attributes:
-        axes: {array: its axes}, of "A" (what goes in), "A'" (what comes out), "L" and "Z". An array may be None where
-            the class has that as its default.
+        axes: {array: its axes}, of "A" (what goes in), "A'" (what comes out), "L" and "Z"; along "Z" an array may be
+            spread over a mesh and cut. An array may be None where the class has that as its default.
         numbers: names of static fields that are plain numbers, such as k.
         noun: what errors call it.
     """
@@ -93,6 +93,10 @@ class Released(abc.ABC):
         out = out if skip is None else out + jnp.matmul(flat, skip, precision="highest")
         return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
 
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+        return self.W_dec[latents]
+
     def part(self, latents: jax.Array) -> "Released | Part":
         """Some latents [K] alone, whose activations stay the same: something with `encode`, `W_dec` and `width`."""
         return Part(dataclasses.replace(self, info=None, largest=None), latents)
@@ -130,9 +134,9 @@ class Released(abc.ABC):
         want = {name: tuple(sizes[axis] for axis in self.axes[name]) for name in shapes}
         if (got := {name: tuple(shape) for name, shape in shapes.items()}) != want:
             raise ValueError(f"these arrays make no {self.noun}: expected {want}, got {got}")
-        if self.largest is not None and len(self.largest.values) != sizes["Z"]:
+        if self.largest is not None and len(self.largest.values) != self.width:
             raise ValueError(
-                f"the largest activations are of {len(self.largest.values)} latents, the autoencoder has {sizes['Z']}"
+                f"the largest activations are of {len(self.largest.values)} latents, the autoencoder has {self.width}"
             )
 
     def __repr__(self) -> str:
@@ -157,7 +161,7 @@ class Part:
 
     @property
     def W_dec(self) -> jax.Array:
-        return self.autoencoder.W_dec[self.latents]
+        return self.autoencoder.rows(self.latents)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, K]."""
@@ -166,6 +170,10 @@ class Part:
 
 class Independent(Released):
     """A released autoencoder in which no latent's activation depends on another latent."""
+
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+        return self.W_dec[latents]
 
     def part(self, latents: jax.Array) -> Self:
         """Some latents [K] alone, cut out of the arrays."""

@@ -121,12 +121,12 @@ class Format(abc.ABC):
             contents.check()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        return contents.form(
+        autoencoder = contents.form(
             **{name: jnp.asarray(value) for name, value in contents.values.items()},
             **contents.numbers,
             info=read_info(file.parent, contents.info),
-            largest=largest.read(file.parent, contents.values["W_enc"].shape[-1]),
         )
+        return dataclasses.replace(autoencoder, largest=largest.read(file.parent, autoencoder.width))
 
     def outline(self, file: Path) -> Released:
         """As `load`, with `jax.ShapeDtypeStruct`s in the place of arrays. A format whose headers tell does not read

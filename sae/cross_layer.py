@@ -6,7 +6,7 @@ the same form. Axis letters: B any leading axes, L layers, A dim of the activati
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,10 @@ class CrossLayerTranscoder(Released):
         if self.W_skip is not None:
             out = out + jnp.einsum("...LA,LAC->...LC", flat, self.W_skip, precision="highest")
         return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
+
+    def reordered(self, order: jax.Array) -> Self:
+        """Raises ValueError: a latent belongs to its layer."""
+        raise ValueError("the latents of a cross-layer transcoder belong to their layers, and have no other order")
 
     def rows(self, latents: jax.Array) -> jax.Array:
         """[K, L, A]: what latents [K] write to each layer."""

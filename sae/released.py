@@ -101,6 +101,23 @@ class Released(abc.ABC):
         """Some latents [K] alone, whose activations stay the same: something with `encode`, `W_dec` and `width`."""
         return Part(dataclasses.replace(self, info=None, largest=None), latents)
 
+    def reordered(self, order: jax.Array) -> Self:
+        """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
+        return dataclasses.replace(self, **self._taken(order), largest=None)
+
+    def scaled(self, gain: jax.Array) -> Self:
+        """Returns it with what is in units of the latents, beside the weights and biases, multiplied by a gain, [] or
+        [Z]: the thresholds, where the form has an array of that name."""
+        return dataclasses.replace(self, threshold=gain * self.threshold) if "threshold" in self.axes else self
+
+    def _taken(self, latents: jax.Array) -> dict[str, jax.Array]:
+        """The arrays that have latents, with some of these alone, or in another order."""
+        return {
+            name: jnp.take(array, latents, axis=self.axes[name].index("Z"))
+            for name, array in self.arrays().items()
+            if "Z" in self.axes[name]
+        }
+
     def joined(self, x: jax.Array) -> jax.Array:
         """Activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A]."""
         return with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
@@ -140,7 +157,8 @@ class Released(abc.ABC):
             )
 
     def __repr__(self) -> str:
-        names = [name for name in self.axes if name != "W_skip"]
+        first, *rest = (name for name in self.axes if name not in ("W_enc", "W_dec", "W_skip"))
+        names = ["W_enc", first, "W_dec", *rest]  # in the order that `showing.autoencoder` wants
         return showing.autoencoder(self, names, [len(self.axes[name]) for name in names])
 
 
@@ -177,11 +195,7 @@ class Independent(Released):
 
     def part(self, latents: jax.Array) -> Self:
         """Some latents [K] alone, cut out of the arrays."""
-        cut = {
-            name: jnp.take(array, latents, axis=self.axes[name].index("Z"))
-            for name, array in self.arrays().items()
-            if "Z" in self.axes[name]
-        }
+        cut = self._taken(latents)
         if "W_skip" in self.axes:
             cut["W_skip"] = None  # moves no latent
         return dataclasses.replace(self, **cut, info=None, largest=None)

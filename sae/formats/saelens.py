@@ -145,10 +145,11 @@ def _fold(
     normalisation = config.get("normalize_activations") or "none"
     scaler = file.parent / _SCALER
     scale = np.float32(1)
-    if normalisation == "expected_average_only_in":
+    if normalisation == "expected_average_only_in" and not transcoder:
         scale = _scale(file, scaler)
     elif normalisation != "none":
-        raise ValueError(f"{file}: inputs normalised by {normalisation!r} are not read: no weights can do that")
+        what = "a transcoder's inputs" if transcoder else "inputs"
+        raise ValueError(f"{file}: {what} normalised by {normalisation!r} are not read: no weights can do that")
     bias = "b_gate" if form is Gated else "b_enc"
     if config.get("apply_b_dec_to_input", not transcoder):
         shift = values["b_dec"] @ values["W_enc"]

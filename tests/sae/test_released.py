@@ -83,6 +83,14 @@ def test_some_latents_alone_have_the_same_activations(make):
     assert part.width == 3
 
 
+def test_latents_in_another_order_make_the_same_of_an_activation():
+    order = np.random.default_rng(3).permutation(Z)
+    for autoencoder in (sae.TopK(**arrays(), k=3), sae.ReLU(**arrays()), gated()):
+        other = autoencoder.reordered(order)
+        np.testing.assert_allclose(other.encode(X), autoencoder.encode(X)[..., order], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other(X), autoencoder(X), rtol=1e-4, atol=1e-5)
+
+
 def test_edits_set_latents_of_every_form():
     for autoencoder in (sae.TopK(**arrays(), k=3), gated()):
         f = np.asarray(autoencoder.encode(X))
@@ -100,6 +108,7 @@ def test_forms_are_pytrees_that_jit_and_compare_by_k():
     two = jax.vmap(lambda a: a(X))(stacked)
     np.testing.assert_allclose(two[0], topk(X), rtol=1e-5, atol=1e-5)
     assert "2 stacked" in repr(stacked) and repr(topk) == "TopK(6 -> 16 latents, skip, float32)"
+    assert repr(gated()) == "Gated(6 -> 16 latents, float32)"
 
 
 def test_what_makes_no_autoencoder_is_refused():

@@ -1,0 +1,56 @@
+"""The house's own file, `autoencoder.npz`: any released form, with the name of the form and its plain numbers.
+
+Others who know `params.npz` would misread a skip, several sites or another form, so it has another name. Older files
+have no name of a form: they are a JumpReLU, or a crosscoder if W_enc has three axes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sae.formats import npz_files
+from sae.formats.format import Contents, Files, Format, formats
+from sae.released import Released, forms
+
+_FORM = "form"
+
+
+@formats.register("mishax_lite")
+class MishaxLite(Format):
+    """`autoencoder.npz`; every registered form."""
+
+    title = "the format mishax_lite"
+    main = "autoencoder.npz"
+    default = 1
+
+    def read(self, file: Path) -> Contents:
+        """Reads a file of any registered form."""
+        values = npz_files.read(file, ("W_enc", "W_dec", "b_dec"))
+        form = _form(file, values)
+        if missing := [
+            n for n in form.numbers if n not in values or values[n].shape or values[n].dtype.kind not in "if"
+        ]:
+            raise ValueError(f"{file} is damaged: it has no number {missing[0]}")
+        numbers = {name: values[name].item() for name in form.numbers}
+        optional = {"W_skip"}
+        if missing := [name for name in form.axes if name not in values and name not in optional]:
+            raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(values)}")
+        return Contents(form, {name: values[name] for name in form.axes if name in values}, numbers)
+
+    def lacks(self, autoencoder: Released) -> str | None:
+        """A form that is not registered."""
+        return None if type(autoencoder) in forms.values() else f"a {type(autoencoder).__name__}, no registered form"
+
+    def files(self, contents: Contents) -> Files:
+        """One archive, not compressed."""
+        about = {_FORM: np.str_(forms.name_of(contents.form)), **contents.numbers}
+        return {self.main: lambda file: np.savez(file, **contents.values, **about)}
+
+
+def _form(file: Path, values: dict[str, np.ndarray]) -> type[Released]:
+    if _FORM in values:
+        name = str(values[_FORM])
+        if name not in forms:
+            raise ValueError(f"{file} has an autoencoder of the form {name!r}; here are {', '.join(forms)}")
+        return forms[name]
+    return forms["Crosscoder" if values["W_enc"].ndim == 3 else "JumpReLU"]

@@ -175,16 +175,6 @@ class JumpReLU(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def scaled(self, gain: jax.Array) -> "JumpReLU":
-        """Returns it with what is in units of the latents, beside the weights and biases, multiplied by a gain, [] or
-        [Z]."""
-        return dataclasses.replace(self, threshold=gain * self.threshold)
-
-    def reordered(self, order: jax.Array) -> "JumpReLU":
-        """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
-        latents = {"W_enc": self.W_enc[:, order], "b_enc": self.b_enc[order], "W_dec": self.W_dec[order]}
-        return dataclasses.replace(self, **latents, threshold=self.threshold[order], largest=None)
-
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, Z], zero where the pre-activation is not above its threshold.
 

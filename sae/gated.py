@@ -66,6 +66,15 @@ class Gated(Independent):
         magnitude = z * jnp.exp(self.r_mag) + self.b_mag
         return jnp.where(z + self.b_gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
 
+    def shifted(self, shift: jax.Array) -> "Gated":
+        """Returns what has the same latents where a shift [A] was added to activations."""
+        z = shift @ self.W_enc
+        return dataclasses.replace(self, b_gate=self.b_gate - z, b_mag=self.b_mag - z * jnp.exp(self.r_mag))
+
+    def scaled(self, gain: jax.Array) -> "Gated":
+        """Returns it with both biases multiplied by a gain, [] or [Z]; the two encoders are one, scaled by r_mag."""
+        return dataclasses.replace(self, b_gate=gain * self.b_gate, b_mag=gain * self.b_mag)
+
     def jumprelu(self) -> JumpReLU:
         """The same function as a JumpReLU, for formats that hold only those; equal up to rounding at the thresholds.
 

@@ -67,11 +67,11 @@ class Inputs(Part):
         rows keep their unit norm. So are a crosscoder's, whose sites have scales of their own.
 
         Args:
-          autoencoder: a dataclass with `W_enc`, `b_enc`, `W_dec`, `b_dec`, `W_skip`, and `scaled(gain)`, which
-            multiplies its latents: `sae.JumpReLU`, for one.
+          autoencoder: a released form that reads one site, such as `sae.JumpReLU`; several sites are joined along A.
           units: by site. sites: what goes in. sites_out: what comes out.
         """
-        W_enc, W_dec, W_skip = autoencoder.W_enc, autoencoder.W_dec, autoencoder.W_skip
+        W_enc, W_dec = autoencoder.W_enc, autoencoder.W_dec
+        W_skip = getattr(autoencoder, "W_skip", None)
         centre_in, scale_in = _joined(units, sites, W_enc.shape[0])
         centre_out, scale_out = _joined(units, sites_out, W_dec.shape[1])
         if len(sites) == 1:
@@ -82,15 +82,13 @@ class Inputs(Part):
             W_dec = W_dec / gain[:, None]
         # An autoencoder of one site has one scale, and weights to the bit as they were trained.
         same = len(sites) == 1 and sites == sites_out
-        b_enc = gain * (autoencoder.b_enc - (centre_in / scale_in) @ W_enc)
-        b_dec = scale_out * autoencoder.b_dec + centre_out
+        changed = {"W_dec": W_dec, "b_dec": scale_out * autoencoder.b_dec + centre_out}
         if W_skip is not None:
-            W_skip = W_skip / scale_in[:, None] * scale_out
-            b_dec = b_dec - centre_in @ W_skip
-        W_enc = W_enc if same else W_enc / scale_in[:, None] * gain
-        folded = dataclasses.replace(
-            autoencoder.scaled(gain), W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, W_skip=W_skip
-        )
+            changed["W_skip"] = W_skip / scale_in[:, None] * scale_out
+            changed["b_dec"] -= centre_in @ changed["W_skip"]
+        if not same:
+            changed["W_enc"] = W_enc / scale_in[:, None] * gain
+        folded = dataclasses.replace(autoencoder.shifted(centre_in / scale_in).scaled(gain), **changed)
         return folded if len(sites) == 1 else Crosscoder.of(folded, len(sites))
 
 

@@ -105,10 +105,16 @@ class Released(abc.ABC):
         """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
         return dataclasses.replace(self, **self._taken(order), largest=None)
 
+    def shifted(self, shift: jax.Array) -> Self:
+        """Returns what has the same latents where a shift [A] was added to activations. By default, the bias is
+        `b_enc`."""
+        return dataclasses.replace(self, b_enc=self.b_enc - shift @ self.W_enc)
+
     def scaled(self, gain: jax.Array) -> Self:
-        """Returns it with what is in units of the latents, beside the weights and biases, multiplied by a gain, [] or
-        [Z]: the thresholds, where the form has an array of that name."""
-        return dataclasses.replace(self, threshold=gain * self.threshold) if "threshold" in self.axes else self
+        """Returns it with what is in units of the latents, beside the weights, multiplied by a gain, [] or [Z]. By
+        default, `b_enc` and the thresholds, where the form has an array of that name."""
+        names = [name for name in ("b_enc", "threshold") if name in self.axes]
+        return dataclasses.replace(self, **{name: gain * getattr(self, name) for name in names})
 
     def _taken(self, latents: jax.Array) -> dict[str, jax.Array]:
         """The arrays that have latents, with some of these alone, or in another order."""

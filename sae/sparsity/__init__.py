@@ -3,8 +3,22 @@ file adds one; see `sae.sparsity.base.SparsityTerm`."""
 
 from sae.sparsity.base import TERMS, Now, SparsityTerm, register
 from sae.sparsity.frequency import Frequency
+from sae.sparsity.l1 import L1
 from sae.sparsity.linear import Controlled, Linear
 from sae.sparsity.quadratic import Quadratic
 from sae.sparsity.revival import Revival
+from sae.sparsity.tanh import Tanh
 
-__all__ = ["TERMS", "Controlled", "Frequency", "Linear", "Now", "Quadratic", "Revival", "SparsityTerm", "register"]
+__all__ = [
+    "L1",
+    "TERMS",
+    "Controlled",
+    "Frequency",
+    "Linear",
+    "Now",
+    "Quadratic",
+    "Revival",
+    "SparsityTerm",
+    "Tanh",
+    "register",
+]

@@ -1,0 +1,127 @@
+"""The BatchTopK autoencoder while it trains: the k B largest latents of a batch are kept, and one threshold is released
+(arXiv 2412.06410)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sae import autoencoder as released
+from sae.architectures import affine
+from sae.architectures.base import Architecture, Encoded, register
+from sae.architectures.jumprelu import pre_activations, released_bias
+from sae.initialisation import Initialisation
+from sae.parts import Number, Sizes
+
+
+class Running(NamedTuple):
+    """A running mean of the smallest latent that is kept: `total / weight`."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """Their mean, of which the last batches are most; 0 before the first."""
+        return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
+
+
+@register("batchtopk")
+@dataclasses.dataclass(frozen=True)
+class BatchTopK(Architecture):
+    """Latents that are among the k B largest of a batch of B tokens, where they are above 0. It needs no sparsity term:
+    give the run `sparsity=()`. Released as a `sae.JumpReLU` whose thresholds are all the mean over the last batches of
+    the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each other.
+
+    With the objective `sae.objectives.Matryoshka` it is the Matryoshka BatchTopK autoencoder of arXiv 2503.17547, whose
+    prefixes share one choice of latents. Dead latents are revived by AuxK; see `TopK`.
+
+    Attributes:
+      k: how many latents a token has, on the average.
+      skip: a transcoder has an affine skip.
+      decay: of the running mean of the threshold: each batch counts by so much less than the next.
+      aux_k: how many dead latents of a token explain what is left over.
+      aux_coefficient: of AuxK; 0 for none.
+    """
+
+    k: Number = 64.0
+    skip: bool = False
+    decay: float = 0.99
+    aux_k: int = 512
+    aux_coefficient: Number = 1 / 32
+
+    def check(self) -> None:
+        self._positive("k", "aux_k")
+        self._not_negative("decay", "aux_coefficient")
+        if self.decay >= 1:
+            raise ValueError(f"BatchTopK: decay is below 1, got {self.decay}")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        affine.check_skip("BatchTopK", self.skip, sizes)
+        if self.k > sizes.width:
+            raise ValueError(f"BatchTopK: k is at most the width {sizes.width}, got {self.k}")
+        if sizes.width * sizes.batch_size >= 2**31:
+            raise ValueError(
+                f"BatchTopK: {sizes.batch_size:,} tokens have {sizes.width * sizes.batch_size:,} latents, and at most "
+                f"{2**31 - 1:,} can be counted: lower batch_size"
+            )
+
+    @property
+    def l0_aim(self) -> float:
+        return self.k
+
+    def init(
+        self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation
+    ) -> affine.Params:
+        return affine.begin(key, dims, sizes, initialisation, self.skip)
+
+    def state(self, sizes: Sizes) -> Running:
+        return Running(jnp.float32(0.0), jnp.float32(0.0))
+
+    def update(self, state: Running, encoded: Encoded, step: jax.Array, sizes: Sizes) -> Running:
+        new = 1.0 - self.decay
+        return Running(self.decay * state.total + new * encoded.threshold, self.decay * state.weight + new)
+
+    def encode(self, params: affine.Params, x: jax.Array, state: Running, sizes: Sizes) -> Encoded:
+        z = pre_activations(params, x, sizes)
+        positive = jnp.maximum(jax.lax.stop_gradient(z), 0.0)
+        smallest = nth_largest(positive, jnp.maximum(1, jnp.round(self.k * len(x)).astype(jnp.int32)))
+        on = (positive >= smallest) & (positive > 0)
+        l0, fired = on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
+        return Encoded(jnp.where(on, z, 0.0), l0, fired, z, smallest)
+
+    def auxiliary(
+        self, params: affine.Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Running, dead: jax.Array
+    ) -> jax.Array:
+        return self.aux_coefficient * affine.explained_by_dead(params, encoded.f, encoded.z, x, y, dead, self.aux_k)
+
+    def records(self, params: affine.Params, state: Running, sizes: Sizes) -> dict[str, jax.Array]:
+        return {"threshold_mean": state.mean}
+
+    def release(self, params: affine.Params, state: Running, sizes: Sizes) -> released.JumpReLU:
+        b_enc, threshold = released_bias(params, sizes), jnp.full((sizes.width,), state.mean)
+        return released.JumpReLU(params.W_enc, b_enc, params.W_dec, params.b_dec, threshold, params.W_skip)
+
+
+def nth_largest(values: jax.Array, n: jax.Array) -> jax.Array:
+    """Returns the n-th largest of float32 values of any shape, all at least 0; 0 where n is more than there are.
+
+    By bisection over the bits of the answer, 31 times a comparison and a count: n may be traced, nothing is sorted, and
+    values that are split over a mesh stay where they are.
+
+    Example:
+      >>> float(nth_largest(jnp.float32([[3, 0, 1], [2, 5, 2]]), 3))
+      2.0
+    """
+    bits = jax.lax.bitcast_convert_type(
+        values, jnp.int32
+    )  # of numbers that are at least 0, in the order of the numbers
+
+    def add_bit(i, found):
+        candidate = found | jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
+        return jnp.where((bits >= candidate).sum(dtype=jnp.int32) >= n, candidate, found)
+
+    return jax.lax.bitcast_convert_type(
+        jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), add_bit, jnp.int32(0)), jnp.float32
+    )

@@ -1,0 +1,41 @@
+"""The tanh penalty with which Anthropic trains JumpReLU autoencoders (transformer-circuits.pub/2025/january-update,
+"Dictionary Learning Optimization Techniques")."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sae.architectures.base import Encoded
+from sae.parts import Number
+from sae.sparsity.base import Now, register
+from sae.sparsity.lambdas import Warmed
+
+
+@register("tanh")
+@dataclasses.dataclass(frozen=True)
+class Tanh(Warmed):
+    """lambda times the sum of tanh(scale f) over a token's latents, a smooth L0. With a `JumpReLU` its gradient goes to
+    all parameters: to z where a latent fires, and to thresholds in their window.
+
+    There, activations have a mean squared norm of A, here of 1. Their scale 4 is 4 sqrt(A) here (101 for A = 640),
+    their window 2 a bandwidth of 2 / sqrt(A), their first threshold 0.1 a threshold_init of 0.1 / sqrt(A), and their
+    lambda is divided by A. Decoder rows, by whose norm f is multiplied there, have norm 1 here. `Revival` with a
+    coefficient of 3e-6 / sqrt(A) is their pre-activation loss, for dead latents alone. Their lambda grows over the
+    whole run: coefficient_warmup=Fraction(1).
+
+    Attributes:
+      coefficient: lambda, in scaled units.
+      coefficient_warmup: lambda grows linearly over so many steps, or over such a share of the run.
+      scale: what latents are multiplied by in the tanh, in scaled units.
+    """
+
+    coefficient: Number = 0.01
+    scale: Number = 100.0
+
+    def check(self) -> None:
+        super().check()
+        self._positive("scale")
+
+    def penalty(self, encoded: Encoded, state: tuple, now: Now, sizes) -> jax.Array:
+        return self.strength(state, now.step, sizes) * jnp.tanh(self.scale * encoded.f).sum(axis=1).mean()

@@ -11,7 +11,8 @@ from sae.formats.files import load, save
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
-from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
+from sae.recipes import gemma_scope, gemma_scope_2, short_run
+from sae.runs import Run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
 from sae.store.sharing import share
@@ -32,11 +33,11 @@ __all__ = [
     "Metrics",
     "Plan",
     "Preempted",
+    "Run",
     "Sinks",
     "Site",
     "SiteKind",
     "TensorBoard",
-    "TrainConfig",
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",

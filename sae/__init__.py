@@ -14,7 +14,6 @@ from sae.language_model import LanguageModel, Site
 from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
-from sae.store.sharing import share
 from sae.streaming import stream
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
@@ -50,7 +49,6 @@ __all__ = [
     "of_max",
     "plan",
     "save",
-    "share",
     "short_run",
     "splice",
     "steer",

@@ -15,7 +15,6 @@ from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.runs import Run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
-from sae.store.sharing import share
 from sae.streaming import stream
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
@@ -51,7 +50,6 @@ __all__ = [
     "of_max",
     "plan",
     "save",
-    "share",
     "short_run",
     "splice",
     "steer",

@@ -22,6 +22,7 @@ from sae import showing
 from sae.evaluation import tables
 from sae.evaluation.matching import counted_of
 from sae.explorer.pages import About
+from sae.families import recorded_fields
 from sae.files import local_path, replace_file
 from sae.formats import largest
 from sae.formats.files import main_files, outline
@@ -124,7 +125,7 @@ def _groups(folders: list[Path], model: sae.LanguageModel) -> Iterator[dict[Path
 def target(folder: Path) -> str:
     """The L0 that an autoencoder aimed at, from its record, or else its folder's name (`naming.run_names`)."""
     info = outline(folder).info
-    config = {} if info is None else json.loads(info.training).get("config", {})
+    config = {} if info is None else recorded_fields(json.loads(info.training))
     if config:
         return "–" if config.get("l0_target") is None else f"{config['l0_target']:g}"
     named = re.match(r"target_l0_([^_]+)", folder.name)

@@ -13,11 +13,11 @@ from sae.gated import Gated
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
-from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
+from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
+from sae.runs import Run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
-from sae.store.sharing import share
 from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.planning import Plan, plan
@@ -39,12 +39,12 @@ __all__ = [
     "Plan",
     "Preempted",
     "ReLU",
+    "Run",
     "Sinks",
     "Site",
     "SiteKind",
     "TensorBoard",
     "TopK",
-    "TrainConfig",
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",
@@ -58,7 +58,6 @@ __all__ = [
     "of_max",
     "plan",
     "save",
-    "share",
     "short_run",
     "splice",
     "steer",

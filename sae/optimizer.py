@@ -1,7 +1,7 @@
 """The optimizer: an optax chain, with schedules of learning rates and what keeps decoder rows at unit norm."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class Adam(Part):
         """Returns the whole transformation as of a step. Its state is that of `moments` in a chain of three."""
         peaks = architecture.learning_rates()
 
-        def descend(updates: NamedTuple, params: NamedTuple | None = None) -> NamedTuple:
+        def descend(updates: NamedTuple, params: Any = None) -> NamedTuple:
             common = self.schedule(self.learning_rate, sizes.steps)(step)
             rates = {name: self.schedule(peak, sizes.steps)(step) for name, peak in peaks.items()}
             scaled = {
@@ -153,7 +153,7 @@ def across_decoder_rows() -> optax.GradientTransformation:
     """Removes the part of W_dec's gradient that is along its rows, whose norm is fixed (arXiv 2408.05147, section
     3)."""
 
-    def remove(updates: NamedTuple, params: NamedTuple | None = None) -> NamedTuple:
+    def remove(updates: NamedTuple, params: Any = None) -> NamedTuple:
         along = jnp.einsum("ZA,ZA->Z", updates.W_dec, params.W_dec)
         return updates._replace(W_dec=updates.W_dec - along[:, None] * params.W_dec)
 

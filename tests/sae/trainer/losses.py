@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import sae
-from sae.store.source import Source
+from sae.store.source import Generated, Source
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
@@ -39,7 +39,7 @@ RUNS = {
 class Rows(Source):
     """Rows in memory, in an order of their own: what a store does to its batches does not change these."""
 
-    kind, batch_order, growing = "store", 0, False
+    kind, batch_order = "store", 0
     name = "rows in memory"
 
     def __init__(self):
@@ -68,11 +68,14 @@ class Rows(Source):
     def batches_per_pass(self, batch_size):
         return -(-self.rows // batch_size)
 
-    def batches(self, batch_size, sites=None, seed=0, start_step=0, *, sharding, **_):
-        rng = np.random.default_rng(seed)
-        while True:
-            chosen = rng.integers(0, self.rows, batch_size)
-            yield jax.device_put({site: self.values[site][chosen] for site in sites}, sharding)
+    def batches(self, batch_size, sites=None, seed=0, start_step=0, *, sharding=None, passes=()):
+        def batches():
+            rng = np.random.default_rng(seed)
+            while True:
+                chosen = rng.integers(0, self.rows, batch_size)
+                yield jax.device_put({site: self.values[site][chosen] for site in sites}, sharding)
+
+        return Generated(batches())
 
 
 def losses(names=tuple(RUNS)) -> dict[str, np.ndarray]:

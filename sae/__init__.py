@@ -17,7 +17,6 @@ from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
-from sae.store.sharing import share
 from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.planning import Plan, plan
@@ -58,7 +57,6 @@ __all__ = [
     "of_max",
     "plan",
     "save",
-    "share",
     "short_run",
     "splice",
     "steer",

@@ -8,7 +8,6 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
-import jinja2
 import numpy as np
 
 from sae.evaluation.latents import BINS, LatentStatistics, TopTokens
@@ -19,6 +18,13 @@ from sae.progress import every
 from sae.released import Released
 from sae.showing import count
 from sae.text import Sequences
+
+try:
+    import jinja2
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "feature pages need the package jinja2: pip install jinja2 (the extra `pages`)", name=error.name
+    ) from None
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
 

@@ -57,6 +57,11 @@ class Released(abc.ABC):
         """
 
     @classmethod
+    def optional(cls) -> set[str]:
+        """The fields that may be None."""
+        return {field.name for field in dataclasses.fields(cls) if field.default is None}
+
+    @classmethod
     def several_sites(cls) -> bool:
         """Whether it reads several sites at once."""
         return "L" in cls.axes["W_enc"]
@@ -146,8 +151,7 @@ class Released(abc.ABC):
         """Raises ValueError for arrays whose shapes do not belong together; of tracers, placeholders of a
         transformation and stacked autoencoders, it says nothing."""
         shapes = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
-        optional = {field.name for field in dataclasses.fields(self) if field.default is None}
-        shapes = {name: shape for name, shape in shapes.items() if shape is not None or name not in optional}
+        shapes = {name: shape for name, shape in shapes.items() if shape is not None or name not in self.optional()}
         if None in shapes.values() or any(len(shapes[name]) != len(self.axes[name]) for name in shapes):
             return
         sizes: dict[str, int] = {}

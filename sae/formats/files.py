@@ -76,9 +76,10 @@ def outline(path: str | Path) -> Released:
 
 
 def main_files() -> tuple[str, ...]:
-    """The names of files by which a folder is an autoencoder's."""
+    """The names of files by which a folder is an autoencoder's, the default formats' first."""
     import_all(__package__)
-    return tuple(dict.fromkeys(format.main for format in formats.values()))
+    ordered = sorted(formats.values(), key=lambda format: (format.default is None, format.default))
+    return tuple(dict.fromkeys(format.main for format in ordered))
 
 
 def find(path: Path) -> tuple[Format, Path]:

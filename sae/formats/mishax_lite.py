@@ -5,11 +5,12 @@ have no name of a form: they are a JumpReLU, or a crosscoder if W_enc has three 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sae.formats import npz_files
-from sae.formats.format import Contents, Files, Format, formats
+from sae.formats.format import Contents, Files, Format, formats, read_info
 from sae.released import Released, forms
 
 _FORM = "form"
@@ -25,17 +26,16 @@ class MishaxLite(Format):
 
     def read(self, file: Path) -> Contents:
         """Reads a file of any registered form."""
-        values = npz_files.read(file, ("W_enc", "W_dec", "b_dec"))
-        form = _form(file, values)
-        if missing := [
-            n for n in form.numbers if n not in values or values[n].shape or values[n].dtype.kind not in "if"
-        ]:
-            raise ValueError(f"{file} is damaged: it has no number {missing[0]}")
-        numbers = {name: values[name].item() for name in form.numbers}
-        optional = {"W_skip"}
-        if missing := [name for name in form.axes if name not in values and name not in optional]:
-            raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(values)}")
-        return Contents(form, {name: values[name] for name in form.axes if name in values}, numbers)
+        return _contents(file, npz_files.read(file, ("W_enc", "W_dec", "b_dec")))
+
+    def outline(self, file: Path) -> Released:
+        """Shapes and dtypes from the archive's headers, and its plain numbers."""
+        leaves = npz_files.headers(file)
+        if leaves is None or "W_enc" not in leaves:
+            return super().outline(file)  # which says what is wrong
+        plain = [name for name, leaf in leaves.items() if not leaf.shape]
+        contents = _contents(file, leaves | npz_files.some(file, (_FORM, *plain)))
+        return contents.form(**contents.values, **contents.numbers, info=read_info(file.parent))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """A form that is not registered."""
@@ -47,7 +47,19 @@ class MishaxLite(Format):
         return {self.main: lambda file: np.savez(file, **contents.values, **about)}
 
 
-def _form(file: Path, values: dict[str, np.ndarray]) -> type[Released]:
+def _contents(file: Path, values: dict[str, Any]) -> Contents:
+    """Of an archive's arrays, or of their shapes."""
+    form = _form(file, values)
+    for name in form.numbers:
+        if name not in values or values[name].shape or values[name].dtype.kind not in "if":
+            raise ValueError(f"{file} is damaged: it has no number {name}")
+    if missing := [name for name in form.axes if name not in values and name not in form.optional()]:
+        raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(values)}")
+    numbers = {name: values[name].item() for name in form.numbers}
+    return Contents(form, {name: values[name] for name in form.axes if name in values}, numbers)
+
+
+def _form(file: Path, values: dict[str, Any]) -> type[Released]:
     if _FORM in values:
         name = str(values[_FORM])
         if name not in forms:

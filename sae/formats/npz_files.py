@@ -59,3 +59,16 @@ def headers(file: Path) -> dict[str, jax.ShapeDtypeStruct] | None:
     except (*ARCHIVE_ERRORS, OSError, ValueError):
         return None
     return found
+
+
+def some(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Those arrays of an archive that it has, of some names; the others are not read.
+
+    Raises:
+        ValueError: when it is damaged.
+    """
+    try:
+        with np.load(current(file.parent, file.name) or file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names if name in arrays.files}
+    except (*ARCHIVE_ERRORS, OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None

@@ -10,13 +10,13 @@ from absl import flags
 
 import sae
 from sae.families import recorded_fields
-from sae.formats import files, params_npz
+from sae.formats import files
+from sae.formats.format import read_info
+from sae.released import Released
 from sae.sites import token_site
 from sae.store.source import Source
 from sae.trainer.information import info_of
 from sae.trainer.naming import run_names
-
-from .common import AUTOENCODER_FILES
 
 SITE = flags.DEFINE_string(
     "site", None, "The site of autoencoders that do not say it: without an info.json, and not in Gemma Scope's folders."
@@ -47,7 +47,7 @@ def check_free(folders: Sequence[Path], runs: Sequence[sae.Run], source: Source 
       ValueError: naming in what the two runs differ; nothing was changed.
     """
     for folder, run in zip(folders, runs, strict=True):
-        if not any((folder / name).exists() for name in AUTOENCODER_FILES):
+        if not any((folder / name).exists() for name in files.main_files()):
             continue
         if differences := _differences(_record(folder / "info.json"), _asked(run, source)):
             raise ValueError(
@@ -60,7 +60,7 @@ def _record(file: Path) -> dict:
     """What an autoencoder's info.json says of it and its run; empty where there is none."""
     if not file.exists():
         return {}
-    info = dataclasses.asdict(params_npz.read_info(file.parent))
+    info = dataclasses.asdict(read_info(file.parent))
     return json.loads(json.dumps(info)) | {"training": json.loads(info["training"])}
 
 
@@ -110,7 +110,7 @@ def _with_fields(record: dict) -> dict:
     return record | {"training": record["training"] | {"run": recorded_fields(record["training"])}}
 
 
-def load(folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+def load(folder: Path, model: sae.LanguageModel) -> Released:
     """The autoencoder in a folder. Where neither its files nor its path say its site, it is `--site` of the model.
 
     Raises:
@@ -119,12 +119,12 @@ def load(folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscode
     return _at_a_site(sae.load(folder), folder, model)
 
 
-def outline(folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+def outline(folder: Path, model: sae.LanguageModel) -> Released:
     """The same without reading its arrays (`sae.formats.files.outline`)."""
     return _at_a_site(files.outline(folder), folder, model)
 
 
-def _at_a_site(autoencoder, folder: Path, model: sae.LanguageModel) -> sae.JumpReLU | sae.Crosscoder:
+def _at_a_site(autoencoder, folder: Path, model: sae.LanguageModel) -> Released:
     site = SITE.value if flags.FLAGS.is_parsed() else None  # without flags, where Python code calls a launch's function
     if autoencoder.info is None:
         if site is None:

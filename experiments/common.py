@@ -20,7 +20,7 @@ import gemma
 import sae
 from sae import showing
 from sae.files import local_path, read_json
-from sae.formats import params_npz
+from sae.formats import files as formats
 from sae.progress import Bar
 from sae.text import Sequences, is_text
 from sae.text.corpus import Corpus
@@ -29,7 +29,6 @@ from sae.text.origin import SHIPPED
 from . import reading, stopping
 
 T = TypeVar("T")
-AUTOENCODER_FILES = (params_npz.GEMMA_SCOPE, params_npz.OWN)
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
 
 
@@ -299,7 +298,7 @@ def autoencoder_folders(root: Path) -> list[Path]:
       ValueError: when there is none.
     """
     files = sorted(_autoencoder_files(root), key=lambda file: _natural(file.parent))
-    crosscoders = [file.parent for file in files if params_npz.is_crosscoder(file)]
+    crosscoders = [file.parent for file in files if formats.outline(file).several_sites()]
     folders = list(dict.fromkeys(file.parent for file in files if file.parent not in crosscoders))
     if not folders and crosscoders:
         raise ValueError(
@@ -321,7 +320,7 @@ def _autoencoder_files(root: Path) -> list[Path]:
                 subfolders.clear()
                 continue
             seen.add(real)
-            for name in set(AUTOENCODER_FILES).intersection(names):
+            for name in set(formats.main_files()).intersection(names):
                 files.setdefault(os.path.realpath(Path(folder, name)), Path(folder, name))
     return list(files.values())
 

@@ -25,11 +25,10 @@ from sae.explorer.pages import About
 from sae.families import recorded_fields
 from sae.files import local_path, replace_file
 from sae.formats import largest
-from sae.formats.files import outline
+from sae.formats.files import main_files, outline
 from sae.text import Sequences
 
 from . import autoencoders, common, recorded, running
-from .common import AUTOENCODER_FILES
 from .train import SAES_DIR
 
 METRICS = "metrics.json"
@@ -56,7 +55,7 @@ def subject(model: sae.LanguageModel, sequences: Sequences) -> str:
 def identity(folder: Path, of: str, model: sae.LanguageModel) -> str:
     """What a result on the autoencoder in a folder depends on, beside the subject: its parameters, its site, its record
     of which tokens count, and how this version reads that."""
-    files = [folder / name for name in (*AUTOENCODER_FILES, "info.json")]
+    files = [folder / name for name in (*main_files(), "info.json")]
     # The site by name too: where no file says it, the path does, or --site.
     info = autoencoders.outline(folder, model).info
     parts = [json.dumps([info.site, info.site_out]).encode(), *(file.read_bytes() for file in files if file.exists())]

@@ -14,7 +14,7 @@ from sae.harvesting import SHUFFLE_ROWS as SHUFFLED
 from sae.harvesting import plan
 from sae.sites import matching
 from sae.store import manifest as manifests
-from sae.store.manifest import DTYPES
+from sae.store.codec import names as codecs
 from sae.store.places import Place, place
 from sae.text import Sequences
 
@@ -32,7 +32,7 @@ STORE_DIR = flags.DEFINE_string(
 STORE_DTYPE = flags.DEFINE_enum(
     "store_dtype",
     None,
-    DTYPES,
+    codecs(),
     "Dtype of the stored activations; int8 has a scale for each row. Default: bfloat16 for a model in bfloat16, which "
     "loses nothing, and else float32.",
 )

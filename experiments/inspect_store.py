@@ -13,8 +13,8 @@ from absl import flags
 
 import sae
 from sae import showing
-from sae.store import arrays, verifying
 from sae.store import manifest as manifests
+from sae.store import verifying
 from sae.store.manifest import segment_name
 from sae.store.places import place
 
@@ -63,7 +63,7 @@ def contents(store: sae.ActivationStore) -> str:
         rms = np.sqrt(store.mean_squared_norm(site))
         share = np.square(mean).max() / max(np.square(mean).sum(), 1e-30)
         at = int(np.argmax(np.abs(mean)))
-        row = arrays.STORED[m.dtype].itemsize * store.width(site) + (4 if m.dtype == "int8" else 0)
+        row = store.codec.row_bytes(store.width(site))
         lines.append(
             f"{site:24}{store.width(site):7}{rms:11.4g}{store.median_norm(site):11.4g}{np.linalg.norm(mean):11.4g}"
             f"{f'{share:.0%} (number {at})':>22}{_share(store.rounding(site)):>10}{store.rows * row:16,}"

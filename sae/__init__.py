@@ -5,17 +5,21 @@ from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
 from sae.autoencoder import Info, JumpReLU
 from sae.counted import Counted, Sinks
+from sae.cross_layer import CrossLayerTranscoder
 from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
 from sae.formats.files import load, save
+from sae.gated import Gated
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
+from sae.relu import ReLU
 from sae.runs import Run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
 from sae.streaming import stream
+from sae.topk import TopK
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import TensorBoard, WeightsAndBiases
@@ -25,18 +29,22 @@ __all__ = [
     "ActivationStore",
     "AdaptedModel",
     "Counted",
+    "CrossLayerTranscoder",
     "Crosscoder",
+    "Gated",
     "Info",
     "JumpReLU",
     "LanguageModel",
     "Metrics",
     "Plan",
     "Preempted",
+    "ReLU",
     "Run",
     "Sinks",
     "Site",
     "SiteKind",
     "TensorBoard",
+    "TopK",
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",

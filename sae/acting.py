@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mishax_lite import Site
-from sae.autoencoder import JumpReLU
+from sae.released import Part, Released
 
 Positions = int | slice | Sequence[int] | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array]
 # Of the activations [B, T, A] where the edit acts, and those [B, T, A] where the autoencoder reads, the new ones.
@@ -40,7 +40,7 @@ class Steer:
 class Splice:
     """Puts the reconstruction in the place of the activation; with `error`, in its gradients alone."""
 
-    autoencoder: JumpReLU
+    autoencoder: Released
     error: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ class Set:
         active: only where the latent fires.
     """
 
-    autoencoder: JumpReLU
+    autoencoder: Released | Part
     values: jax.Array
     active: bool = dataclasses.field(metadata={"static": True})
 

@@ -6,8 +6,7 @@ B any leading axes, A width of the activation, Z latents.
 
 import dataclasses
 import json
-import math
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,9 @@ from sae import showing
 from sae.counted import Counted, Sinks
 from sae.fields import check_fields, of_json
 from sae.records import Record
+from sae.released import Axes, Independent, Released, forms
 
 T = TypeVar("T")
-
-_NAMES, _RANKS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"), (2, 1, 2, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +139,10 @@ class Largest:
         return hash((self.tokens, len(self.values)))  # of a static field, at each call: not over all values
 
 
+@forms.register("JumpReLU")
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class JumpReLU:
+@dataclasses.dataclass(frozen=True, repr=False)
+class JumpReLU(Independent):
     """A sparse autoencoder on raw activations; a pytree.
 
     Attributes:
@@ -156,6 +155,14 @@ class JumpReLU:
       ValueError: when made with arrays whose shapes do not belong together.
     """
 
+    axes: ClassVar[Axes] = {
+        "W_enc": ("A", "Z"),
+        "b_enc": ("Z",),
+        "W_dec": ("Z", "A'"),
+        "b_dec": ("A'",),
+        "threshold": ("Z",),
+        "W_skip": ("A", "A'"),
+    }
     W_enc: jax.Array
     b_enc: jax.Array
     W_dec: jax.Array
@@ -166,38 +173,7 @@ class JumpReLU:
     largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     def __post_init__(self):
-        arrays = {field: getattr(self, field) for field in _NAMES}
-        if not all(hasattr(array, "shape") for array in arrays.values()):
-            return  # a transformation's placeholders
-        shapes = {field: tuple(array.shape) for field, array in arrays.items()}
-        if any(len(shapes[field]) != rank for field, rank in zip(_NAMES, _RANKS, strict=True)):
-            return  # under vmap or stacked: the leading axes are somebody else's
-        A_in, Z = shapes["W_enc"]
-        A_out = shapes["b_dec"][0]
-        want = {"W_enc": (A_in, Z), "b_enc": (Z,), "W_dec": (Z, A_out), "b_dec": (A_out,), "threshold": (Z,)}
-        if hasattr(self.W_skip, "shape"):
-            shapes["W_skip"], want["W_skip"] = tuple(self.W_skip.shape), (A_in, A_out)
-        if shapes != want:
-            raise ValueError(f"these arrays make no autoencoder: expected {want}, got {shapes}")
-        check_largest(self.largest, Z)
-
-    @property
-    def width(self) -> int:
-        """Z, the number of latents."""
-        return self.W_enc.shape[-1]
-
-    def __repr__(self) -> str:
-        return showing.autoencoder(self, _NAMES, _RANKS)
-
-    def scaled(self, gain: jax.Array) -> "JumpReLU":
-        """Returns it with what is in units of the latents, beside the weights and biases, multiplied by a gain, [] or
-        [Z]."""
-        return dataclasses.replace(self, threshold=gain * self.threshold)
-
-    def reordered(self, order: jax.Array) -> "JumpReLU":
-        """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
-        latents = {"W_enc": self.W_enc[:, order], "b_enc": self.b_enc[order], "W_dec": self.W_dec[order]}
-        return dataclasses.replace(self, **latents, threshold=self.threshold[order], largest=None)
+        self.check_shapes()
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, Z], zero where the pre-activation is not above its threshold.
@@ -207,76 +183,26 @@ class JumpReLU:
         Raises:
           ValueError: for activations of another length.
         """
-        x = with_axes_joined(x, self.W_enc.shape[-2:-1], self.info)
-        z = jnp.matmul(x, self.W_enc, precision="highest") + self.b_enc
+        z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
         return jnp.where(z > self.threshold, z, 0.0)
 
-    def decode(self, f: jax.Array) -> jax.Array:
-        """Latents [B, Z] -> raw activations [B, A], without the skip."""
-        return jnp.matmul(f, self.W_dec, precision="highest") + self.b_dec
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction [B, A] of [B, A]. Heads that were joined are apart again, unless A is another at the
-        output."""
-        flat = with_axes_joined(x, self.W_enc.shape[-2:-1], self.info)
-        out = self.decode(self.encode(flat))
-        out = out if self.W_skip is None else out + jnp.matmul(flat, self.W_skip, precision="highest")
-        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
-
-
-def with_axes_joined(x: jax.Array, shape: tuple[int, ...], info: Info | None) -> jax.Array:
-    """Activations [..., *shape], where they may have been given as the model computes them: [..., N, H] for N * H.
-
-    Args:
-      x: as captured.
-      shape: what an autoencoder takes for one token: (A,), or (L, A) for a crosscoder.
-      info: the autoencoder's. Where it does not record the shape of a token's activation, the last axes are joined that
-        make A, and two axes at least, B and T, have to come before: else tokens might be taken for heads, [4, 192] for
-        768.
-
-    Raises:
-      ValueError: for activations that are neither.
-    """
-    given = jnp.shape(x)
-    if given[-len(shape) :] == shape:
-        return x
-    *sites, length = shape
-    if info is not None and info.shape is not None:
-        counts = [len(info.shape)] if given[-len(info.shape) :] == info.shape else []
-    else:
-        counts = range(2, len(given) - len(sites) - 1)
-    for count in counts:
-        before = given[: len(given) - count]
-        if math.prod(given[len(before) :]) == length and before[len(before) - len(sites) :] == tuple(sites):
-            return jnp.reshape(x, (*before, length))
-    raise ValueError(
-        f"the autoencoder takes activations [..., {', '.join(map(str, shape))}], got {list(given)}: are they of "
-        "another site or model?"
-    )
-
-
-def check_values(autoencoder) -> None:
-    """Raises ValueError, naming the array, for a JumpReLU or a crosscoder by which nothing can be measured: one of
-    several stacked ones, values that are not finite, thresholds below 0."""
-    names = [name for name in (*_NAMES, "W_skip") if getattr(autoencoder, name, None) is not None]
-    if (rank := jnp.ndim(autoencoder.threshold)) != 1:
-        raise ValueError(f"one autoencoder has thresholds [Z], got {rank} axes: of stacked ones, each goes by itself")
-    for name in names:
-        if bad := int(jnp.sum(~jnp.isfinite(getattr(autoencoder, name)))):
+def check_values(autoencoder: Released) -> None:
+    """Raises ValueError, naming the array, for an autoencoder by which nothing can be measured: one of several stacked
+    ones, values that are not finite, thresholds below 0."""
+    arrays = autoencoder.arrays()
+    for name, array in arrays.items():
+        if (got := jnp.ndim(array)) != (rank := len(autoencoder.axes[name])):
+            raise ValueError(
+                f"an autoencoder's {name} has {rank} axes, got {got}: of stacked ones, each goes by itself"
+            )
+    for name, array in arrays.items():
+        if bad := int(jnp.sum(~jnp.isfinite(array))):
             raise ValueError(f"{name} must be finite, got {bad:,} values that are not")
-    if low := int(jnp.sum(autoencoder.threshold < 0)):
-        raise ValueError(
-            f"threshold must be at least 0, got {low:,} below it: a latent would be active where its activation is "
-            "negative"
-        )
-
-
-def check_largest(largest: Largest | None, width: int) -> None:
-    """Raises ValueError for a record of another number of latents."""
-    if largest is not None and len(largest.values) != width:
-        raise ValueError(f"the largest activations are of {len(largest.values)} latents, the autoencoder has {width}")
+    autoencoder.check_arrays(arrays)
 
 
 def bare(autoencoder: T) -> T:
-    """Returns a JumpReLU or a crosscoder without what is static: those of one shape then share compiled programs."""
+    """Returns an autoencoder without what is static and is no part of what it computes: those of one shape then share
+    compiled programs."""
     return dataclasses.replace(autoencoder, info=None, largest=None)

@@ -5,19 +5,20 @@ axes, L sites, A width of the activation at each, Z latents.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from sae import showing
-from sae.autoencoder import Info, JumpReLU, Largest, check_largest, with_axes_joined
+from sae.autoencoder import Info, JumpReLU, Largest
+from sae.released import Axes, Independent, forms
 
-_NAMES, _RANKS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"), (3, 1, 3, 2, 1)
 
-
+@forms.register("Crosscoder")
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Crosscoder:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Crosscoder(Independent):
     """A JumpReLU crosscoder on raw activations; a pytree.
 
     Attributes:
@@ -30,6 +31,14 @@ class Crosscoder:
       ValueError: when made with arrays whose shapes do not belong together.
     """
 
+    axes: ClassVar[Axes] = {
+        "W_enc": ("L", "A", "Z"),
+        "b_enc": ("Z",),
+        "W_dec": ("Z", "L", "A"),
+        "b_dec": ("L", "A"),
+        "threshold": ("Z",),
+    }
+    noun: ClassVar[str] = "crosscoder"
     W_enc: jax.Array
     b_enc: jax.Array
     W_dec: jax.Array
@@ -39,19 +48,7 @@ class Crosscoder:
     largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     def __post_init__(self):
-        arrays = [getattr(self, name) for name in _NAMES]
-        if not all(hasattr(array, "shape") for array in arrays):
-            return  # a transformation's placeholders
-        if any(array.ndim != rank for array, rank in zip(arrays, _RANKS, strict=True)):
-            return  # under vmap or stacked: the leading axes are somebody else's
-        L, A, Z = self.W_enc.shape
-        want = [(L, A, Z), (Z,), (Z, L, A), (L, A), (Z,)]
-        if (got := [tuple(array.shape) for array in arrays]) != want:
-            raise ValueError(
-                f"these arrays make no crosscoder: expected {dict(zip(_NAMES, want, strict=True))}, "
-                f"got {dict(zip(_NAMES, got, strict=True))}"
-            )
-        check_largest(self.largest, Z)
+        self.check_shapes()
 
     @classmethod
     def of(cls, joined: JumpReLU, sites: int) -> "Crosscoder":
@@ -66,30 +63,15 @@ class Crosscoder:
         W_enc, W_dec = joined.W_enc.reshape(sites, -1, Z), joined.W_dec.reshape(Z, sites, -1)
         return cls(W_enc, joined.b_enc, W_dec, joined.b_dec.reshape(sites, -1), joined.threshold)
 
-    @property
-    def width(self) -> int:
-        """Z, the number of latents."""
-        return self.W_enc.shape[-1]
-
-    def __repr__(self) -> str:
-        return showing.autoencoder(self, _NAMES, _RANKS)
-
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, L, A] of all sites -> latents [B, Z]; [B, L, N, H] where A is the heads joined.
 
         Raises:
           ValueError: for activations of other lengths.
         """
-        x = with_axes_joined(x, self.W_enc.shape[-3:-1], self.info)
-        z = jnp.einsum("...LA,LAZ->...Z", x, self.W_enc, precision="highest") + self.b_enc
+        z = jnp.einsum("...LA,LAZ->...Z", self.joined(x), self.W_enc, precision="highest") + self.b_enc
         return jnp.where(z > self.threshold, z, 0.0)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, Z] -> raw activations [B, L, A] of all sites."""
         return jnp.einsum("...Z,ZLA->...LA", f, self.W_dec, precision="highest") + self.b_dec
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction [B, L, A] of [B, L, A]. Heads that were joined are apart again."""
-        flat = with_axes_joined(x, self.W_enc.shape[-3:-1], self.info)
-        out = self.decode(self.encode(flat))
-        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out

@@ -141,7 +141,8 @@ def harvest(
       sites: names such as `layer_3/resid_post`, or one.
       path: a folder, gs://bucket/folder or s3://bucket/folder.
       seed: of both shufflings.
-      dtype: of the stored rows, "float32", "bfloat16" or "int8" (with a scale for each row).
+      dtype: of the stored rows: "float32", "bfloat16", "float16", "int8" (with a scale for each row), or another
+        registered codec (`sae.store.codec`).
       shuffle_rows: rows that a segment has and that are shuffled together, as far as memory allows.
       shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written, and for
         the work on them (384 MiB, or three quarters of it all if that is less).

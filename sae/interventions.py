@@ -20,8 +20,8 @@ import numpy as np
 
 from mishax_lite import Edits
 from sae.acting import Change, Intervention, Positions, Set, Splice, Steer, Tokens, narrowing
-from sae.autoencoder import Info, JumpReLU, bare
-from sae.crosscoder import Crosscoder
+from sae.autoencoder import Info, bare
+from sae.released import Released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class OfMax:
 
     factor: float
 
-    def of(self, autoencoder: JumpReLU | Crosscoder, latent: int) -> float:
+    def of(self, autoencoder: Released, latent: int) -> float:
         """The multiple in raw units.
 
         Raises:
@@ -70,7 +70,7 @@ Strength = float | jax.Array | OfMax
 
 
 def splice(
-    autoencoder: JumpReLU, error: bool = False, *, positions: Positions | None = None, site: str | None = None
+    autoencoder: Released, error: bool = False, *, positions: Positions | None = None, site: str | None = None
 ) -> Edits:
     """Puts the reconstruction in the place of the activation.
 
@@ -94,7 +94,7 @@ def splice(
 
 
 def steer(
-    autoencoder: JumpReLU | Crosscoder,
+    autoencoder: Released,
     strengths: Mapping[int, Strength],
     positions: Positions | None = None,
     *,
@@ -117,9 +117,9 @@ def steer(
         >>> gemma.generate(model, "The sea", edits=sae.steer(autoencoder, {17: sae.of_max(3)}))
     """
     latents, numbers = _numbers(autoencoder, strengths, "steer")
-    rows = autoencoder.W_dec[latents]
-    if isinstance(autoencoder, Crosscoder):
-        sites = () if autoencoder.info is None else autoencoder.info.site
+    rows = autoencoder.rows(latents)
+    if autoencoder.several_sites():
+        sites = () if autoencoder.info is None else autoencoder.info.site_out
         if site not in sites:
             raise ValueError(
                 f"steer: a crosscoder adds at one of its sites: name one of {', '.join(sites) or 'them in its info'} "
@@ -131,7 +131,7 @@ def steer(
 
 
 def ablate(
-    autoencoder: JumpReLU,
+    autoencoder: Released,
     latents: int | Sequence[int] | jax.Array,
     positions: Positions | None = None,
     *,
@@ -152,12 +152,12 @@ def ablate(
         >>> logits = mishax_lite.edit(model.apply, sae.ablate(autoencoder, [17, 4]))(tokens)
     """
     site, reads = _sites(autoencoder, site, "ablate")
-    part = _part(autoencoder, _latents([latents] if np.ndim(latents) == 0 else latents, autoencoder.width, "ablate"))
+    part = autoencoder.part(_latents([latents] if np.ndim(latents) == 0 else latents, autoencoder.width, "ablate"))
     return _at(site, reads, Set(part, jnp.zeros(part.width), False), positions, autoencoder.info)
 
 
 def clamp(
-    autoencoder: JumpReLU,
+    autoencoder: Released,
     values: Mapping[int, Strength],
     where: Literal["active"] | None = None,
     positions: Positions | None = None,
@@ -183,7 +183,7 @@ def clamp(
         raise ValueError(f"clamp: where is 'active' or None, got {where!r}")
     site, reads = _sites(autoencoder, site, "clamp")
     latents, numbers = _numbers(autoencoder, values, "clamp")
-    change = Set(_part(autoencoder, latents), numbers, where == "active")
+    change = Set(autoencoder.part(latents), numbers, where == "active")
     return _at(site, reads, change, positions, autoencoder.info)
 
 
@@ -199,14 +199,14 @@ def _counted(info: Info | None, site: str) -> tuple[tuple[int, ...] | None, floa
     return (None, None) if counted is None else (counted.special_ids, dict(counted.sink_limits).get(site))
 
 
-def _sites(autoencoder: JumpReLU, site: str | None, caller: str) -> tuple[str, str | None]:
+def _sites(autoencoder: Released, site: str | None, caller: str) -> tuple[str, str | None]:
     """Where an autoencoder acts, and what it reads if that is another site.
 
     Raises:
         ValueError: for a crosscoder, no site, and another one than a transcoder's.
     """
     info = autoencoder.info
-    if isinstance(autoencoder, Crosscoder):
+    if autoencoder.several_sites():
         raise ValueError(
             f"{caller}: a crosscoder reads several sites, of which the first is edited before the last is computed; "
             "sae.steer takes a crosscoder, with site=..."
@@ -220,21 +220,7 @@ def _sites(autoencoder: JumpReLU, site: str | None, caller: str) -> tuple[str, s
     return info.site_out, info.site
 
 
-def _part(autoencoder: JumpReLU, latents: jax.Array) -> JumpReLU:
-    """An autoencoder with some of the latents alone, whose activations are the same."""
-    return dataclasses.replace(
-        bare(autoencoder),
-        W_enc=autoencoder.W_enc[:, latents],
-        b_enc=autoencoder.b_enc[latents],
-        W_dec=autoencoder.W_dec[latents],
-        threshold=autoencoder.threshold[latents],
-        W_skip=None,  # moves no latent
-    )
-
-
-def _numbers(
-    autoencoder: JumpReLU | Crosscoder, numbers: Mapping[int, Strength], caller: str
-) -> tuple[jax.Array, jax.Array]:
+def _numbers(autoencoder: Released, numbers: Mapping[int, Strength], caller: str) -> tuple[jax.Array, jax.Array]:
     """Latents [K] and their strengths or values, float32 [K]."""
     if not isinstance(numbers, Mapping):
         raise ValueError(f"{caller}: expected a dict {{latent: number}}, such as {{17: 20.0}}, got {numbers!r:.60}")

@@ -15,7 +15,7 @@ import sae
 from experiments import common, harvest, running, train
 from experiments.scope import OUT_DIR
 from sae.evaluation.fidelity import baseline
-from sae.store.manifest import DTYPES
+from sae.store.codec import names
 
 # What --help lists.
 flags.adopt_module_key_flags(common)
@@ -38,7 +38,7 @@ def main():
     print(f"{model.config.name}, {site}\n")
     rows = []
     known = None
-    for dtype in DTYPES:
+    for dtype in names():
         store = sae.harvest(
             model,
             text,

@@ -9,80 +9,30 @@ and once for every autoencoder; losses are the model's own (`LanguageModel.losse
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from sae import showing
-from sae.autoencoder import JumpReLU, Largest, check_values
+from sae.autoencoder import check_values
 from sae.capturing import activations_at
 from sae.counted import Counted
-from sae.crosscoder import Crosscoder
 from sae.evaluation import programs
 from sae.evaluation.counting import CountedText, Sites, as_tuple, counted_text, sites_to_capture
 from sae.evaluation.matching import check_model
+from sae.evaluation.metrics import Metrics
+from sae.evaluation.suite import About, Batch, Suite, Sums, suites_of
 from sae.language_model import LanguageModel, check_tokenizer, require_model, resumption
 from sae.progress import Progress, chosen, every
+from sae.released import Released
 from sae.sharding import rounded_up
 from sae.sites import dim, token_site
 from sae.text import Sequences, as_sequences
 
 BATCH = 16  # sequences, unless their tokens are too many
 TOKENS = 8192  # at most so many in a batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """How faithful one autoencoder is; what `evaluate` returns.
-
-    Attributes:
-        site: where the autoencoder was spliced in; for a transcoder, where its output was; a crosscoder's sites with +
-            between them.
-        tokens: text tokens seen, over which `l0`, `fvu`, `dead` and `largest` are.
-        predictions: next-token predictions that the losses are means of (from text, to text).
-        l0: mean number of active latents per token.
-        fvu: sum ||x - x^||^2 / sum ||x - mean(x)||^2, the mean per dimension over all tokens seen; a crosscoder's, over
-            the dimensions of all its sites.
-        loss: next-token loss in nats, clean.
-        loss_spliced: the same with x^ in x's place, at all sites.
-        loss_zero: the same with zero in x's place.
-        delta_loss: loss_spliced - loss, nats.
-        loss_recovered: (loss_zero - loss_spliced) / (loss_zero - loss).
-        dead: how many latents fired on none of the `tokens`.
-        width: how many latents there are.
-        documents: how many documents have any of the `tokens`.
-        rows_are_documents: nobody has said which documents the tokens are from, so each row of the array that was given
-            counts as one.
-        largest: the largest activation of each latent over the tokens; None where the figures come from a file.
-    """
-
-    site: str
-    tokens: int
-    predictions: int
-    l0: float
-    fvu: float
-    loss: float
-    loss_spliced: float
-    loss_zero: float
-    delta_loss: float
-    loss_recovered: float
-    dead: int
-    width: int
-    documents: int
-    rows_are_documents: bool = False
-    largest: Largest | None = dataclasses.field(default=None, repr=False, compare=False)
-
-    def __repr__(self) -> str:
-        losses = f"delta loss {self.delta_loss:.3f} nats, loss recovered {self.loss_recovered:.3f}"
-        dead = f"{self.dead:,} of {showing.count(self.width, 'latent')} dead"
-        documents = showing.documents(self.documents, self.rows_are_documents)
-        tokens = f"{showing.count(self.tokens, 'token')} of {documents}"
-        return f"Metrics({self.site}: L0 {self.l0:.1f}, FVU {self.fvu:.3f}, {losses}, {dead}, {tokens})"
-
-    def to_dict(self) -> dict[str, str | int | float]:
-        """The figures, ready for JSON; `Metrics(**figures)` reads them back."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "largest"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +91,16 @@ class Baseline:
 
 
 def evaluate(
-    autoencoder: JumpReLU | Crosscoder | Sequence[JumpReLU | Crosscoder],
+    autoencoder: Released | Sequence[Released],
     model: LanguageModel,
     tokens: np.ndarray | Sequences,
     site: str | Sites | None = None,
     *,
+    suites: str | Sequence[str] = ("fidelity",),
     known: Baseline | None = None,
     counted: Counted | None = None,
     progress: Progress | bool | None = None,
-) -> Metrics | list[Metrics]:
+) -> Metrics | Any | list[Metrics | Any]:
     """Measures one autoencoder or several on token sequences.
 
     Several at one site are measured in one pass over the text, in which they share all but their own spliced passes. A
@@ -164,6 +115,7 @@ def evaluate(
             BOS, padded at the end; of these, each row counts as a document.
         site: where it belongs; by default what its `info` says, which is the only place for a transcoder. Several for a
             crosscoder, in its order.
+        suites: which metrics, by the names of registered suites (`sae.evaluation.suite`); "fidelity" gives `Metrics`.
         known: what `baseline` returned for the same model, tokens, rule and site, where autoencoders are measured one
             by one.
         counted: which tokens count, in place of what each autoencoder records.
@@ -171,27 +123,29 @@ def evaluate(
             function that is called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Returns:
-        The metrics; of a list, a list in its order.
+        The metrics of the suite; of several suites a dict, {suite: its metrics}. Of a list of autoencoders, a list of
+        these in its order.
 
     Raises:
         ValueError: before any forward pass, for an autoencoder of another model or width, or with values that are not
             finite or thresholds below 0, an unknown site, tokens without text or that are not this model's
             (`sae.text.as_sequences`), a text that leaves tokens out where training's did not (or the other way round),
-            or a baseline of something else.
+            a baseline of something else, or an unknown suite.
 
     Warns:
         RecordWarning: where an autoencoder does not record which tokens its training counted, or the text is known to
             be another one than it was trained on.
     """
     progress = chosen(progress)
-    alone = isinstance(autoencoder, JumpReLU | Crosscoder)
+    alone = isinstance(autoencoder, Released)
     group = [autoencoder] if alone or not isinstance(autoencoder, Iterable) else list(autoencoder)
-    if wrong := [one for one in group if not isinstance(one, JumpReLU | Crosscoder)]:
+    if wrong := [one for one in group if not isinstance(one, Released)]:
         raise ValueError(
             "sae.evaluate takes an autoencoder, such as sae.load(folder) returns, or several; got "
             + showing.kind(wrong[0] if type(autoencoder) in (list, tuple) else autoencoder)
         )
     require_model(model)
+    measured = suites_of(suites)
     sites, texts, sequences = [], [], None
     for one in group:  # a comprehension would be a frame of its own, and warnings name the caller's line
         sites.append(check_fits(one, model, site))
@@ -202,12 +156,16 @@ def evaluate(
     for (_, sites_out), text in zip(sites, texts, strict=True):
         if known is not None:
             known.check(sites_out, text, model)
-    metrics: dict[int, Metrics] = {}
+    metrics: dict[int, Any] = {}
     for place in dict.fromkeys(places):
         members = [i for i, other in enumerate(places) if other == place]
-        _, sums = _measure([group[i] for i in members], model, texts[members[0]], *place[:2], known, progress)
-        rows = texts[members[0]].sequences.rows_are_documents
-        metrics |= {i: summarise(each, "+".join(place[1]), rows) for i, each in zip(members, sums, strict=True)}
+        of = [group[i] for i in members]
+        _, sums = _measure(of, model, texts[members[0]], *place[:2], known, progress, measured)
+        about = About("+".join(place[1]), texts[members[0]].sequences.rows_are_documents)
+        for i, each in zip(members, sums, strict=True):
+            metrics[i] = {name: suite.metrics(each[name], about) for name, suite in measured.items()}
+            if len(measured) == 1:
+                (metrics[i],) = metrics[i].values()
     ordered = [metrics[i] for i in range(len(group))]
     return ordered[0] if alone else ordered
 
@@ -238,7 +196,7 @@ def baseline(
     check_tokenizer(model)
     counted = Counted.or_default(counted, model.tokenizer.special_ids)
     text = counted_text(None, model, as_sequences(tokens, model), counted)
-    measured, _ = _measure([], model, text, (), as_tuple(site), None, chosen(progress))
+    measured, _ = _measure([], model, text, (), as_tuple(site), None, chosen(progress), {})
     # The fingerprint takes its time, and serves to compare.
     return dataclasses.replace(measured, site=site, model_fingerprint=model.fingerprint)
 
@@ -260,19 +218,22 @@ def _batches(
 
 
 def _measure(
-    group: Sequence[JumpReLU | Crosscoder],
+    group: Sequence[Released],
     model: LanguageModel,
     counted: CountedText,
     sites_in: Sites,
     sites_out: Sites,
     known: Baseline | None,
     progress: Progress,
-) -> tuple[Baseline, list[dict[str, np.ndarray]]]:
-    """The baseline, and the sums of each autoencoder with the baseline's; one pass over the text."""
+    suites: Mapping[str, Suite],
+) -> tuple[Baseline | None, list[dict[str, Sums]]]:
+    """The baseline, and for each autoencoder the sums of each suite, with the baseline's where the suite needs them;
+    one pass over the text. No baseline where nobody needs it."""
     layout = programs.Layout.of(model)
     group = [layout.autoencoder(one) for one in group]
     shared: dict[str, np.ndarray] = {}
-    each: list[dict[str, np.ndarray]] = [{} for _ in group]
+    each: list[dict[str, Sums]] = [{name: {} for name in suites} for _ in group]
+    wanted = not group or any(suite.baseline for suite in suites.values())
     centre = None if known is None else known.centre
     captures = sites_to_capture(model, sites_in, sites_out, counted.rule)
     desc = f"evaluate {'+'.join(sites_out)}" + ("" if group else ", baseline")
@@ -287,7 +248,7 @@ def _measure(
             losses = layout.finish(programs.losses_with(model, batch, put))
             return np.asarray(losses, np.float64)[predicted].sum()
 
-        if known is None:
+        if known is None and wanted:
             documents.update(counted.documents(start, text).tolist())
             if centre is None:
                 centre = np.asarray(programs.joined(ys))[text].mean(axis=0)
@@ -302,18 +263,22 @@ def _measure(
                 squares=np.asarray(parts["squares"], np.float64).sum(),
             )
         for one, sums in zip(group, each, strict=True):
-            spliced, parts = layout.finish(programs.reconstruct(one, xs, ys, text))
-            parts = jax.device_get(parts)
-            largest = np.maximum(sums.pop("largest", 0.0), parts["largest"])
-            _add(sums, active=parts["active"], errors=parts["errors"].sum(dtype=np.float64), loss_spliced=loss(spliced))
-            sums["largest"] = largest
+            seen = Batch(model, one, batch, text, xs, ys, loss, layout.finish)
+            for name, suite in suites.items():
+                sums[name] = suite.merge(sums[name], suite.add(seen))
+    if not wanted:
+        if not all(all(sums.values()) for sums in each):
+            raise ValueError("evaluation needs text tokens that count, and these sequences have none")
+        return None, each
     if known is None:
         shared["documents"] = np.float64(len(documents))
         about = counted.rule, str(counted), counted.sha256, model.name, ""
         known = Baseline(sites_out, centre, shared, *about)
     if not known.sums.get("predictions"):
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
-    return known, [known.sums | sums for sums in each]
+    return known, [
+        {name: known.sums | of if suites[name].baseline else of for name, of in sums.items()} for sums in each
+    ]
 
 
 def _add(sums: dict[str, np.ndarray], **parts: np.ndarray) -> None:
@@ -321,33 +286,7 @@ def _add(sums: dict[str, np.ndarray], **parts: np.ndarray) -> None:
         sums[name] = sums.get(name, 0) + np.asarray(part, np.float64)
 
 
-def summarise(sums: dict[str, np.ndarray], site: str, rows_are_documents: bool = False) -> Metrics:
-    """The metrics from sums over all tokens (`Baseline` and `programs.reconstruct` say what they are)."""
-    n, predictions = sums["tokens"], sums["predictions"]
-    variation = sums["squares"] - np.square(sums["shifted"]).sum() / n
-    clean, spliced, zero = (sums[name] / predictions for name in ("loss", "loss_spliced", "loss_zero"))
-    return Metrics(
-        site=site,
-        tokens=int(n),
-        predictions=int(predictions),
-        l0=float(sums["active"].sum() / n),
-        fvu=float(sums["errors"] / variation),
-        loss=float(clean),
-        loss_spliced=float(spliced),
-        loss_zero=float(zero),
-        delta_loss=float(spliced - clean),
-        loss_recovered=float((zero - spliced) / (zero - clean)),
-        dead=int((sums["active"] == 0).sum()),
-        width=len(sums["active"]),
-        documents=int(sums["documents"]),
-        rows_are_documents=rows_are_documents,
-        largest=Largest(sums["largest"], int(n)) if "largest" in sums else None,
-    )
-
-
-def check_fits(
-    autoencoder: JumpReLU | Crosscoder, model: LanguageModel, site: str | Sites | None = None
-) -> tuple[Sites, Sites]:
+def check_fits(autoencoder: Released, model: LanguageModel, site: str | Sites | None = None) -> tuple[Sites, Sites]:
     """Checks that an autoencoder belongs to a model and its sites, by its `info` and its shapes alone.
 
     Args:
@@ -368,13 +307,13 @@ def check_fits(
     if info is not None and info.site != info.site_out and site is not None:
         raise ValueError(f"a transcoder belongs where it was trained, from {info.site} to {info.site_out}; got {site}")
     sites_in, sites_out = (as_tuple(site),) * 2 if site is not None else (as_tuple(info.site), as_tuple(info.site_out))
-    several = autoencoder.W_enc.shape[0] if isinstance(autoencoder, Crosscoder) else 1
+    several = autoencoder.site_count
     if len(sites_in) != several:
         raise ValueError(
             f"a {type(autoencoder).__name__} of {several} site{'s' * (several > 1)} cannot be evaluated at "
             f"{', '.join(sites_in)}: name {several}"
         )
-    A_in, A_out = autoencoder.W_enc.shape[-2], autoencoder.b_dec.shape[-1]
+    A_in, A_out = autoencoder.dims
     for sites, got in ((sites_in, A_in), (sites_out, A_out)):
         for name in sites:
             width = dim(token_site(model, name))

@@ -12,13 +12,14 @@ import numpy as np
 
 from mishax_lite.compiling import jit_forward
 from sae import showing
-from sae.autoencoder import JumpReLU, bare
+from sae.autoencoder import bare
 from sae.capturing import activations_at
 from sae.counted import Counted
 from sae.evaluation.counting import counted_text, sites_to_capture
 from sae.evaluation.matching import check_model
 from sae.language_model import LanguageModel
 from sae.progress import every
+from sae.released import Released
 from sae.sites import token_site
 from sae.text import Sequences, as_sequences
 
@@ -60,7 +61,7 @@ class LatentStatistics:
 
 
 def latent_statistics(
-    autoencoder: JumpReLU,
+    autoencoder: Released,
     model: LanguageModel,
     tokens: np.ndarray | Sequences,
     site: str,
@@ -82,7 +83,7 @@ def latent_statistics(
     fired, total = np.zeros(Z, np.int64), 0
     histogram = np.zeros((Z, BINS), np.int64)
     # The range of a histogram doubles when a larger activation comes.
-    reach = np.maximum(np.asarray(autoencoder.threshold, np.float32) * 2, 1e-6)
+    reach = np.maximum(np.asarray(autoencoder.thresholds, np.float32) * 2, 1e-6)
     sequence = np.full((Z, E), -1, np.int32)
     activation = np.zeros((Z, E, T), np.float32)
     starts = range(0, S, BATCH)
@@ -131,7 +132,7 @@ def _keep_strongest(sequence: np.ndarray, activation: np.ndarray, f: np.ndarray,
         sequence[z], activation[z] = owners[best], rows[best]
 
 
-def logit_effects(autoencoder: JumpReLU, model: LanguageModel, site: str, latents: slice = slice(None)) -> np.ndarray:
+def logit_effects(autoencoder: Released, model: LanguageModel, site: str, latents: slice = slice(None)) -> np.ndarray:
     """[Z, V], for all latents or a range of them: how each one's decoder row, added at the site, would move the logits
     directly, to first order (`LanguageModel.logit_directions`). What depends on the token, such as the last norm's
     division, is left out, and the mean over the vocabulary, which softmax ignores, is taken away.
@@ -160,7 +161,7 @@ class TopTokens:
         return f"TopTokens({showing.count(tokens, 'token')} of {showing.count(latents, 'latent')})"
 
 
-def top_tokens(autoencoder: JumpReLU, model: LanguageModel, site: str, count: int = 10) -> TopTokens:
+def top_tokens(autoencoder: Released, model: LanguageModel, site: str, count: int = 10) -> TopTokens:
     """The greatest and the least of `logit_effects`, of which only a part is held at a time: Z times V is large.
 
     Rows of the embedding that the tokenizer has no piece for (padding of the table) are left out.

@@ -19,13 +19,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mishax_lite.compiling import jit_forward
-from sae.autoencoder import JumpReLU, bare
-from sae.crosscoder import Crosscoder
+from sae.autoencoder import bare
 from sae.language_model import LanguageModel, lean
+from sae.released import Released
 from sae.sharding import DATA, batch_sharding, ways
 
 LATENTS = 2**24  # of a block of tokens, in memory at a time: 64 MiB
-_LATENT_AXES = {"W_enc": -1, "b_enc": 0, "W_dec": 0, "threshold": 0}
 
 
 @jit_forward
@@ -41,7 +40,7 @@ def losses_with(model: LanguageModel, tokens: jax.Array, values: Mapping[str, ja
 
 @jit_forward
 def reconstruct(
-    autoencoder: JumpReLU | Crosscoder, xs: tuple[jax.Array, ...], ys: tuple[jax.Array, ...], text: jax.Array
+    autoencoder: Released, xs: tuple[jax.Array, ...], ys: tuple[jax.Array, ...], text: jax.Array
 ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
     """What is spliced in, and the sums that need no forward pass; in blocks of tokens, so that latents of all tokens
     are never held.
@@ -133,7 +132,7 @@ class Layout:
             jax.block_until_ready(values)
         return values
 
-    def autoencoder(self, autoencoder: JumpReLU | Crosscoder) -> JumpReLU | Crosscoder:
+    def autoencoder(self, autoencoder: Released) -> Released:
         """`bare`, on the model's device, or with its latents over the axes of the mesh that are not `data`, where they
         divide."""
         arrays = bare(autoencoder)
@@ -142,11 +141,8 @@ class Layout:
         rest = tuple(name for name in self.mesh.axis_names if name != DATA)
         devices = self.mesh.size // ways(self.mesh)
         places = {}
-        for field in dataclasses.fields(arrays):
-            array = getattr(arrays, field.name)
-            if array is not None:
-                spec = [None] * array.ndim
-                if rest and field.name in _LATENT_AXES and arrays.width % devices == 0:
-                    spec[_LATENT_AXES[field.name]] = rest
-                places[field.name] = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        for name, array in arrays.arrays().items():
+            divided = bool(rest) and arrays.width % devices == 0
+            spec = [rest if divided and axis == "Z" else None for axis in arrays.axes[name]]
+            places[name] = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
         return dataclasses.replace(arrays, **places)

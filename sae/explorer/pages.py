@@ -10,12 +10,12 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from sae.autoencoder import JumpReLU
 from sae.evaluation.latents import BINS, LatentStatistics, TopTokens
 from sae.explorer.characters import Characters, first, last, turns
 from sae.files import replace_file
 from sae.language_model import Tokenizer
 from sae.progress import every
+from sae.released import Released
 from sae.showing import count
 from sae.text import Sequences
 
@@ -80,7 +80,7 @@ def write_latents(
     folder: Path,
     root: str,
     name: str,
-    autoencoder: JumpReLU,
+    autoencoder: Released,
     statistics: LatentStatistics,
     effects: TopTokens | None,
     sequences: Sequences,
@@ -107,7 +107,7 @@ def write_latents(
     characters = Characters(tokenizer)
     labels = characters.labels
     alive = np.nonzero(statistics.fired)[0].tolist()
-    threshold = np.asarray(autoencoder.threshold)
+    threshold = np.asarray(autoencoder.thresholds)
     template = _environment().get_template("latent.html")
     rows = []
     for place, z in enumerate(every(progress(alive, total=len(alive), desc=f"pages {name}"), alive)):

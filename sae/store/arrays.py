@@ -1,13 +1,12 @@
 """The arrays of a store: zarr v3, sharded, through tensorstore.
 
-Any zarr v3 reader opens those of float32 and int8. zarr-python has no bfloat16 yet; the numbers are there all the
-same: `tensorstore.open({"driver": "zarr3", "kvstore": …})` reads them, as `ActivationStore` does.
+Any zarr v3 reader opens those of float32, float16 and int8. zarr-python has no bfloat16 yet; the numbers are there all
+the same: `tensorstore.open({"driver": "zarr3", "kvstore": …})` reads them, as `ActivationStore` does.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 1 << 26
 SHARD_ROWS = 1 << 18
-SCALE = ".scale"  # of int8 rows: an array beside theirs, float32 [rows]
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-STORED = {"float32": np.dtype("<f4"), "bfloat16": _BFLOAT16, "int8": np.dtype("i1")}
 
 
 def _hash() -> "xxhash.xxh3_128":
@@ -62,46 +58,6 @@ def stored_bytes(rows: int, row_bytes: int) -> int:
     """What an array takes on disk, its last chunk filled up."""
     chunk = chunk_rows(row_bytes, rows)
     return -(-rows // chunk) * chunk * row_bytes
-
-
-def encode(x: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Activations [rows, A] of any float dtype as they are stored: {"": values}, and with int8 {SCALE: [rows] float32}.
-
-    int8: a row is its largest absolute value over 127 times whole numbers.
-    """
-    if dtype != "int8":
-        return {"": x.astype(STORED[dtype], copy=False)}
-    x = x.astype(np.float32, copy=False)
-    scale = np.abs(x).max(axis=1) / np.float32(127)
-    whole = np.rint(x / np.where(scale > 0, scale, 1)[:, None])
-    return {"": whole.astype(np.int8), SCALE: scale.astype(np.float32)}
-
-
-def decode(values: np.ndarray, scale: np.ndarray | None, out: np.ndarray, rows: np.ndarray | None = None) -> None:
-    """What `encode` stored, into `out` [rows, A] float32; or only the rows with these numbers, in their order."""
-    if rows is not None:
-        # mode="clip" moves whole rows; the default and values[rows] take several times as long.
-        same = values.dtype == out.dtype
-        values = np.take(values, rows, axis=0, out=out if same else None, mode="clip")
-        if same:
-            return
-        scale = None if scale is None else scale[rows]
-    if scale is None:
-        out[...] = values
-    else:
-        np.multiply(values, scale[:, None], out=out)
-
-
-def lost(x: np.ndarray, stored: dict[str, np.ndarray]) -> float:
-    """Sum of the squares of x minus what `encode` made of it, in float64."""
-    if np.can_cast(x.dtype, stored[""].dtype):
-        return 0.0
-    total = 0.0
-    for piece in pieces(len(x), 1024):
-        back = np.empty(x[piece].shape, np.float32)
-        decode(stored[""][piece], stored[SCALE][piece] if SCALE in stored else None, back)
-        total += float(np.square(x[piece].astype(np.float64) - back).sum())
-    return total
 
 
 class Writer:

@@ -3,13 +3,14 @@
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from sae.store import arrays, order
+from sae.store import order
+from sae.store.codec import Codec, take
 from sae.store.manifest import ROW_FIELDS, segment_name
 from sae.store.order import Block, Pass, Run
 from sae.store.places import Place
@@ -32,11 +33,12 @@ class Segments(Protocol):
     """What batches are read from: an `ActivationStore`.
 
     Attributes:
-      place: where it is. sites: by name. growing: whether segments are still being added.
+      place: where it is. sites: by name. codec: how rows are kept. growing: whether segments are still being added.
       segments: the number of each segment and its rows.
     """
 
     place: Place
+    codec: Codec
     growing: bool
     segments: tuple[tuple[int, int], ...]
 
@@ -46,8 +48,8 @@ class Segments(Protocol):
     def width(self, site: str) -> int:
         """A, the length of a row of a site."""
 
-    def read(self, name: str, segment: int, start: int, stop: int) -> tuple:
-        """Begins to read rows of a segment: futures of the values and of their scales."""
+    def read(self, name: str, segment: int, start: int, stop: int) -> dict:
+        """Begins to read rows of a segment: futures of the parts in which they are kept, by suffix."""
 
     def reopened(self) -> "Segments":
         """The same with the segments that there are by now."""
@@ -108,6 +110,8 @@ class _Loader:
     def __init__(self, store, batch_size, names, seed, sharding):
         self._store, self._batch_size, self._names, self._seed = store, batch_size, names, seed
         self._sharding = sharding
+        field = lambda stored, out, rows: take(stored[""], out, rows)  # noqa: E731
+        self._decoders = {name: field if name in ROW_FIELDS else store.codec.decode for name in names}
         lanes = order.lanes_for(batch_size)
         self._share = batch_size // lanes
         self._lanes = range(lanes) if sharding is None else _own_lanes(sharding, batch_size, self._share)
@@ -161,12 +165,12 @@ class _Loader:
         for place, lane in enumerate(self._lanes):
             done = 0
             for run, futures in begun[lane]:
-                for name, (values, scale) in futures.items():
+                for name, parts in futures.items():
                     try:
-                        values, scale = values.result(), None if scale is None else scale.result()
+                        stored = {suffix: part.result() for suffix, part in parts.items()}
                     except ValueError as error:
                         raise self._damaged(run.block, error) from error
-                    _put(whole[name][:, place], done, values, scale, run.rows)
+                    _put(whole[name][:, place], done, self._decoders[name], stored, run.rows)
                 done += len(run.rows)
         return [self._placed({name: values[step] for name, values in whole.items()}) for step in range(read.steps)]
 
@@ -195,14 +199,14 @@ class _Loader:
         )
 
 
-def _put(out: np.ndarray, done: int, values: np.ndarray, scale: np.ndarray | None, rows: np.ndarray) -> None:
+def _put(out: np.ndarray, done: int, decode: Callable, stored: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
     """Rows of a block, by their numbers, into a lane's [steps, share, …], from row number `done` of the lane's on."""
     share = out.shape[1]
     taken = 0
     while taken < len(rows):
         step, offset = divmod(done + taken, share)
         some = rows[taken : taken + share - offset]
-        arrays.decode(values, scale, out[step, offset : offset + len(some)], some)
+        decode(stored, out[step, offset : offset + len(some)], some)
         taken += len(some)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from sae.store import arrays
+from sae.store.codec import take
 
 Piece = tuple[Mapping[str, np.ndarray], np.ndarray]  # values [rows, …] by name, and the numbers of rows in their order
 
@@ -40,7 +40,7 @@ def batches_of(pieces: Iterable[Piece], size: int, rows: int, first: int = 0) ->
                 batch, filled = {name: _empty(value, size) for name, value in values.items()}, 0
             some, order = order[: size - filled], order[size - filled :]
             for name, out in batch.items():
-                arrays.decode(values[name], None, out[filled : filled + len(some)], some)
+                take(values[name], out[filled : filled + len(some)], some)
             filled += len(some)
             if filled < size:
                 continue

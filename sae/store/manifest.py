@@ -3,7 +3,7 @@
 store/manifest.json          this file's Manifest
 store/documents.json         (id, source) of every document, by number
 store/segment_00000/         rows in shuffled order
-    layer_3.resid_post/      zarr v3 array [rows, A]; for int8 its rows' scales are in layer_3.resid_post.scale/
+    layer_3.resid_post/      zarr v3 array [rows, A]; what else its codec keeps is in layer_3.resid_post.scale/, say
     token/ position/ document/   zarr v3 arrays [rows], int32
     segment.json             the segment exists when this does; see `facts.py`
 store/writers/               what harvests that are under way need; see `claims.py` and `attempts.py`
@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import operator
 import re
 import types
@@ -24,7 +25,8 @@ from collections.abc import Iterable
 from sae import showing
 from sae.counted import Counted
 from sae.fields import check_fields
-from sae.store import arrays, former, sealing
+from sae.store import former, sealing
+from sae.store.codec import codec, names
 from sae.store.places import Place
 from sae.text.origin import Origin
 
@@ -32,7 +34,6 @@ FORMAT = 4
 READABLE = (*former.FORMATS, FORMAT)
 SEEDS = 1 << 32
 ROW_FIELDS = ("token", "position", "document")
-DTYPES = tuple(arrays.STORED)
 _READ = ("corpus", "only_model_turns", "packed")  # fields of an `Origin` from which other sequences follow
 NOTES = ("origin", "parameters_dtype")  # fields that decide no row
 
@@ -88,8 +89,8 @@ class Manifest:
             raise ValueError(
                 f"a harvest's seed is from 0 to {SEEDS - 1}, as its shuffling takes 32 bits; got {self.seed}"
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"a store's dtype is one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        if self.dtype not in names():
+            raise ValueError(f"a store's dtype is one of {', '.join(names())}; got {self.dtype!r}")
 
     def __repr__(self) -> str:
         sequences, segments = showing.count(self.sequences, "sequence"), showing.count(self.segments, "segment")
@@ -132,8 +133,11 @@ def array_name(site: str) -> str:
 
 def array_names(manifest: Manifest) -> list[str]:
     """All arrays of a segment that has rows."""
-    suffixes = ("", arrays.SCALE) if manifest.dtype == "int8" else ("",)
-    return [array_name(site) + suffix for site in manifest.sites for suffix in suffixes] + list(ROW_FIELDS)
+    stored = codec(manifest.dtype)
+    parts = [
+        array_name(site) + suffix for site, shape in manifest.sites.items() for suffix in stored.parts(math.prod(shape))
+    ]
+    return parts + list(ROW_FIELDS)
 
 
 def committed(store: Place) -> list[int]:

@@ -15,6 +15,7 @@ from sae.store import arrays, order
 from sae.store import facts as facts_module
 from sae.store import manifest as manifests
 from sae.store.batches import StoreBatches
+from sae.store.codec import Codec, codec
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
 from sae.store.order import Pass
 from sae.store.places import Place, place
@@ -164,20 +165,22 @@ class ActivationStore(Source):
 
     def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
         """Rows of one segment: a site's activations [rows, A] float32, or `token`, `position`, `document` [rows]."""
-        values, scale = self.read(name, segment, start, stop)
-        values = values.result()
+        stored = {suffix: part.result() for suffix, part in self.read(name, segment, start, stop).items()}
         if name in ROW_FIELDS:
-            return values
-        out = np.empty(values.shape, np.float32)
-        arrays.decode(values, None if scale is None else scale.result(), out)
+            return stored[""]
+        out = np.empty((len(stored[""]), self.width(name)), np.float32)
+        self.codec.decode(stored, out)
         return out
 
-    def read(self, name: str, segment: int, start: int, stop: int) -> tuple[ts.Future, ts.Future | None]:
-        """Begins to read rows as they are stored: values, and for int8 their scales."""
-        values = self._array(name, segment)[start:stop].read()
-        if name in ROW_FIELDS or self.manifest.dtype != "int8":
-            return values, None
-        return values, self._array(name + arrays.SCALE, segment)[start:stop].read()
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """How the rows of its sites are kept."""
+        return codec(self.manifest.dtype)
+
+    def read(self, name: str, segment: int, start: int, stop: int) -> dict[str, ts.Future]:
+        """Begins to read rows as they are stored: the parts of a site by suffix (`Codec.parts`), a field's by ""."""
+        suffixes = ("",) if name in ROW_FIELDS else tuple(self.codec.parts(self.width(name)))
+        return {suffix: self._array(name, segment, suffix)[start:stop].read() for suffix in suffixes}
 
     def array_folder(self, name: str, segment: int) -> str:
         """The folder, within the store's, of a site's array in a segment, or a row field's."""
@@ -189,21 +192,22 @@ class ActivationStore(Source):
         return {}
 
     @functools.cached_property
-    def _opened(self) -> dict[tuple[str, int], ts.TensorStore]:
+    def _opened(self) -> dict[tuple[str, int, str], ts.TensorStore]:
         return {}
 
-    def _array(self, name: str, segment: int) -> ts.TensorStore:
-        if (name, segment) not in self._opened:
-            folder = self.array_folder(name, segment)
+    def _array(self, name: str, segment: int, suffix: str = "") -> ts.TensorStore:
+        if (name, segment, suffix) not in self._opened:
+            folder = self.array_folder(name + suffix, segment)
             array = arrays.open_array(self.place, folder)
-            expected = arrays.STORED[self.manifest.dtype]
-            if name in self.manifest.sites and array.dtype.numpy_dtype != expected:
+            site = name in self.manifest.sites
+            expected = self.codec.parts(self.width(name))[suffix][0] if site else None
+            if site and array.dtype.numpy_dtype != expected:
                 raise ValueError(
                     f"{self.place}/{folder} holds {array.dtype.name}, while manifest.json says {expected}: something "
                     "else wrote it. experiments.inspect_store --repair harvests it again"
                 )
-            self._opened[name, segment] = array
-        return self._opened[name, segment]
+            self._opened[name, segment, suffix] = array
+        return self._opened[name, segment, suffix]
 
     def batches_per_pass(self, batch_size: int) -> int:
         """Batches in one epoch. They have every row; the last are filled up with rows of the same epoch, so that less

@@ -5,14 +5,14 @@ documents.json one each; `segment.json` ends in one of itself, and carries the m
 """
 
 import concurrent.futures
+import math
 from collections.abc import Callable, Iterable, Mapping
-
-import numpy as np
 
 from sae.progress import every
 from sae.store import arrays, attempts
 from sae.store import facts as facts_module
 from sae.store import manifest as manifests
+from sae.store.codec import codec
 from sae.store.manifest import Manifest, array_name, commit_name, segment_name
 from sae.store.places import Place
 from sae.store.reading import ActivationStore
@@ -53,14 +53,19 @@ def _segment(place: Place, index: int, manifest: Manifest, pool: concurrent.futu
     except (OSError, ValueError) as error:
         return [str(error)]
     folder = "/".join(part for part in (segment_name(index), facts.get("folder")) if part)
-    shapes = {array_name(site): int(np.prod(shape)) for site, shape in manifest.sites.items()}
+    stored = codec(manifest.dtype)
+    shapes = {
+        array_name(site) + suffix: row
+        for site, shape in manifest.sites.items()
+        for suffix, (_, row) in stored.parts(math.prod(shape)).items()
+    }
     checks = []
     for file, recorded in facts["checksums"].items():
         if file.endswith("/zarr.json"):
             checks.append(pool.submit(_check_file, place, f"{folder}/{file}", recorded))
         else:
-            row = [shapes[file]] if file in shapes else []
-            checks.append(pool.submit(_check_array, place, f"{folder}/{file}", [facts["rows"], *row], recorded))
+            shape = [facts["rows"], *shapes.get(file, ())]
+            checks.append(pool.submit(_check_array, place, f"{folder}/{file}", shape, recorded))
     problems = [problem for check in checks if (problem := check.result())]
     return problems or _unexpected(place, index, folder, facts)
 

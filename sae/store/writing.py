@@ -1,5 +1,7 @@
 """Writing a store, segment by segment. A segment exists when its `segment.json` does, which comes last."""
 
+import math
+
 import numpy as np
 
 from sae.store import arrays, attempts, claims
@@ -7,6 +9,8 @@ from sae.store import facts as facts_module
 from sae.store import manifest as manifests
 from sae.store.attempts import Attempt
 from sae.store.claims import Claim
+from sae.store.codec import codec
+from sae.store.codec import lost as lost_by
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
 from sae.store.moments import Moments
 from sae.store.places import Place
@@ -142,7 +146,8 @@ def _write_array(
 ) -> tuple[dict[str, str], float]:
     """Writes values[order], a site's as `dtype`, a field's as int32. Returns {name of array or file: checksum}, and
     the squared norm, over all rows, of what rounding to the dtype lost; adds to `files`."""
-    encode = (lambda x: arrays.encode(x, dtype)) if dtype else (lambda x: {"": x.astype("<i4", copy=False)})
+    stored = codec(dtype) if dtype else None
+    encode = stored.encode if stored else (lambda x: {"": x.astype("<i4", copy=False)})
     writers = {
         name + suffix: arrays.Writer(store, f"{folder}/{name}{suffix}", len(order), part.shape[1:], part.dtype)
         for suffix, part in encode(values[:1]).items()
@@ -154,7 +159,7 @@ def _write_array(
         parts = encode(x)
         for suffix, part in parts.items():
             writers[name + suffix].write(part)
-        lost += arrays.lost(x, parts) if dtype else 0.0
+        lost += lost_by(stored, x, parts) if stored else 0.0
     checksums = {}
     for array, writer in writers.items():
         checksums[array] = writer.close()
@@ -177,8 +182,6 @@ def _failure(store: Place, claim: Claim, error: Exception) -> OSError:
 
 def _arrays(manifest: Manifest) -> list[int]:
     """Bytes of a row in each array of a segment."""
-    sizes = []
-    for shape in manifest.sites.values():
-        sizes.append(arrays.STORED[manifest.dtype].itemsize * int(np.prod(shape)))
-        sizes += [4] if manifest.dtype == "int8" else []
-    return sizes + [4] * len(ROW_FIELDS)
+    stored = codec(manifest.dtype)
+    parts = [part for shape in manifest.sites.values() for part in stored.parts(math.prod(shape)).values()]
+    return [dtype.itemsize * math.prod(row) for dtype, row in parts] + [4] * len(ROW_FIELDS)

@@ -16,7 +16,7 @@ from sae import filling, harvesting
 from sae.capturing import activations_at
 from sae.evaluation import latents
 from sae.evaluation.counting import CountedText
-from sae.store import arrays
+from sae.store import codec as codecs
 from sae.text import Document, as_sequences, batch_at, cut, pipeline
 from tests.sae import examples
 
@@ -75,7 +75,7 @@ def test_every_site_is_stored_as_the_model_has_it(narrow, text, tmp_path, dtype,
         if stored == "int8":
             assert (np.abs(rows[site] - want) <= np.abs(want).max(axis=1, keepdims=True) / 253).all()
         else:
-            np.testing.assert_array_equal(rows[site], want.astype(arrays.STORED[stored]).astype(np.float32))
+            np.testing.assert_array_equal(rows[site], want.astype(codecs.codec(stored).dtype).astype(np.float32))
         exact = stored == "float32" or (stored == dtype and site not in FLOAT32)
         if stored == "int8" and want.shape[1] == 1:  # a row's scale says all of it, but for its own rounding
             assert store.rounding(site) < 1e-12
@@ -121,16 +121,19 @@ def test_float32_and_bfloat16_never_share_a_store(narrow, text, tmp_path):
 @pytest.mark.parametrize("kind", [np.float16, BFLOAT16, np.float64])
 def test_rows_of_any_float_are_encoded(kind):
     x = np.random.default_rng(0).normal(size=(50, 8)).astype(kind)
-    for stored, dtype in arrays.STORED.items():
-        parts = arrays.encode(x, stored)
-        assert parts[""].dtype == dtype
+    assert set(codecs.names()) >= {"float32", "bfloat16", "float16", "int8"}
+    for name in codecs.names():
+        codec = codecs.codec(name)
+        parts = codec.encode(x)
+        assert {suffix: (part.dtype, part.shape[1:]) for suffix, part in parts.items()} == codec.parts(8)
+        assert codec.row_bytes(8) == sum(part[0].nbytes for part in parts.values())
         back = np.empty(x.shape, np.float32)
-        arrays.decode(parts[""], parts.get(arrays.SCALE), back)
+        codec.decode(parts, back)
         lost = np.square(back.astype(np.float64) - x.astype(np.float64)).sum()
-        assert arrays.lost(x, parts) == pytest.approx(lost, rel=1e-12, abs=0)
+        assert codecs.lost(codec, x, parts) == pytest.approx(lost, rel=1e-12, abs=0)
         some = np.array([7, 0, 7])
         few = np.empty((3, 8), np.float32)
-        arrays.decode(parts[""], parts.get(arrays.SCALE), few, some)
+        codec.decode(parts, few, some)
         np.testing.assert_array_equal(few, back[some])
 
 

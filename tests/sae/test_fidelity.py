@@ -16,6 +16,7 @@ from sae.autoencoder import bare
 from sae.capturing import activations_at
 from sae.evaluation import fidelity, latents, programs
 from sae.evaluation.counting import counted_text, sites_to_capture
+from sae.evaluation.metrics import summarise
 from sae.records import Record
 from sae.text import as_sequences, is_text
 from tests import compilations
@@ -36,7 +37,7 @@ def test_figures_from_sums_by_hand():
         "loss_spliced": np.float64(10),
         "loss_zero": np.float64(16),
     }
-    m = fidelity.summarise(sums, "s")
+    m = summarise(sums, "s")
     # The mean is (3, 2); the variation (2² + 1²) + (2² + 1²) = 10.
     assert (m.l0, m.fvu, m.dead, m.width) == (1.5, pytest.approx(0.2), 1, 3)
     assert (m.loss, m.loss_spliced, m.loss_zero, m.delta_loss) == (2.0, 2.5, 4.0, 0.5)
@@ -374,7 +375,7 @@ def test_a_model_of_another_configuration_is_refused(tiny):
         (lambda a: {"threshold": a.threshold.at[7].set(-1.0)}, "threshold must be at least 0, got 1 below it"),
         (
             lambda a: {name: jnp.stack([x, x]) for name, x in vars(a).items() if hasattr(x, "dtype")},
-            "one autoencoder has thresholds .Z., got 2 axes: of stacked ones, each goes by itself",
+            "an autoencoder's W_enc has 2 axes, got 3: of stacked ones, each goes by itself",
         ),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 import sae
 from sae.store import arrays, claims, places, verifying, writing
+from sae.store.codec import codec
 from tests.sae import examples
 
 ROWS = 10_000
@@ -104,8 +105,8 @@ def test_another_dtype_than_the_manifests_is_named(values, where):
     store = examples.make_store(where("s"), values)
     folder = store.array_folder("a/b", 0)
     store.place.remove(folder)
-    writer = arrays.Writer(store.place, folder, 1000, (3,), arrays.STORED["bfloat16"])
-    writer.write(np.zeros((1000, 3), arrays.STORED["bfloat16"]))
+    writer = arrays.Writer(store.place, folder, 1000, (3,), codec("bfloat16").dtype)
+    writer.write(np.zeros((1000, 3), codec("bfloat16").dtype))
     writer.close()
     with pytest.raises(ValueError, match=r"segment_00000/.*a.b holds bfloat16, while manifest.json says float32"):
         read_all(sae.ActivationStore.open(store.place))

@@ -1,0 +1,102 @@
+"""The cross-layer transcoder: latents of each layer that write to that layer and to all later ones.
+
+f_l = z * 1[z > theta_l] with z = x_l W_enc_l + b_enc_l, and y^_t = sum over l <= t of f_l W_dec_l,t + b_dec_t (+ x_t
+W_skip_t), as in transformer-circuits.pub/2025/attribution-graphs. A crosscoder whose latents read one layer each is of
+the same form. Axis letters: B any leading axes, L layers, A dim of the activation, Zl latents of a layer.
+"""
+
+import dataclasses
+from typing import ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from sae.autoencoder import Info, Largest
+from sae.released import Axes, Released, forms
+
+
+@forms.register("CrossLayerTranscoder")
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class CrossLayerTranscoder(Released):
+    """A JumpReLU cross-layer transcoder on raw activations; a pytree. Its latents are those of all layers, L * Zl, the
+    first layer's first.
+
+    Attributes:
+        W_enc: [L, A, Zl]. b_enc, threshold: [L, Zl]. W_dec: [L, Zl, L, A], of a latent's layer, latent, and the layer
+            that it writes to; zeros where that is an earlier one. b_dec: [L, A].
+        W_skip: [L, A, A], from each layer's input to the same layer's output, or None.
+        info: static; `info.site` and `info.site_out` have the sites in the order of the layers.
+        largest: static; the largest activation of each latent, None where nobody has recorded it.
+
+    Raises:
+        ValueError: when made with arrays whose shapes do not belong together.
+
+    Example:
+        >>> W_dec = jnp.zeros((2, 1, 2, 1)).at[0, 0].set(1.0)  # the first layer's latent writes to both
+        >>> one, zero = jnp.ones((2, 1, 1)), jnp.zeros((2, 1))
+        >>> CrossLayerTranscoder(one, zero, W_dec, zero, zero)(jnp.float32([[3], [5]])).tolist()
+        [[3.0], [3.0]]
+    """
+
+    axes: ClassVar[Axes] = {
+        "W_enc": ("L", "A", "Zl"),
+        "b_enc": ("L", "Zl"),
+        "W_dec": ("L", "Zl", "L", "A'"),
+        "b_dec": ("L", "A'"),
+        "threshold": ("L", "Zl"),
+        "W_skip": ("L", "A", "A'"),
+    }
+    noun: ClassVar[str] = "cross-layer transcoder"
+    W_enc: jax.Array
+    b_enc: jax.Array
+    W_dec: jax.Array
+    b_dec: jax.Array
+    threshold: jax.Array
+    W_skip: jax.Array | None = None
+    info: Info | None = dataclasses.field(default=None, metadata={"static": True})
+    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
+
+    def __post_init__(self):
+        self.check_shapes()
+
+    @property
+    def width(self) -> int:
+        """L * Zl, the latents of all layers."""
+        return self.W_enc.shape[-3] * self.W_enc.shape[-1]
+
+    @property
+    def thresholds(self) -> jax.Array:
+        """[L * Zl], theta."""
+        return self.threshold.reshape(-1)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Raw activations [B, L, A] of all layers -> latents [B, L * Zl].
+
+        Raises:
+            ValueError: for activations of other lengths.
+        """
+        z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        f = jnp.where(z > self.threshold, z, 0.0)
+        return f.reshape(*f.shape[:-2], -1)
+
+    def decode(self, f: jax.Array) -> jax.Array:
+        """Latents [B, L * Zl] -> what comes out at all layers, [B, L, A], without the skip."""
+        of_layers = f.reshape(*f.shape[:-1], *self.W_dec.shape[:2])
+        return jnp.einsum("...LZ,LZTA->...TA", of_layers, self.W_dec, precision="highest") + self.b_dec
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """What comes out at all layers, [B, L, A], of what goes in, [B, L, A]."""
+        flat = self.joined(x)
+        out = self.decode(self.encode(flat))
+        if self.W_skip is not None:
+            out = out + jnp.einsum("...LA,LAC->...LC", flat, self.W_skip, precision="highest")
+        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
+
+    def reordered(self, order: jax.Array) -> Self:
+        """Raises ValueError: a latent belongs to its layer."""
+        raise ValueError("the latents of a cross-layer transcoder belong to their layers, and have no other order")
+
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """[K, L, A]: what latents [K] write to each layer."""
+        return self.W_dec.reshape(-1, *self.W_dec.shape[-2:])[latents]

@@ -1,0 +1,58 @@
+"""Gemma Scope's files: `params.npz` with float32 `W_enc W_dec b_enc b_dec threshold` (arXiv 2408.05147), on raw
+activations, b_dec not subtracted at the input. Of the public files, the path says model and site
+(`gemma_scope_paths.py`)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from sae.autoencoder import JumpReLU
+from sae.formats import gemma_scope_paths, npz_files
+from sae.formats.format import Contents, Files, Format, formats, read_info
+from sae.released import Released
+
+_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+
+
+@formats.register("gemma_scope")
+class GemmaScope(Format):
+    """`params.npz`; a JumpReLU without a skip."""
+
+    title = "Gemma Scope's format"
+    main = "params.npz"
+    default = 0
+
+    def takes(self, file: Path) -> bool:
+        """Any npz archive that is not called as the house's own is taken for one of these."""
+        return file.suffix == ".npz" and file.name != "autoencoder.npz"
+
+    def read(self, file: Path) -> Contents:
+        """Reads a file; names may begin with a lower-case w, as in some copies."""
+        small = [name for name in (npz_files.headers(file) or {}) if name in ("w_enc", "w_dec")]
+        names = [name.replace("W_", "w_") if name.replace("W_", "w_") in small else name for name in _NAMES]
+        values = npz_files.read(file, names)
+        contents = {name: values[own] for name, own in zip(_NAMES, names, strict=True)}
+        return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
+
+    def outline(self, file: Path) -> Released:
+        """Shapes and dtypes from the archive's headers."""
+        leaves = npz_files.headers(file)
+        if leaves is None or set(_NAMES) - set(leaves):
+            return super().outline(file)  # which says what is wrong
+        info = read_info(file.parent, gemma_scope_paths.info_of(file.parent))
+        return JumpReLU(**{name: leaves[name] for name in _NAMES}, info=info)
+
+    def lacks(self, autoencoder: Released) -> str | None:
+        """All but a JumpReLU without a skip."""
+        if not isinstance(autoencoder, JumpReLU):
+            exact = " (its method jumprelu() makes one of it)" if hasattr(autoencoder, "jumprelu") else ""
+            return (
+                f"a {type(autoencoder).noun}"
+                if autoencoder.several_sites()
+                else (f"a {type(autoencoder).__name__}, only for a JumpReLU{exact}")
+            )
+        return None if autoencoder.W_skip is None else "an affine skip (W_skip)"
+
+    def files(self, contents: Contents) -> Files:
+        """One archive, not compressed."""
+        return {self.main: lambda file: np.savez(file, **contents.values)}

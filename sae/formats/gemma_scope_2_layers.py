@@ -1,0 +1,122 @@
+"""Gemma Scope 2's folders of several layers: `params_layer_0.safetensors` and on, and `config.json`.
+
+They are of cross-layer transcoders, and of crosscoders whose latents read one layer each.
+
+File i has `w_enc` [A, Zl], `b_enc` [Zl], `threshold` [Zl] and `w_dec` [Zl, L, A] of the latents that read layer i, and
+`b_dec` [A] and `affine_skip_connection` [A, A] of the output at layer i. The axis L of `w_dec` is the absolute layer.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.autoencoder import Info
+from sae.cross_layer import CrossLayerTranscoder
+from sae.files import current, read_json
+from sae.formats import names, safetensors_files
+from sae.formats.format import Contents, Files, Format, formats
+from sae.released import Released
+
+_CONFIG = "config.json"
+_TENSORS = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
+_SKIP = "affine_skip_connection"
+
+
+@formats.register("gemma_scope_2_layers")
+class GemmaScope2Layers(Format):
+    """`params_layer_0.safetensors` and on; a cross-layer transcoder, or a crosscoder whose latents read one layer."""
+
+    title = "Gemma Scope 2's format of several layers"
+    main = "params_layer_0.safetensors"
+
+    def read(self, file: Path) -> Contents:
+        """Reads the files of all layers, one at a time into their place."""
+        config_file = current(file.parent, _CONFIG) or file.parent / _CONFIG
+        config = read_json(config_file) if config_file.exists() else {}
+        count = _layers(file.parent)
+        values: dict[str, np.ndarray] = {}
+        for layer in range(count):
+            part = file.parent / _name(layer)
+            tensors = safetensors_files.read(part, list(_TENSORS.values()))
+            wanted = _TENSORS | ({"W_skip": _SKIP} if _SKIP in tensors else {})
+            for name, own in wanted.items():
+                if layer == 0:
+                    values[name] = np.empty((count, *tensors[own].shape), np.float32)
+                if name not in values or tensors[own].shape != values[name].shape[1:]:
+                    raise ValueError(f"{part}: {own} {list(tensors[own].shape)} is another than {_name(0)} has")
+                values[name][layer] = tensors[own]
+            if missing := set(values) - set(wanted):
+                raise ValueError(f"{part}: it has no {_SKIP}, which {_name(0)} has ({missing.pop()})")
+        return Contents(CrossLayerTranscoder, values, info=_info(config, count))
+
+    def lacks(self, autoencoder: Released) -> str | None:
+        """All but cross-layer transcoders."""
+        if isinstance(autoencoder, CrossLayerTranscoder):
+            return None
+        return f"a {type(autoencoder).__name__}, only for a CrossLayerTranscoder"
+
+    def files(self, contents: Contents) -> Files:
+        """A file for each layer, and a config."""
+        files: Files = {}
+        wanted = _TENSORS | ({"W_skip": _SKIP} if "W_skip" in contents.values else {})
+        count, _, width = contents.values["W_enc"].shape
+        for layer in range(count):
+            tensors = {own: contents.values[name][layer] for name, own in wanted.items()}
+            files[_name(layer)] = safetensors_files.writer(tensors)
+        config: dict[str, Any] = {
+            "width": count * width,
+            "architecture": "jump_relu",
+            "affine_connection": "W_skip" in contents.values,
+            "type": "clt",
+        }
+        if (info := contents.info) is not None:
+            config["model_name"] = names.hub_name(info.model)
+            config["hf_hook_point_in"], config["hf_hook_point_out"] = _hook(info.site), _hook(info.site_out)
+            config["type"] = "crosscoder" if info.site == info.site_out else "clt"
+        files[_CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+        return files
+
+
+def _name(layer: int) -> str:
+    return f"params_layer_{layer}.safetensors"
+
+
+def _layers(folder: Path) -> int:
+    """How many files there are, without a gap."""
+    matches = (re.fullmatch(r"params_layer_(\d+)\.safetensors", path.name) for path in folder.iterdir())
+    there = sorted(int(found[1]) for found in matches if found)
+    if there != list(range(len(there))):
+        missing = next(layer for layer in range(len(there)) if layer not in there)
+        raise ValueError(f"{folder} has no {_name(missing)}, while it has {_name(there[-1])}")
+    return len(there)
+
+
+def _hook(sites: str | tuple[str, ...]) -> str:
+    """Paths of several layers as one, `model.layers.{5,9}.output`; as they are where they differ in more."""
+    paths = [names.hugging_face_path(site) for site in ((sites,) if isinstance(sites, str) else sites)]
+    parts = [re.fullmatch(r"(model\.layers\.)(\d+)(\..+)", path) for path in paths]
+    if not all(parts) or len({(part[1], part[3]) for part in parts}) > 1:
+        return ",".join(paths)
+    return f"{parts[0][1]}{{{','.join(part[2] for part in parts)}}}{parts[0][3]}"
+
+
+def _sites(hook: str, count: int) -> tuple[str, ...] | None:
+    found = re.fullmatch(r"(.*)\{([\d,\s]+|all)\}(.*)", hook)
+    if not found:
+        return None
+    layers = range(count) if found[2] == "all" else [int(layer) for layer in found[2].split(",")]
+    return tuple(names.site_of(f"{found[1]}{layer}{found[3]}") for layer in layers)
+
+
+def _info(config: Mapping[str, Any], count: int) -> Info | None:
+    if not isinstance(config, dict) or not isinstance(model := config.get("model_name"), str):
+        return None
+    both = [_sites(str(config.get(f"hf_hook_point_{way}")), count) for way in ("in", "out")]
+    if not all(sites is not None and len(sites) == count for sites in both):
+        return None
+    facts = json.dumps({"gemma_scope_2": {"config": dict(config)}}, sort_keys=True)
+    return Info(names.model_of(model), *both, training=facts)

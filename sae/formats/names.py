@@ -1,0 +1,99 @@
+"""What other projects call models and sites.
+
+Hook names of TransformerLens (`blocks.3.hook_resid_post`) and paths of modules in Hugging Face's Gemma
+(`model.layers.3.output`). A name that is not in the tables stays as it is: then the site is that of nobody's model, and
+whoever knows it says so by `dataclasses.replace(autoencoder, info=...)`.
+"""
+
+import re
+
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "attn.hook_z": "attn_z",
+    "hook_attn_out": "attn_out",
+    "ln2.hook_normalized": "mlp_normed",  # what the norm divided, before its gain
+    "mlp.hook_post": "mlp_hidden",
+    "hook_mlp_out": "mlp_out",
+}
+_HUGGING_FACE = {
+    "self_attn.o_proj.input": "attn_z",
+    "pre_feedforward_layernorm.output": "mlp_in",  # after the gain
+    "post_feedforward_layernorm.output": "mlp_out",
+    "output": "resid_post",
+}
+_PATTERNS = (
+    (re.compile(r"blocks\.(\d+)\.(.+)"), _TRANSFORMER_LENS),
+    (re.compile(r"model\.layers\.(\d+)\.(.+)"), _HUGGING_FACE),
+)
+_MODELS = {
+    "gemma2-{}": re.compile(r"(?:google/)?gemma-(?:v2-|2-)(2b|9b|27b)(?:-pt|-it)?"),
+    "gemma3-{}": re.compile(r"(?:google/)?gemma-(?:v3-|3-)(270m|1b|4b|12b|27b)(?:-pt|-it)?"),
+}
+
+
+def site_of(hook: str) -> str:
+    """The site of a hook; the hook itself where it is not known.
+
+    Example:
+        >>> site_of("blocks.3.hook_mlp_out"), site_of("model.layers.17.output"), site_of("hook_embed")
+        ('layer_3/mlp_out', 'layer_17/resid_post', 'embed')
+    """
+    for pattern, kinds in _PATTERNS:
+        if (found := pattern.fullmatch(hook)) and found[2] in kinds:
+            return f"layer_{int(found[1])}/{kinds[found[2]]}"
+    return "embed" if hook == "hook_embed" else hook
+
+
+def transformer_lens_hook(site: str) -> str:
+    """TransformerLens's name of a site; the site itself where it has none.
+
+    Example:
+        >>> transformer_lens_hook("layer_3/attn_z")
+        'blocks.3.attn.hook_z'
+    """
+    return "hook_embed" if site == "embed" else _hook(site, "blocks", _TRANSFORMER_LENS)
+
+
+def hugging_face_path(site: str) -> str:
+    """The path of a site in Hugging Face's Gemma; the site itself where it has none.
+
+    Example:
+        >>> hugging_face_path("layer_17/mlp_in")
+        'model.layers.17.pre_feedforward_layernorm.output'
+    """
+    return _hook(site, "model.layers", _HUGGING_FACE)
+
+
+def _hook(site: str, prefix: str, kinds: dict[str, str]) -> str:
+    found = re.fullmatch(r"layer_(\d+)/(.+)", site)
+    hooks = {kind: hook for hook, kind in kinds.items()}
+    return f"{prefix}.{found[1]}.{hooks[found[2]]}" if found and found[2] in hooks else site
+
+
+def model_of(name: str) -> str:
+    """The name here of a model on the hub, instruction-tuned ones by their base's; other names stay.
+
+    Example:
+        >>> model_of("google/gemma-2-2b"), model_of("google/gemma-3-270m-pt"), model_of("gpt2")
+        ('gemma2-2b', 'gemma3-270m', 'gpt2')
+    """
+    for template, pattern in _MODELS.items():
+        if found := pattern.fullmatch(name):
+            return template.format(found[1])
+    return name
+
+
+def hub_name(model: str) -> str:
+    """The name on the hub of a model here; other names stay.
+
+    Example:
+        >>> hub_name("gemma2-2b"), hub_name("gemma3-270m"), hub_name("gemma3-1b"), hub_name("gpt2")
+        ('google/gemma-2-2b', 'google/gemma-3-270m', 'google/gemma-3-1b-pt', 'gpt2')
+    """
+    if found := re.fullmatch(r"gemma2-(2b|9b|27b)", model):
+        return f"google/gemma-2-{found[1]}"
+    if found := re.fullmatch(r"gemma3-(270m|1b|4b|12b|27b)", model):
+        return f"google/gemma-3-{found[1]}" + ("" if found[1] == "270m" else "-pt")
+    return model

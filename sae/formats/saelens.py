@@ -1,0 +1,215 @@
+"""SAELens's folders: `cfg.json` and `sae_weights.safetensors` (SAELens 6; configs of before version 6 are read too).
+
+W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true unless the config
+says otherwise, subtracts b_dec from what goes in; it is folded into the encoder's bias, and so is the scaling of TopK's
+activations by the norms of decoder rows. Normalisations of a token by itself (`layer_norm`, `constant_norm_rescale`)
+cannot be folded into weights; those by a constant have it in `activation_scaler.json`, if anywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.autoencoder import Info, JumpReLU
+from sae.files import current, read_json
+from sae.formats import names, safetensors_files
+from sae.formats.format import Contents, Files, Format, formats
+from sae.gated import Gated
+from sae.released import Released
+from sae.relu import ReLU
+from sae.topk import TopK
+
+_CONFIG, _SCALER, _VERSION = "cfg.json", "activation_scaler.json", "6.0.0"
+# By architecture: the form, and whether it is a transcoder.
+_ARCHITECTURES = {
+    "standard": (ReLU, False),
+    "topk": (TopK, False),
+    "jumprelu": (JumpReLU, False),
+    "gated": (Gated, False),
+    "transcoder": (ReLU, True),
+    "skip_transcoder": (ReLU, True),
+    "jumprelu_transcoder": (JumpReLU, True),
+    "jumprelu_skip_transcoder": (JumpReLU, True),
+}
+_OLD = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+
+
+@formats.register("saelens")
+class SAELens(Format):
+    """`cfg.json` and `sae_weights.safetensors`; every form but crosscoders, and skips with ReLU and JumpReLU alone."""
+
+    title = "SAELens's format"
+    main = "sae_weights.safetensors"
+
+    def read(self, file: Path) -> Contents:
+        """Reads the weights by what the config beside them says.
+
+        Raises:
+            ValueError: for an architecture, a normalisation or a version that is not read, by its name.
+        """
+        place = current(file.parent, _CONFIG)
+        if place is None or not place.exists():
+            raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
+        config = _config(place)
+        form, transcoder = _form(place, config)
+        skip = ("W_skip",) if "skip" in config["architecture"] else ()
+        wanted = [name for name in form.axes if name != "W_skip"] + list(skip)
+        values = safetensors_files.read(file, wanted)
+        for name in ("scaling_factor", "finetuning_scaling_factor"):
+            if name in values and not (values.pop(name) == 1).all():
+                raise ValueError(f"{file}: its latents are scaled by {name}, which is not read")
+        values = {name: values[name] for name in wanted}
+        if skip:
+            values["W_skip"] = values["W_skip"].T
+        _fold(file, config, form, values, transcoder)
+        numbers = {"k": _k(place, config)} if form is TopK else {}
+        return Contents(form, values, numbers, _info(config))
+
+    def lacks(self, autoencoder: Released) -> str | None:
+        """Several sites, forms that SAELens has no architecture for, and skips where it has none."""
+        form, transcoder = type(autoencoder), _is_transcoder(autoencoder)
+        if (form, transcoder) not in _ARCHITECTURES.values():
+            what = autoencoder.noun if autoencoder.several_sites() else f"{form.__name__} as a transcoder"
+            return f"a {what}"
+        return None
+
+    def files(self, contents: Contents) -> Files:
+        """The weights and a config of version 6."""
+        skip = "W_skip" in contents.values
+        autoencoder = contents.form(**contents.values, **contents.numbers, info=contents.info)
+        architecture = next(
+            name
+            for name, entry in _ARCHITECTURES.items()
+            if entry == (contents.form, _is_transcoder(autoencoder)) and ("skip" in name) == skip
+        )
+        values = dict(contents.values)
+        if skip:
+            values["W_skip"] = values["W_skip"].T
+        config = json.dumps(_written(architecture, autoencoder, contents), indent=2) + "\n"
+        return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
+
+
+def _is_transcoder(autoencoder: Released) -> bool:
+    """By its sites, where they are known; a skip and different dims tell it too."""
+    info = autoencoder.info
+    skip = getattr(autoencoder, "W_skip", None) is not None
+    return skip or autoencoder.dims[0] != autoencoder.dims[1] or (info is not None and info.site != info.site_out)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The config in the words of version 6, where the file is of a version before."""
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: it holds no object")
+    metadata = config.get("metadata")
+    config["metadata"] = metadata if isinstance(metadata, dict) else {}
+    version = str(config.get("sae_lens_version") or config["metadata"].get("sae_lens_version") or "0")
+    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6:
+        config = {_OLD.get(name, name): value for name, value in config.items()}
+        config.setdefault("architecture", "standard")
+        if config["architecture"] == "standard" and config.get("activation_fn") == "topk":
+            config["architecture"] = "topk"
+        kwargs = config.get("activation_fn_kwargs")
+        if isinstance(kwargs, dict) and "k" in kwargs:
+            config.setdefault("k", kwargs["k"])
+        if isinstance(config.get("normalize_activations"), bool):
+            config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
+    return config
+
+
+def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool]:
+    architecture = config.get("architecture")
+    if architecture not in _ARCHITECTURES:
+        raise ValueError(f"{file}: the architecture {architecture!r} is not read; {', '.join(_ARCHITECTURES)} are")
+    if (activation := config.get("activation_fn", "relu")) not in ("relu", "topk"):
+        raise ValueError(f"{file}: the activation function {activation!r} is not read")
+    return _ARCHITECTURES[architecture]
+
+
+def _k(file: Path, config: Mapping[str, Any]) -> int:
+    k = config.get("k")
+    if isinstance(k, float) and k.is_integer():
+        k = int(k)
+    if type(k) is not int or k < 1:
+        raise ValueError(f"{file}: k must be a whole number above 0, got {k!r}")
+    return k
+
+
+def _fold(
+    file: Path, config: Mapping[str, Any], form: type[Released], values: dict[str, np.ndarray], transcoder: bool
+) -> None:
+    """Makes, in place, arrays that take raw activations."""
+    normalisation = config.get("normalize_activations") or "none"
+    scaler = file.parent / _SCALER
+    scale = np.float32(1)
+    if normalisation == "expected_average_only_in" and not transcoder:
+        scale = _scale(file, scaler)
+    elif normalisation != "none":
+        what = "a transcoder's inputs" if transcoder else "inputs"
+        raise ValueError(f"{file}: {what} normalised by {normalisation!r} are not read: no weights can do that")
+    bias = "b_gate" if form is Gated else "b_enc"
+    if config.get("apply_b_dec_to_input", not transcoder):
+        shift = values["b_dec"] @ values["W_enc"]
+        values[bias] = values[bias] - shift
+        if form is Gated:
+            values["b_mag"] = values["b_mag"] - shift * np.exp(values["r_mag"])
+    values["W_enc"] = values["W_enc"] * scale
+    values["W_dec"], values["b_dec"] = values["W_dec"] / scale, values["b_dec"] / scale
+    if config.get("rescale_acts_by_decoder_norm"):
+        norms = np.linalg.norm(values["W_dec"], axis=1).astype(np.float32)
+        values["W_enc"], values["b_enc"] = values["W_enc"] * norms, values["b_enc"] * norms
+        values["W_dec"] = values["W_dec"] / np.where(norms > 0, norms, 1)[:, None]
+
+
+def _scale(file: Path, scaler: Path) -> np.float32:
+    """The constant by which inputs were multiplied."""
+    scale = read_json(scaler).get("scaling_factor") if scaler.exists() else None
+    if not isinstance(scale, int | float) or not 0 < scale < np.inf:
+        raise ValueError(
+            f"{file}: its inputs were scaled by a constant (expected_average_only_in), which no {_SCALER} beside it "
+            f"names: write it there, or set normalize_activations to none in {_CONFIG} where it is folded in"
+        )
+    return np.float32(scale)
+
+
+def _info(config: Mapping[str, Any]) -> Info | None:
+    both = dict(config) | {name: value for name, value in config["metadata"].items() if value is not None}
+    hook, model = both.get("hook_name"), both.get("model_name")
+    if not isinstance(hook, str) or not isinstance(model, str):
+        return None
+    out = both.get("hook_name_out") if isinstance(both.get("hook_name_out"), str) else hook
+    facts = {"config": {name: value for name, value in config.items() if name != "device"}}
+    sites = names.site_of(hook), names.site_of(out)
+    return Info(names.model_of(model), *sites, training=json.dumps({"saelens": facts}, sort_keys=True))
+
+
+def _written(architecture: str, autoencoder: Released, contents: Contents) -> dict[str, Any]:
+    """The config of an autoencoder that takes raw activations."""
+    A_in, A_out = autoencoder.dims
+    config = {
+        "architecture": architecture,
+        "d_in": A_in,
+        "d_sae": autoencoder.width,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if "transcoder" in architecture:
+        config["d_out"] = A_out
+    config |= contents.numbers
+    if architecture == "topk":
+        config["rescale_acts_by_decoder_norm"] = False
+    metadata: dict[str, Any] = {"sae_lens_version": _VERSION}
+    if (info := contents.info) is not None:
+        hook = names.transformer_lens_hook(str(info.site))
+        metadata |= {"model_name": names.hub_name(info.model), "hook_name": hook, "prepend_bos": True}
+        if info.site_out != info.site:
+            metadata["hook_name_out"] = names.transformer_lens_hook(str(info.site_out))
+        if "hook_z" in hook:
+            config["reshape_activations"] = "hook_z"
+    return config | {"metadata": metadata}

@@ -1,0 +1,115 @@
+"""The safetensors format: eight bytes of length, a JSON header of names, dtypes, shapes and offsets, then the bytes
+(https://github.com/huggingface/safetensors).
+
+Read and written here rather than by its library, which has no bfloat16 for numpy, and so that every damage is named.
+Nothing of a file is believed before it is checked against the file's size.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from sae.files import current
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
+_LONGEST_HEADER = 10_000_000  # bytes; an autoencoder's is below a thousand
+
+
+def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The tensors of a file, floating-point ones in float32.
+
+    Args:
+        file: its path, where `sae.files.current` looks.
+        needed: names that it has to have.
+
+    Raises:
+        ValueError: for a file that is not in this format, damaged, or lacks a tensor.
+    """
+    place = current(file.parent, file.name) or file
+    size = place.stat().st_size
+    with place.open("rb") as stream:
+        entries, base = _header(file, stream, size)
+        if missing := [name for name in needed if name not in entries]:
+            raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(entries) or 'nothing'}")
+        tensors = {}
+        for name, (dtype, shape, begin, end) in entries.items():
+            stream.seek(base + begin)
+            values = np.frombuffer(stream.read(end - begin), dtype).reshape(shape)
+            tensors[name] = values if dtype.kind == "i" else values.astype(np.float32)
+    return tensors
+
+
+def _header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, tuple], int]:
+    """{name: (dtype, shape, begin, end)}, and where the bytes begin."""
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(_LONGEST_HEADER, size - 8):
+        raise ValueError(f"{file} is no safetensors file, or cut short: its header would have {length:,} bytes")
+    try:
+        header = json.loads(stream.read(length), object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise TypeError("it is no object")
+        header.pop("__metadata__", None)
+        entries = {name: _entry(name, entry, size - 8 - length) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: in its header, {error}") from None
+    spans = sorted((begin, end, name) for name, (_, _, begin, end) in entries.items())
+    for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
+        if begin < end:
+            raise ValueError(f"{file} is damaged: {one} and {other} overlap")
+    return entries, 8 + length
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return dict(pairs)
+
+
+def _entry(name: str, entry: Mapping, size: int) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{name} has dtype {entry['dtype']!r}, expected one of {', '.join(_DTYPES)}")
+    dtype = _DTYPES[entry["dtype"]]
+    whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    if not whole or end - begin != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"{name} would be {entry['dtype']}{shape} in the bytes {begin} to {end}")
+    if end > size:
+        raise ValueError(f"{name} ends at byte {end:,} of {size:,}: the file is cut short")
+    return dtype, tuple(shape), begin, end
+
+
+def writer(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Callable[[BinaryIO], None]:
+    """Returns a function that writes a file of some float32 tensors, one in memory at a time."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, tensor in tensors.items():
+        size = 4 * tensor.size
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in _little_endian(tensors.values()):
+            file.write(part.data)
+
+    return write
+
+
+def _little_endian(tensors: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    return (np.ascontiguousarray(tensor, "<f4") for tensor in tensors)

@@ -1,0 +1,104 @@
+"""EleutherAI's sparsify: `cfg.json` and `sae.safetensors` in a folder that is called as the module it reads.
+
+TopK with ReLU before it. Tensors `encoder.weight` [Z, A], `encoder.bias`, `W_dec` [Z, A], `b_dec`, and `W_skip` [A, A],
+which is applied as x @ W_skip.T. An autoencoder subtracts b_dec from what goes in, a transcoder does not; that is
+folded into the encoder's bias.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from sae.autoencoder import Info
+from sae.files import current, read_json
+from sae.formats import names, safetensors_files
+from sae.formats.format import Contents, Files, Format, formats
+from sae.released import Released
+from sae.topk import TopK
+
+_CONFIG = "cfg.json"
+_TENSORS = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec", "W_skip": "W_skip"}
+
+
+@formats.register("sparsify")
+class Sparsify(Format):
+    """`cfg.json` and `sae.safetensors`; TopK, with a skip or without."""
+
+    title = "sparsify's format"
+    main = "sae.safetensors"
+
+    def read(self, file: Path) -> Contents:
+        """Reads the weights by what the config beside them says.
+
+        Raises:
+            ValueError: for another activation than topk, and what else is not read, by its name.
+        """
+        place = current(file.parent, _CONFIG)
+        if place is None or not place.exists():
+            raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
+        config = read_json(place)
+        if not isinstance(config, dict):
+            raise ValueError(f"{place} is damaged: it holds no object")
+        if (activation := config.get("activation", "topk")) != "topk" or config.get("signed"):
+            what = f"the activation {activation!r}" if activation != "topk" else "signed activations"
+            raise ValueError(f"{place}: {what} cannot be read; topk can")
+        if type(k := config.get("k")) is not int or k < 1:
+            raise ValueError(f"{place}: k must be a whole number above 0, got {k!r}")
+        skip = bool(config.get("skip_connection"))
+        wanted = {name: own for name, own in _TENSORS.items() if name != "W_skip" or skip}
+        tensors = safetensors_files.read(file, list(wanted.values()))
+        values = {name: tensors[own] for name, own in wanted.items()}
+        values["W_enc"] = values["W_enc"].T
+        if skip:
+            values["W_skip"] = values["W_skip"].T
+        if not config.get("transcode"):
+            values["b_enc"] = values["b_enc"] - values["b_dec"] @ values["W_enc"]
+        return Contents(TopK, values, {"k": k}, _info(file.parent, config))
+
+    def lacks(self, autoencoder: Released) -> str | None:
+        """All but TopK with as long an output as input."""
+        if not isinstance(autoencoder, TopK):
+            return f"a {type(autoencoder).__name__}, only for a TopK"
+        A_in, A_out = autoencoder.dims
+        return None if A_in == A_out else f"an output of another length, {A_out} for {A_in}"
+
+    def files(self, contents: Contents) -> Files:
+        """The weights and a config."""
+        values, info = dict(contents.values), contents.info
+        skip = "W_skip" in values
+        transcode = skip or (info is not None and info.site != info.site_out)
+        if not transcode:  # which subtracts b_dec from what goes in
+            values["b_enc"] = values["b_enc"] + values["b_dec"] @ values["W_enc"]
+        values["W_enc"] = values["W_enc"].T
+        if skip:
+            values["W_skip"] = values["W_skip"].T
+        width, A = contents.values["W_dec"].shape
+        config = {
+            "activation": "topk",
+            "expansion_factor": max(1, width // A),
+            "normalize_decoder": False,
+            "num_latents": width,
+            "k": contents.numbers["k"],
+            "multi_topk": False,
+            "skip_connection": skip,
+            "transcode": transcode,
+            "d_in": A,
+        }
+        tensors = {own: values[name] for name, own in _TENSORS.items() if name in values}
+        text = json.dumps(config, indent=2) + "\n"
+        return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
+
+
+def _info(folder: Path, config: dict) -> Info | None:
+    """By the name of the folder, `layers.3`, and the run's config above it, which names the model."""
+    hook = folder.absolute().name
+    run = folder.absolute().parent / "config.json"
+    facts = read_json(run) if run.exists() else {}
+    model = facts.get("model") if isinstance(facts, dict) else None
+    if not isinstance(model, str):
+        return None
+    if found := re.fullmatch(r"layers\.(\d+)", hook):
+        site = f"layer_{int(found[1])}/resid_post"
+    else:
+        site = "embed" if hook == "embed_tokens" else hook
+    return Info(names.model_of(model), site, site, training=json.dumps({"sparsify": config}, sort_keys=True))

@@ -1,0 +1,236 @@
+"""What all released autoencoders have in common: arrays with named axes, by which they are checked, spread over a mesh,
+cut to some latents, and written to files.
+
+A released form is a frozen dataclass that derives from `Released`, is registered as a pytree and in `forms`; one file
+adds one (`sae/topk.py` is the shortest). This file knows none of them. Axis letters: B any leading axes, A dim of the
+activation, L sites, Z latents.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae import showing
+from sae.registry import Registry
+
+if TYPE_CHECKING:
+    from sae.autoencoder import Info, Largest
+
+
+Axes = Mapping[str, tuple[str, ...]]
+
+
+class Released(abc.ABC):
+    """A released autoencoder: raw activations go in and come out.
+
+    A form has the fields of its `axes`, those of its `numbers`, `info` and `largest`, and calls `check_shapes` when it
+    is made.
+
+    Attributes:
+        axes: {array: its axes}, of "A" (what goes in), "A'" (what comes out), "L" and "Z"; along "Z" an array may be
+            spread over a mesh and cut. An array may be None where the class has that as its default.
+        numbers: names of static fields that are plain numbers, such as k.
+        noun: what errors call it.
+    """
+
+    axes: ClassVar[Axes]
+    numbers: ClassVar[tuple[str, ...]] = ()
+    noun: ClassVar[str] = "autoencoder"
+    W_enc: jax.Array
+    W_dec: jax.Array
+    b_dec: jax.Array
+    info: "Info | None"
+    largest: "Largest | None"
+
+    @abc.abstractmethod
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Raw activations [B, A] -> latents [B, Z], at least 0; [B, L, A] of several sites.
+
+        Raises:
+            ValueError: for activations of another length.
+        """
+
+    @classmethod
+    def optional(cls) -> set[str]:
+        """The fields that may be None."""
+        return {field.name for field in dataclasses.fields(cls) if field.default is None}
+
+    @classmethod
+    def several_sites(cls) -> bool:
+        """Whether it reads several sites at once."""
+        return "L" in cls.axes["W_enc"]
+
+    @property
+    def width(self) -> int:
+        """Z, the number of latents."""
+        return self.W_enc.shape[-1]
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """A of what goes in, and of what comes out."""
+        return self.W_enc.shape[-2], self.b_dec.shape[-1]
+
+    @property
+    def site_count(self) -> int:
+        """L, how many sites it reads."""
+        return self.W_enc.shape[0] if self.several_sites() else 1
+
+    @property
+    def thresholds(self) -> jax.Array:
+        """[Z]: an activation of a latent is above this, or 0. Zeros where a form has no array `threshold`."""
+        return getattr(self, "threshold", jnp.zeros(self.width))
+
+    def decode(self, f: jax.Array) -> jax.Array:
+        """Latents [B, Z] -> raw activations [B, A], without the skip."""
+        return jnp.matmul(f, self.W_dec, precision="highest") + self.b_dec
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The reconstruction [B, A] of [B, A]. Heads that were joined are apart again, unless A is another at the
+        output."""
+        flat = self.joined(x)
+        out, skip = self.decode(self.encode(flat)), getattr(self, "W_skip", None)
+        out = out if skip is None else out + jnp.matmul(flat, skip, precision="highest")
+        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
+
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+        return self.W_dec[latents]
+
+    def part(self, latents: jax.Array) -> "Released | Part":
+        """Some latents [K] alone, whose activations stay the same: something with `encode`, `W_dec` and `width`."""
+        return Part(dataclasses.replace(self, info=None, largest=None), latents)
+
+    def reordered(self, order: jax.Array) -> Self:
+        """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
+        return dataclasses.replace(self, **self._taken(order), largest=None)
+
+    def scaled(self, gain: jax.Array) -> Self:
+        """Returns it with what is in units of the latents, beside the weights and biases, multiplied by a gain, [] or
+        [Z]: the thresholds, where the form has an array of that name."""
+        return dataclasses.replace(self, threshold=gain * self.threshold) if "threshold" in self.axes else self
+
+    def _taken(self, latents: jax.Array) -> dict[str, jax.Array]:
+        """The arrays that have latents, with some of these alone, or in another order."""
+        return {
+            name: jnp.take(array, latents, axis=self.axes[name].index("Z"))
+            for name, array in self.arrays().items()
+            if "Z" in self.axes[name]
+        }
+
+    def joined(self, x: jax.Array) -> jax.Array:
+        """Activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A]."""
+        return with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """The arrays by name, without those that are None."""
+        return {name: array for name in self.axes if (array := getattr(self, name)) is not None}
+
+    @classmethod
+    def check_arrays(cls, values: Mapping[str, np.ndarray | jax.Array]) -> None:
+        """Raises ValueError, naming the array, for values that this form cannot have; by default, for an array
+        `threshold` with values below 0."""
+        if "threshold" in values and (low := int((values["threshold"] < 0).sum())):
+            raise ValueError(
+                f"threshold must be at least 0, got {low:,} below it, the least {float(values['threshold'].min()):g}: "
+                "a latent would be active where its activation is negative"
+            )
+
+    def check_shapes(self) -> None:
+        """Raises ValueError for arrays whose shapes do not belong together; of tracers, placeholders of a
+        transformation and stacked autoencoders, it says nothing."""
+        shapes = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
+        shapes = {name: shape for name, shape in shapes.items() if shape is not None or name not in self.optional()}
+        if None in shapes.values() or any(len(shapes[name]) != len(self.axes[name]) for name in shapes):
+            return
+        sizes: dict[str, int] = {}
+        for name, shape in shapes.items():
+            for axis, size in zip(self.axes[name], shape, strict=True):
+                sizes.setdefault(axis, size)
+        want = {name: tuple(sizes[axis] for axis in self.axes[name]) for name in shapes}
+        if (got := {name: tuple(shape) for name, shape in shapes.items()}) != want:
+            raise ValueError(f"these arrays make no {self.noun}: expected {want}, got {got}")
+        if self.largest is not None and len(self.largest.values) != self.width:
+            raise ValueError(
+                f"the largest activations are of {len(self.largest.values)} latents, the autoencoder has {self.width}"
+            )
+
+    def __repr__(self) -> str:
+        first, *rest = (name for name in self.axes if name not in ("W_enc", "W_dec", "W_skip"))
+        names = ["W_enc", first, "W_dec", *rest]  # in the order that `showing.autoencoder` wants
+        return showing.autoencoder(self, names, [len(self.axes[name]) for name in names])
+
+
+forms: Registry[type[Released]] = Registry("form of autoencoder")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Some latents [K] of an autoencoder in which the activation of one depends on others."""
+
+    autoencoder: Released
+    latents: jax.Array
+
+    @property
+    def width(self) -> int:
+        return self.latents.shape[-1]
+
+    @property
+    def W_dec(self) -> jax.Array:
+        return self.autoencoder.rows(self.latents)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Raw activations [B, A] -> latents [B, K]."""
+        return self.autoencoder.encode(x)[..., self.latents]
+
+
+class Independent(Released):
+    """A released autoencoder in which no latent's activation depends on another latent."""
+
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+        return self.W_dec[latents]
+
+    def part(self, latents: jax.Array) -> Self:
+        """Some latents [K] alone, cut out of the arrays."""
+        cut = self._taken(latents)
+        if "W_skip" in self.axes:
+            cut["W_skip"] = None  # moves no latent
+        return dataclasses.replace(self, **cut, info=None, largest=None)
+
+
+def with_axes_joined(x: jax.Array, shape: tuple[int, ...], info: "Info | None") -> jax.Array:
+    """Activations [..., *shape], where they may have been given as the model computes them: [..., N, H] for N * H.
+
+    Args:
+        x: as captured.
+        shape: what an autoencoder takes for one token: (A,), or (L, A) for a crosscoder.
+        info: the autoencoder's. Where it does not record the shape of a token's activation, the last axes are joined
+            that make A, and two axes at least, B and T, have to come before: else tokens might be taken for heads,
+            [4, 192] for 768.
+
+    Raises:
+        ValueError: for activations that are neither.
+    """
+    given = jnp.shape(x)
+    if given[-len(shape) :] == shape:
+        return x
+    *sites, length = shape
+    if info is not None and info.shape is not None:
+        counts = [len(info.shape)] if given[-len(info.shape) :] == info.shape else []
+    else:
+        counts = range(2, len(given) - len(sites) - 1)
+    for count in counts:
+        before = given[: len(given) - count]
+        if math.prod(given[len(before) :]) == length and before[len(before) - len(sites) :] == tuple(sites):
+            return jnp.reshape(x, (*before, length))
+    raise ValueError(
+        f"the autoencoder takes activations [..., {', '.join(map(str, shape))}], got {list(given)}: are they of "
+        "another site or model?"
+    )

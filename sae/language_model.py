@@ -106,6 +106,9 @@ class LanguageModel(Protocol):
     - `resumption(sites)`: names of sites whose values, put back beside others at `sites`, make all that lies below
       unnecessary. Evaluation then computes that part once, and not once for every autoencoder.
     - `generate`, `chat`: continue texts.
+    - `lens(value)`: the logits as if the model ended at a value of the residual stream, [..., D] or a pytree of these.
+    - `direct_logits(value, site=None, *, scales=None, tokens=None)`: what a component, head or latent adds to the
+      logits by itself; with `scales`, the captured scales of norms, where the model knows which they are.
     - `tokenizer_problem`: why `tokenizer` is None, in words.
 
     Attributes:

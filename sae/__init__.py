@@ -11,6 +11,7 @@ from sae.formats.files import load, save
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
+from sae.patching import patch_grid
 from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
 from sae.site_kinds import SiteKind
 from sae.store.reading import ActivationStore
@@ -48,6 +49,7 @@ __all__ = [
     "harvest",
     "load",
     "of_max",
+    "patch_grid",
     "plan",
     "save",
     "share",

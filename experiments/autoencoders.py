@@ -10,12 +10,11 @@ from absl import flags
 
 import sae
 from sae.formats import files, params_npz
+from sae.formats.finding import FILES
 from sae.sites import token_site
 from sae.store.source import Source
 from sae.trainer.information import info_of
 from sae.trainer.naming import run_names
-
-from .common import AUTOENCODER_FILES
 
 SITE = flags.DEFINE_string(
     "site", None, "The site of autoencoders that do not say it: without an info.json, and not in Gemma Scope's folders."
@@ -48,7 +47,7 @@ def check_free(folders: Sequence[Path], configs: Sequence[sae.TrainConfig], sour
       ValueError: naming in what the two runs differ; nothing was changed.
     """
     for folder, config in zip(folders, configs, strict=True):
-        if not any((folder / name).exists() for name in AUTOENCODER_FILES):
+        if not any((folder / name).exists() for name in FILES):
             continue
         if differences := _differences(_record(folder / "info.json"), _asked(config, source)):
             raise ValueError(

@@ -7,13 +7,19 @@ from sae.autoencoder import Info, JumpReLU
 from sae.counted import Counted, Sinks
 from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
+from sae.evaluation.nearest_latents import Nearest, nearest
+from sae.evaluation.tables import as_table
+from sae.explorer.building import explore
+from sae.firing import Firing, top_latents
 from sae.formats.files import load, save
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
+from sae.looking import Latents, latents
 from sae.patching import patch_grid
 from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
 from sae.site_kinds import SiteKind
+from sae.store.given import rows
 from sae.store.reading import ActivationStore
 from sae.store.sharing import share
 from sae.streaming import stream
@@ -27,10 +33,13 @@ __all__ = [
     "AdaptedModel",
     "Counted",
     "Crosscoder",
+    "Firing",
     "Info",
     "JumpReLU",
     "LanguageModel",
+    "Latents",
     "Metrics",
+    "Nearest",
     "Plan",
     "Preempted",
     "Sinks",
@@ -41,21 +50,27 @@ __all__ = [
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",
+    "as_table",
     "clamp",
     "evaluate",
+    "explore",
     "fingerprint",
     "gemma_scope",
     "gemma_scope_2",
     "harvest",
+    "latents",
     "load",
+    "nearest",
     "of_max",
     "patch_grid",
     "plan",
+    "rows",
     "save",
     "share",
     "short_run",
     "splice",
     "steer",
     "stream",
+    "top_latents",
     "train",
 ]

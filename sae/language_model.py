@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from sae import showing
 
@@ -190,6 +191,11 @@ def resumption(model: LanguageModel, sites: Sequence[str]) -> tuple[str, ...]:
     """
     ask: Callable[..., Sequence[str]] | None = getattr(model, "resumption", None)
     return () if ask is None else tuple(ask(tuple(sites)))
+
+
+def titled(model: LanguageModel) -> str:
+    """Returns what people read of a model: `gemma2-tiny`, `gemma2-tiny in bfloat16`."""
+    return model.name if model.dtype == np.float32 else f"{model.name} in {model.dtype}"
 
 
 def require_model(value: object) -> None:

@@ -44,6 +44,7 @@ THIRD_PARTY = {
     "orbax": "orbax-checkpoint",
     "peft": "peft",
     "penzai": "penzai",
+    "pandas": "pandas",
     "pyarrow": "pyarrow",
     "pytest": "pytest",
     "sae_lens": "sae-lens",

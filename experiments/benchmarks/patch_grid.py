@@ -19,6 +19,7 @@ from absl import flags
 import sae
 from experiments import common, running
 from sae import patching
+from sae.language_model import titled
 
 CLEAN = flags.DEFINE_string("clean", "When John and Mary went to the shop, John gave the bag to", "The clean text.")
 CORRUPT = flags.DEFINE_string("corrupt", "When John and Mary went to the shop, Mary gave the bag to", "The other one.")
@@ -77,7 +78,7 @@ def main():
     size = patching.together(grid.size, T, model.vocab_size)
     passes, needed = -(-grid.size // size) * size + 1, grid.size + 1
     difference = float(np.abs(grid - singly).max())
-    print(f"{common.model_name(model)}: {len(sites)} layers x {len(positions)} positions of {T} tokens, {KIND.value}")
+    print(f"{titled(model)}: {len(sites)} layers x {len(positions)} positions of {T} tokens, {KIND.value}")
     print(f"largest difference {difference:.2g}, of scores from {grid.min():.3g} to {grid.max():.3g}")
     print(f"programs compiled: {len(compiled)} ({', '.join(compiled)}), at most {COMPILED_LIMIT}")
     print(f"forward passes: {passes} of {needed} needed, {passes / needed:.3f} times, at most {PASSES_LIMIT}")

@@ -7,8 +7,8 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
 
 from sae.autoencoder import JumpReLU
@@ -20,11 +20,16 @@ from sae.progress import every
 from sae.showing import count
 from sae.text import Sequences
 
+if TYPE_CHECKING:
+    import jinja2
+
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> "jinja2.Environment":
+    import jinja2  # pages alone need it, and not what imports `sae`
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sae", "explorer/templates"),
         autoescape=True,

@@ -7,6 +7,7 @@
 # make fuzz   hooks on thousands of random programs and nestings of transformations; an hour (FUZZ_SEEDS=0:500: a part)
 # make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, orbax-checkpoint, pytest
 # make lint   ruff's lint and format checks
+# make build-files  rewrite BUILD, for Bazel, from the tree and its imports: after a Python file is added or removed
 # make lock   rewrite requirements.lock from setup.py's ranges: the newest versions for Python 3.11
 #
 # make test-newest  all but the slow tests with the newest versions, which need Python 3.12 or later (.venv-newest)
@@ -44,7 +45,7 @@ LOCK := $(if $(filter 11,$(MINOR)),requirements.lock,requirements-newest.lock)
 STAMP := $(VENV)/.stamp-3.$(MINOR)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format lock
+.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -89,6 +90,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+build-files: $(STAMP)
+	$(VENV)/bin/python -m tests.bazel
 
 UV = $(VENV)/bin/uv pip compile --universal --generate-hashes --no-header --no-annotate --upgrade --no-python-downloads
 # One version of each package for all Pythons: the newest that Python 3.11 can take.

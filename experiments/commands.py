@@ -7,6 +7,8 @@ from pathlib import Path
 from .stopping import COMMAND
 
 LAUNCHES = ("evaluate", "explore", "generate", "harvest", "inspect_store", "scope", "train")
+# By import name, the packages that launches need and the library does not.
+PACKAGES = {"absl": "absl-py", "jinja2": "jinja2", "matplotlib": "matplotlib", "tensorboardX": "tensorboardX"}
 
 
 def main() -> None:
@@ -19,7 +21,8 @@ def main() -> None:
 
         launch = importlib.import_module(f".{name}", __package__)
     except ModuleNotFoundError as error:
-        if error.name != "absl":
+        if error.name not in PACKAGES:
             raise
-        sys.exit("error: launches need the package absl-py: pip install absl-py tensorboardX (the extra `launch`)")
+        every = " ".join(PACKAGES.values())
+        sys.exit(f"error: launches need the package {PACKAGES[error.name]}: pip install {every} (the extra `launch`)")
     running.run(launch.main, launch.check_flags)

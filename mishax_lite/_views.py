@@ -30,7 +30,7 @@ def nnx(library: types.ModuleType, model: Any, pattern: str) -> Any:
         ):
             return _in_containers(value, path, view)
         parts = dict(vars(value))
-        kind = _kind(value, path, model, pattern, names, parts, pytree=value._pytree__is_pytree)
+        kind = _kind(value, path, pattern, names, parts, pytree=value._pytree__is_pytree)
         copies[id(value)] = copy = object.__new__(kind)
         parts = {name: view(part, (*path, name)) for name, part in parts.items()}
         # Unflattened anew, the copy belongs to the trace in which this runs.
@@ -49,7 +49,7 @@ def equinox(library: types.ModuleType, model: Any, pattern: str) -> Any:
         if not isinstance(value, library.Module):
             return _in_containers(value, path, view)
         parts = dict(vars(value))
-        kind = _kind(value, path, model, pattern, names, parts)
+        kind = _kind(value, path, pattern, names, parts)
         new = {name: view(part, (*path, name)) for name, part in parts.items()}
         if kind is type(value) and all(new[name] is part for name, part in vars(value).items()):
             return value
@@ -68,7 +68,7 @@ def _checked(view: Any, pattern: str, names: list[str]) -> Any:
 
 
 def _kind(
-    value: Any, path: tuple[str, ...], model: Any, pattern: str, names: list[str], parts: dict[str, Any], **options: Any
+    value: Any, path: tuple[str, ...], pattern: str, names: list[str], parts: dict[str, Any], **options: Any
 ) -> type:
     """The class of a module's copy. Where it taps, its path joins the parts; what can be called joins the names."""
     base = type(value)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from mishax_lite import _jax_internals
 from mishax_lite.interpret import NOTHING, Action, LeafEdit, Run, interpret
 from mishax_lite.reading import MeshAxis
-from mishax_lite.survey import Tap
 from mishax_lite.tracing import Traced, captured_arrays, checked_patterns, trace
 
 
@@ -56,8 +55,8 @@ def gradients(fn: Callable[..., Any], patterns: str | Iterable[str]) -> Callable
         def run(zeros):
             added = iter(zeros)
             actions = [
-                Action(name, edit=_add(tap, next(added))) if yes else NOTHING
-                for name, tap, yes in zip(traced.names, traced.taps, chosen, strict=True)
+                Action(name, edit=_add(next(added))) if yes else NOTHING
+                for name, yes in zip(traced.names, chosen, strict=True)
             ]
             for position, first in traced.firsts.items():
                 if not traced.taps[position].is_slope:
@@ -117,7 +116,7 @@ def _chosen(traced: Traced, patterns: list[str]) -> list[bool]:
     return chosen
 
 
-def _add(tap: Tap, zeros: list[Any]) -> LeafEdit:
+def _add(zeros: list[Any]) -> LeafEdit:
     """Adds to the leaves of a tap what `zeros` has for them: arrays in the form of what `capture` returns."""
 
     def edit(leaves: list[Any], params: dict[str, Any], loops: tuple[Any, ...], _) -> list[Any]:

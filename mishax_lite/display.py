@@ -60,7 +60,7 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
         k = 0
         while k < len(statements):
             region = getattr(statements[k], REGION, None)
-            covered = [s for s in statements if region is None and _covers(statements, s, statements[k])]
+            covered = [s for s in statements if region is None and _covers(s, statements[k])]
             region = getattr(covered[0], REGION, region) if covered else region
             if region is None:
                 visit(statements[k])
@@ -76,7 +76,7 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
     return found
 
 
-def _covers(statements: list[ast.stmt], inserted: ast.stmt, carried: ast.stmt) -> bool:
+def _covers(inserted: ast.stmt, carried: ast.stmt) -> bool:
     region = getattr(inserted, REGION, None)
     return region is not None and _inside(carried, region)
 

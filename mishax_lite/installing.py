@@ -63,7 +63,7 @@ def plan(state: State, patches: list[Any]) -> Plan:
         if code is not function.__code__:
             changes.append((function, code, origin.version))
     for key, problem in problems.items():
-        findings += [(patch, _refused(state, patch, key, problem)) for patch in patches]
+        findings += [(patch, _refused(state, key, problem)) for patch in patches]
     in_use = {id(origin.version) for _, origin in survey.placed}
     kept = [version for version in state.versions if version is present or id(version) in in_use]
     return Plan(lines, findings, changes, new, kept)
@@ -169,5 +169,5 @@ def raise_failures(patch: Any, planned: Plan, problem: str) -> None:
         raise PatchError(f"the patch of {patch.module.__name__} {problem}:", report)
 
 
-def _refused(state: State, patch: Any, key: Key, problem: str) -> Finding:
+def _refused(state: State, key: Key, problem: str) -> Finding:
     return Finding(state.module.__name__, key[0].replace(".<locals>", ""), -1, "refused", problem, (key[1],))

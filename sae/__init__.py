@@ -9,7 +9,6 @@ from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
 from sae.evaluation.nearest_latents import Nearest, nearest
 from sae.evaluation.tables import as_table
-from sae.explorer.building import explore
 from sae.firing import Firing, top_latents
 from sae.formats.files import load, save
 from sae.harvesting import harvest
@@ -21,7 +20,6 @@ from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
 from sae.site_kinds import SiteKind
 from sae.store.given import rows
 from sae.store.reading import ActivationStore
-from sae.store.sharing import share
 from sae.streaming import stream
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
@@ -66,7 +64,6 @@ __all__ = [
     "plan",
     "rows",
     "save",
-    "share",
     "short_run",
     "splice",
     "steer",
@@ -74,3 +71,12 @@ __all__ = [
     "top_latents",
     "train",
 ]
+
+
+def __getattr__(name: str):
+    # Pages need packages that nothing else here does (the extra `pages`).
+    if name == "explore":
+        from sae.explorer.building import explore
+
+        return explore
+    raise AttributeError(f"module 'sae' has no attribute {name!r}")

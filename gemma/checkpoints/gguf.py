@@ -42,7 +42,6 @@ _BLOCK = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
-_CONTROL = 3  # of a piece's types
 _IMAGES = ("v.", "mm.")  # of a Gemma 3 that sees images, where a converter puts all into one file
 
 

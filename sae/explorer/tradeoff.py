@@ -1,9 +1,18 @@
 """The picture of the trade-off between sparsity and fidelity."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from mishax_lite.whole_files import replacing
 from sae.evaluation.fidelity import Metrics
+
+# Now, before hours of measuring what is to be drawn; it is imported where it draws, as that takes a second.
+if importlib.util.find_spec("matplotlib") is None:
+    raise ModuleNotFoundError(
+        "the picture of the trade-off needs the package matplotlib: pip install matplotlib (the extra `pages`)",
+        name="matplotlib",
+    )
 
 
 def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
@@ -35,9 +44,8 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     figure.suptitle(_plain(title))
-    temporary = path.with_name(path.name + ".new")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    with replacing(path) as new:
+        figure.savefig(new, format="png", dpi=110)
 
 
 def _plain(text: str) -> str:

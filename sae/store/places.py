@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tensorstore as ts
 
+from mishax_lite.whole_files import replacing
 from sae.files import local_path
 
 # The generation of a key that does not exist: a write that asks for it creates the key or fails.
@@ -246,27 +247,18 @@ def _sync(folder: Path) -> None:
 def _write(file: Path, contents: bytes, new: bool) -> bool:
     """Writes a file at once or not at all. False where it is to be new and exists."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(file)
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(contents)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if new:
-            os.link(temporary, file)
-        else:
-            os.replace(temporary, file)
+        with replacing(file, _temporary_ending(), exclusive=new) as temporary:
+            temporary.write_bytes(contents)
     except FileExistsError:
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
     _sync(file.parent)
     return True
 
 
 def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
     """Takes a file away, which only one can, and puts another in its place. In between there is none."""
-    taken = _temporary(file)
+    taken = file.with_name(file.name + _temporary_ending())
     try:
         if file.read_bytes() != old:
             return False
@@ -283,9 +275,9 @@ def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
         taken.unlink(missing_ok=True)
 
 
-def _temporary(file: Path) -> Path:
-    """A name of one's own beside a file, of the kind that tensorstore does not list."""
-    return file.with_name(f"{file.name}.{secrets.token_hex(8)}.__lock")
+def _temporary_ending() -> str:
+    """Ends the name of a file of one's own beside another, of the kind that tensorstore does not list."""
+    return f".{secrets.token_hex(8)}.__lock"
 
 
 def _after(prefix: str) -> str:

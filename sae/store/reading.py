@@ -55,7 +55,6 @@ class ActivationStore(Source):
         missing = sorted(set(range(manifest.segments)) - set(there))
         if missing and not growing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
                 f"{where} is not complete: {segment_name(missing[0])}{more} of {manifest.segments} segments is "
                 "missing; run the harvest again, it writes what is missing, or open it with growing=True"

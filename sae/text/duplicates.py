@@ -163,19 +163,6 @@ class Duplicates:
             self._enter(number)
 
 
-def count_duplicates(documents: Iterable[Document]) -> Duplicates:
-    """Counts the duplicates among documents.
-
-    Example:
-      >>> print(count_duplicates([Document("a", "s", "The sea."), Document("b", "s", "The sea.")]))
-      1 of 2 documents is an exact duplicate, 0 near
-    """
-    duplicates = Duplicates()
-    for document in documents:
-        duplicates.add(document)
-    return duplicates
-
-
 def _exact_hash(document: Document) -> int:
     digest = xxhash.xxh3_64(document.text.encode("utf-8"))
     for message in document.messages:

@@ -1,4 +1,4 @@
-"""The order of a harvest, and its batches, by grain (https://github.com/google/grain).
+"""The order of a harvest, and reading ahead, by grain (https://github.com/google/grain).
 
 Axis letters: T tokens of a sequence.
 """
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sae.text.sequences import Sequences, batch_at
+from sae.text.sequences import Sequences
 
 try:
     # Not where it is used: it defines a flag of absl's, which has to be there before flags are parsed.
@@ -57,27 +57,6 @@ def numbers(sequences: int, seed: int, index: int, size: int) -> np.ndarray:
         raise ValueError(f"segment {index} of {sequences} sequences by {size}: expected one of 0 to {last}")
     order = installed_grain().MapDataset.range(sequences).shuffle(seed)
     return np.asarray([order[row] for row in range(index * size, min((index + 1) * size, sequences))])
-
-
-def batches(sequences: Sequences, size: int, pad: int, *, start: int = 0) -> Iterator[np.ndarray]:
-    """The tokens as [size, T] int32, from sequence number `start` on. The last is filled up as `batch_at` does it.
-
-    Threads of grain's make the next batches while one is worked on; the order is that of the sequences.
-
-    Raises:
-      ValueError: for a size under 1, or a start that is negative.
-
-    Example:
-      >>> zeros = np.zeros(3, np.int32)
-      >>> sequences = Sequences(np.ones((3, 2), np.int32), zeros, zeros, (("a", "s"),))
-      >>> [batch.tolist() for batch in batches(sequences, 2, pad=0)]
-      [[[1, 1], [1, 1]], [[1, 1], [0, 0]]]
-    """
-    if size < 1 or start < 0:
-        raise ValueError(f"expected a size of 1 at least and a start of 0 at least, got {size} and {start}")
-    starts = installed_grain().MapDataset.range(start, len(sequences), size)
-    # Few threads: a batch is copied in microseconds from memory, and waits for the disk where sequences are mapped.
-    return read_ahead(starts.map(lambda at: batch_at(sequences.tokens, at, size, pad)), threads=2, ahead=4)
 
 
 def read_ahead(dataset: "grain.MapDataset[T]", *, threads: int, ahead: int) -> Iterator[T]:

@@ -11,15 +11,15 @@ lock             held by the process that makes them
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from sae.files import replace_file
 from sae.text.sequences import Sequences
@@ -73,7 +73,8 @@ def in_folder(
       ValueError: when the folder holds what has other facts, or is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    # The system lets go of it when the process ends, however it ends.
+    with FileLock(folder / "lock"):
         if not (folder / "text.json").exists():
             try:
                 _write(folder, facts, blocks, names, hashes, refused)
@@ -172,11 +173,3 @@ def _write_names(file: BinaryIO, names: list[tuple[str, str]], written: int) -> 
 def _header(file: BinaryIO, name: str, rows: int, width: tuple[int, ...]) -> None:
     facts = {"descr": _DTYPES[name], "fortran_order": False, "shape": (rows, *width)}
     np.lib.format.write_array_header_1_0(file, facts)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    # The system lets go of it when the process ends, however it ends.
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

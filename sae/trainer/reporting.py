@@ -209,7 +209,9 @@ class TensorBoard:
         try:
             import tensorboardX  # here, so that training by itself does not need it
         except ImportError:
-            raise ValueError("TensorBoard's files need the package tensorboardX: pip install tensorboardX") from None
+            raise ValueError(
+                "TensorBoard's files need the package tensorboardX: pip install tensorboardX (the extra `tensorboard`)"
+            ) from None
         self._make = tensorboardX.SummaryWriter
         self._folder, self._writers = local_path(folder), {}
         check_folder(self._folder, "event files")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import sae
 from sae.store import joining, order
 from tests.sae import examples
 
@@ -121,14 +120,3 @@ def test_joined_batches_may_be_changed_by_their_reader_and_begin_late():
         late = list(joining.batches_of([(values, order_of_rows[start:])], 8, rows, first))
         want = list(joining.batches_of([next(pieces_of(rows))], 8, rows))[first:]
         np.testing.assert_array_equal([b["number"] for b in late], [b["number"] for b in want])
-
-
-def test_a_reader_of_shared_batches_that_never_began_holds_up_nobody():
-    for stop in ("close", "drop"):
-        readers = sae.share(range(20), 2, ahead=2)
-        if stop == "close":
-            readers[1].close()
-            assert list(readers[1]) == []
-        else:
-            readers.pop()
-        assert list(readers[0]) == list(range(20))

@@ -13,7 +13,8 @@ import gemma
 import mishax_lite
 import sae
 from sae import filling
-from sae.evaluation.counting import counted_mask, counted_text
+from sae.capturing import activations_at
+from sae.evaluation.counting import counted_text
 from sae.text import Document, cut, is_text
 
 SITES = ["layer_1/attn_z", "layer_0/mlp_out"]
@@ -109,7 +110,9 @@ def test_sinks_are_left_out_and_counted(tiny, tmp_path):
     assert limits[site] > factor * np.median(np.linalg.norm(kept, axis=1))
     metrics = sae.evaluate(autoencoder, tiny, sequences)
     text = counted_text(autoencoder.info, tiny, sequences)
-    assert plain.rows > store.rows == metrics.tokens == counted_mask(tiny, text).sum()
+    captured = activations_at(tiny, jax.numpy.asarray(text.tokens), text.rule.sink_sites)
+    counted = text.mask(0, len(text.tokens), captured)
+    assert plain.rows > store.rows == metrics.tokens == counted.sum()
     with pytest.raises(ValueError, match="the sites of sinks have 'layer_3/resid_post', which is not harvested"):
         sae.harvest(tiny, sequences, [site], tmp_path / "x", counted=with_sinks(tiny, 2.0, ["layer_3/resid_post"]))
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import shutil
-import threading
 
 import jax
 import numpy as np
@@ -177,38 +176,6 @@ def test_a_growing_store_joins_new_segments_at_the_next_pass(values, tmp_path, m
     again = sae.ActivationStore.open(tmp_path / "s").batches(500, ["token"], start_step=5, passes=batches.passes)
     for expected in (before + after)[5:12]:
         np.testing.assert_array_equal(next(again)["token"], expected)
-
-
-def test_several_readers_share_one_pass(store):
-    read = []
-    source = (read.append(i) or batch for i, batch in enumerate(take(store, 12, 500, sites=["token"])))
-    readers = sae.share(source, 3, ahead=2)
-    got = [[], [], []]
-
-    def run(number, stop):
-        for batch in itertools.islice(readers[number], stop):
-            got[number].append(batch["token"])
-        readers[number].close()
-
-    threads = [threading.Thread(target=run, args=arguments) for arguments in ((0, 12), (1, 12), (2, 5))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert [len(batches) for batches in got] == [12, 12, 5]
-    assert read == list(range(12))
-    np.testing.assert_array_equal(np.concatenate(got[0]), np.concatenate(got[1]))
-
-
-def test_what_the_source_of_shared_batches_raises_all_readers_get():
-    def source():
-        yield 1
-        raise ValueError("damaged")
-
-    for reader in sae.share(source(), 2):
-        assert next(reader) == 1
-        with pytest.raises(ValueError, match="damaged"):
-            next(reader)
 
 
 def test_what_is_not_there_is_named(store, tmp_path):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sae.text import Document, Duplicates, Message, count_duplicates
+from sae.text import Document, Duplicates, Message
 
 WORDS = [
     f"{a}{b}" for a in ("sea", "ship", "king", "harbour", "naïve", "evening") for b in ("", "s", "like", "man", "y")
@@ -14,6 +14,13 @@ WORDS = [
 
 def text(seed, words=300):
     return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+def count(documents):
+    """The duplicates among documents that all went by."""
+    duplicates = Duplicates()
+    assert list(duplicates.watch(documents)) == documents
+    return duplicates
 
 
 def changed(text, share, seed=0):
@@ -34,13 +41,13 @@ def index(one, other):
 
 def test_exact_duplicates_are_texts_that_are_the_same():
     sea = text(1)
-    assert str(count_duplicates(documents(sea, text(2), sea, sea))) == "2 of 4 documents are exact duplicates, 0 near"
-    assert str(count_duplicates(documents(sea, text(2)))) == "no duplicates among 2 documents"
-    assert str(count_duplicates(documents(sea, sea))) == "1 of 2 documents is an exact duplicate, 0 near"
+    assert str(count(documents(sea, text(2), sea, sea))) == "2 of 4 documents are exact duplicates, 0 near"
+    assert str(count(documents(sea, text(2)))) == "no duplicates among 2 documents"
+    assert str(count(documents(sea, sea))) == "1 of 2 documents is an exact duplicate, 0 near"
     chat = (Message("user", "Who?"), Message("model", "A king."))
     turned = (Message("model", "Who?"), Message("user", "A king."))
     chats = [Document(str(number), "s", messages=messages) for number, messages in enumerate((chat, turned, chat))]
-    duplicates = count_duplicates([*chats, Document("3", "s", "Who?\nA king.")])
+    duplicates = count([*chats, Document("3", "s", "Who?\nA king.")])
     # What differs in who speaks, or in being a chat, is nearly the same and not the same.
     assert (duplicates.exact, duplicates.near) == (1, 2)
 
@@ -48,15 +55,15 @@ def test_exact_duplicates_are_texts_that_are_the_same():
 def test_near_duplicates_differ_in_a_few_words_or_in_marks():
     sea = text(1)
     marks = "“" + sea.upper().replace(" ", ", ").replace("Ï", "ï") + "” — …"
-    duplicates = count_duplicates(documents(sea, marks, changed(sea, 0.01), text(2), sea[: len(sea) // 2]))
+    duplicates = count(documents(sea, marks, changed(sea, 0.01), text(2), sea[: len(sea) // 2]))
     assert (duplicates.exact, duplicates.near) == (0, 2)
-    short = count_duplicates(documents("The sea", "the sea!", "The ships", "!?", "!!", ""))
+    short = count(documents("The sea", "the sea!", "The ships", "!?", "!!", ""))
     assert (short.exact, short.near) == (0, 1)
     chinese = "".join(map(chr, random.Random(0).choices(range(0x4E00, 0x9000), k=200)))
-    duplicates = count_duplicates(documents(chinese, chinese[:90] + "海" + chinese[91:], chinese[::-1]))
+    duplicates = count(documents(chinese, chinese[:90] + "海" + chinese[91:], chinese[::-1]))
     assert (duplicates.exact, duplicates.near) == (0, 1)
     chinese = "海很平静，船只停在港口里，国王对他说去吧。他走了三天三夜，来到了山脚下的一个村子。"
-    duplicates = count_duplicates(documents(chinese, chinese.replace("，", "。") + "！", chinese[::-1]))
+    duplicates = count(documents(chinese, chinese.replace("，", "。") + "！", chinese[::-1]))
     assert (duplicates.exact, duplicates.near) == (0, 1)
 
 
@@ -70,7 +77,7 @@ def test_near_is_what_the_index_of_all_runs_says():
         exact = index(one, other)
         if other == one or abs(exact - 0.8) < 0.06:
             continue
-        near = count_duplicates(documents(one, *(text(k) for k in range(900, 903)), other)).near
+        near = count(documents(one, *(text(k) for k in range(900, 903)), other)).near
         right, wrong = right + (near == (exact >= 0.8)), wrong + (near != (exact >= 0.8))
     assert right > 300 and wrong <= 0.04 * right
 
@@ -78,7 +85,7 @@ def test_near_is_what_the_index_of_all_runs_says():
 def test_what_thousands_have_in_common_hides_no_duplicate():
     """Two thirds of each are a beginning that all have; the last documents are near-duplicates of earlier ones."""
     letters = [f"{text(-seed % 3, 400)} {text(seed, 200)}" for seed in range(9, 400)]
-    duplicates = count_duplicates(documents(*letters, *(f"{one} {one[:20]}" for one in letters[200:280])))
+    duplicates = count(documents(*letters, *(f"{one} {one[:20]}" for one in letters[200:280])))
     assert (duplicates.exact, duplicates.near) == (0, 80)
 
 

@@ -1,12 +1,14 @@
-"""The order of a harvest and its batches."""
+"""The order of a harvest, and reading ahead."""
 
 import threading
 import time
 
+import grain
 import numpy as np
 import pytest
 
-from sae.text import Sequences, batch_at, batches, segment
+from sae.text import Sequences, segment
+from sae.text.pipeline import read_ahead
 
 
 def make(count):
@@ -46,30 +48,13 @@ def test_segments_that_are_not_there_are_refused():
         segment(make(103), 2**32, 0, 10)
 
 
-@pytest.mark.parametrize("start", [0, 4, 5, 12, 13])
-def test_batches_are_those_of_batch_at(start):
-    sequences = make(13)
-    got = list(batches(sequences, 4, 99, start=start))
-    expected = [batch_at(sequences.tokens, at, 4, 99) for at in range(start, 13, 4)]
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-    for batch in got:
-        assert batch.dtype == np.int32 and batch.shape == (4, 3)
-    if start == 0:
-        assert (got[-1][1:] == 99).all()
-
-
-def test_batches_are_refused_at_once():
-    for arguments in ({"size": 0}, {"size": 4, "start": -1}):
-        with pytest.raises(ValueError, match="expected a size of 1 at least"):
-            batches(make(3), pad=0, **arguments)
-
-
-def test_batches_are_read_ahead_and_no_thread_is_left_behind():
+def test_what_is_read_ahead_is_in_order_and_no_thread_is_left_behind():
     def workers():
         return {thread for thread in threading.enumerate() if thread.name.startswith("grain")}
 
     before = workers()
-    stopped = batches(make(1000), 2, 0)
+    assert list(read_ahead(grain.MapDataset.range(50), threads=2, ahead=4)) == list(range(50))
+    stopped = read_ahead(grain.MapDataset.range(1000), threads=2, ahead=4)
     next(stopped)
     assert workers() - before
     stopped.close()

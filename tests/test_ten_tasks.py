@@ -112,6 +112,7 @@ def path(tmp_path):
     return tmp_path / "text.jsonl"
 
 
+@pytest.mark.slow
 def test_reading_and_changing_a_forward_pass(tiny, tokens):
     values = cache_a_prompts_activations(tiny)
     assert list(values) == list(tiny.sites)
@@ -135,6 +136,7 @@ def test_a_heat_map_of_patches(tiny):
     np.testing.assert_allclose(grid[:, :2], corrupt[sea] - corrupt[king], atol=1e-3)  # the same words in both
 
 
+@pytest.mark.slow
 def test_latents_at_work(tiny, autoencoder, tokens, tmp_path):
     found = latents_that_fire(autoencoder, tiny)
     x = np.asarray(tiny.run(PROMPT, capture=SITE).values[SITE][0])

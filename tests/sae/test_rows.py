@@ -24,7 +24,7 @@ def epoch(source, size, seed=0, sites=None):
 
 
 def test_each_row_is_in_every_epoch_and_sites_are_aligned():
-    x = drawn()
+    x = drawn(9000)  # three blocks
     source = sae.rows({"a": x, "b": 2 * x})
     batches = epoch(source, 100)
     seen = np.concatenate([batch["a"] for batch in batches])

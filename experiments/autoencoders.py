@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 import sae
+from sae.families import recorded_fields
 from sae.formats import files
 from sae.formats.format import read_info
 from sae.released import Released
@@ -22,35 +23,33 @@ SITE = flags.DEFINE_string(
 )
 
 
-def folders_of(
-    root: Path, configs: Sequence[sae.TrainConfig], named: Sequence[str] = (), suffix: str = ""
-) -> list[Path]:
+def folders_of(root: Path, runs: Sequence[sae.Run], named: Sequence[str] = (), suffix: str = "") -> list[Path]:
     """Where autoencoders go, in the manner of Gemma Scope: `layer_3/resid_post/width_1536/target_l0_20`.
 
     Args:
       root: the folder of all.
-      configs: the runs.
-      named: fields of `TrainConfig` that stand in the names; see `naming.run_names`.
+      runs: the runs.
+      named: names of fields (`sae.Run.fields`) that stand in the names; see `naming.run_names`.
       suffix: ends the names.
     """
-    return [root / f"{name}{suffix}" for name in run_names(configs, named)]
+    return [root / f"{name}{suffix}" for name in run_names(runs, named)]
 
 
-def check_free(folders: Sequence[Path], configs: Sequence[sae.TrainConfig], source: Source | None = None) -> None:
+def check_free(folders: Sequence[Path], runs: Sequence[sae.Run], source: Source | None = None) -> None:
     """Refuses to replace autoencoders of other runs.
 
     Args:
       folders: where the runs' autoencoders will go.
-      configs: the runs.
+      runs: the runs.
       source: what they train on; None where that does not exist yet.
 
     Raises:
       ValueError: naming in what the two runs differ; nothing was changed.
     """
-    for folder, config in zip(folders, configs, strict=True):
+    for folder, run in zip(folders, runs, strict=True):
         if not any((folder / name).exists() for name in files.main_files()):
             continue
-        if differences := _differences(_record(folder / "info.json"), _asked(config, source)):
+        if differences := _differences(_record(folder / "info.json"), _asked(run, source)):
             raise ValueError(
                 f"{folder} has the autoencoder of another run: {'; '.join(differences[:3])}. Name another folder, or "
                 "give --overwrite to replace it. Nothing was changed."
@@ -65,13 +64,12 @@ def _record(file: Path) -> dict:
     return json.loads(json.dumps(info)) | {"training": json.loads(info["training"])}
 
 
-def _asked(config: sae.TrainConfig, source: Source | None) -> dict:
+def _asked(run: sae.Run, source: Source | None) -> dict:
     """The same of a run that is asked for, without what training finds out."""
-    config = config.resolve()
     if source is None:
-        return {"training": {"config": json.loads(json.dumps(dataclasses.asdict(config)))}}
-    growing = getattr(source, "growing", False)  # its limits for sinks are those of the time when the run began
-    info = info_of(config, source, {}, {} if growing else source.sink_limits())
+        return {"training": {"run": run.json()}}
+    growing = source.growing  # its limits for sinks are those of the time when the run began
+    info = info_of(run, source, {}, {} if growing else source.sink_limits())
     asked = json.loads(json.dumps(dataclasses.asdict(info)))
     training = json.loads(info.training)
     del training["scale"]
@@ -86,11 +84,13 @@ _NEWER = "factor"  # of sinks, which records of earlier versions lack
 
 def _differences(there: dict, asked: dict) -> list[str]:
     """The fields in which a run's record differs from the run that is asked for, in words."""
-    if not there.get("training", {}).get("config"):
+    if there.get("training", {}).get("config"):
+        return ["its run is recorded in format 1, of an earlier version, and this one is in format 2"]
+    if not there.get("training", {}).get("run"):
         return ["it does not say which"]
     found: list[str] = []
-    # As a config has them: those that others are derived from come first.
-    order = {field.name: i for i, field in enumerate(dataclasses.fields(sae.TrainConfig))}
+    there, asked = _with_fields(there), _with_fields(asked)
+    order = {name: i for i, name in enumerate(asked["training"]["run"])}
 
     def walk(path: tuple[str, ...], old: object, new: object) -> None:
         if isinstance(old, dict) and isinstance(new, dict):
@@ -98,11 +98,16 @@ def _differences(there: dict, asked: dict) -> list[str]:
                 if name != _NEWER or old.get(name) is not None:
                     walk((*path, name), old.get(name), new[name])
         elif old != new:
-            name = ".".join(part for part in path if part not in ("training", "config"))
+            name = ".".join(part for part in path if part not in ("training", "run"))
             found.append(f"{name} is {json.dumps(old)[:60]} there, {json.dumps(new)[:60]} here")
 
     walk((), there, asked)
     return found
+
+
+def _with_fields(record: dict) -> dict:
+    """A record with the fields of its run by name, without the parts that have them."""
+    return record | {"training": record["training"] | {"run": recorded_fields(record["training"])}}
 
 
 def load(folder: Path, model: sae.LanguageModel) -> Released:

@@ -2,9 +2,9 @@
 
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 
-The fields of `sae.TrainConfig` have flags of their names; several sites, targets, widths, learning rates and seeds make
-a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs that this
-machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
+The fields of `sae.Run` and of its parts have flags of their names; several sites, targets, widths, learning rates and
+seeds make a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs
+that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
 
     python -m experiments.train --plan_only --model=gemma2-2b --train_sites=layer_12/resid_post --width=131072
 """
@@ -18,6 +18,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -26,7 +27,10 @@ from absl import flags
 import gemma
 import sae
 from gemma.model import param_shapes
+from sae.families import FAMILIES
 from sae.files import check_folder, free_bytes, local_path, replace_file
+from sae.parts import of_plain_json
+from sae.recipes import PENALTIES
 from sae.sites import dim, token_site
 from sae.store import places
 from sae.store.source import Source
@@ -65,30 +69,61 @@ WANDB_PROJECT = flags.DEFINE_string("wandb_project", None, "Report to this proje
 _ELSEWHERE = ("site", "width", "steps", "l0_target", "learning_rate", "seed", "data_seed")
 
 
-def _meanings() -> dict[str, str]:
-    """What the fields of `TrainConfig` mean, from its docstring."""
-    attributes = inspect.cleandoc(sae.TrainConfig.__doc__ or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
-    entries = re.findall(r"(?m)^  ((?:\w+, )*\w+): (.*(?:\n    .*)*)", attributes)
+def _meanings(kind: type) -> dict[str, str]:
+    """What the fields of a run, or of a kind of part, mean: from its docstring."""
+    attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
+    entries = re.findall(r"(?m)^  (\w+): (.*(?:\n    .*)*)", attributes)
     capital = lambda text: text[0].upper() + text[1:]  # noqa: E731
-    return {name: capital(" ".join(text.split())) for names, text in entries for name in names.split(", ")}
+    return {name: capital(" ".join(text.split())) for name, text in entries}
 
 
-_MEANINGS = _meanings()
+class _StepsParser(flags.ArgumentParser):
+    """A number, or a share such as 1/4."""
+
+    syntactic_help = "a number, or a share of the run such as 1/4"
+
+    def parse(self, argument):
+        value = of_plain_json(argument)
+        if isinstance(value, str):
+            try:
+                value = int(value) if value.isdecimal() else float(value)
+            except ValueError:
+                raise ValueError(f"takes {self.syntactic_help}, got {argument!r}") from None
+        return value
 
 
-def _define(field: dataclasses.Field) -> flags.FlagHolder:
-    """A flag for a field of `TrainConfig`, without a value unless the user gives one."""
-    text = f"{_MEANINGS.get(field.name, '')} Default: the recipe's (Gemma Scope: {field.default!r})."
+def _define(field: dataclasses.Field, meaning: str) -> flags.FlagHolder:
+    """A flag for a field, without a value unless the user gives one."""
+    default = field.default if field.default is not dataclasses.MISSING else None
+    text = f"{meaning} Default: the recipe's (by itself: {default})."
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    if Fraction in kinds:
+        return flags.DEFINE(_StepsParser(), field.name, None, text)
+    if typing.get_origin(field.type) is typing.Annotated:
+        kinds = typing.get_args(field.type)
     for kind, define in ((bool, flags.DEFINE_bool), (int, flags.DEFINE_integer), (float, flags.DEFINE_float)):
         if kind in kinds:
             return define(field.name, None, text)
     return (flags.DEFINE_string if str in kinds else flags.DEFINE_list)(field.name, None, text)
 
 
+def _fields() -> dict[str, tuple[dataclasses.Field, str]]:
+    """The fields that have flags, with their meanings: those of a run that are no parts, and those of every kind of
+    part."""
+    kinds = [sae.Run, *(kind for family in FAMILIES.values() for kind in family.registry.values())]
+    found = {}
+    for kind in kinds:
+        meanings = _meanings(kind)
+        for field in dataclasses.fields(kind):
+            if field.name not in _ELSEWHERE and field.name not in FAMILIES:
+                found.setdefault(field.name, (field, meanings[field.name]))
+    return found
+
+
 # Fields that are in the names of folders anyway, or make no other autoencoder.
 _UNNAMED = ("site_out", "skip", "batch_size", "precision")
-FIELDS = {f.name: _define(f) for f in dataclasses.fields(sae.TrainConfig) if f.name not in _ELSEWHERE}
+FIELDS = {name: _define(*about) for name, about in _fields().items()}
+FIELDS["penalty"] = flags.DEFINE_enum("penalty", None, PENALTIES, "In the L0. Default: the recipe's.")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("store_dir")
@@ -132,7 +167,7 @@ def check_runs() -> None:
 
 
 def _aims() -> list[dict]:
-    """What the runs of a site aim at, as fields of `TrainConfig`."""
+    """What the runs of a site aim at, as what recipes take."""
     if COEFFICIENTS.value:
         return [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
     if L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
@@ -141,7 +176,7 @@ def _aims() -> list[dict]:
     return [{"l0_target": number} for number in _numbers("l0_targets", targets)]
 
 
-def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
+def configs(widths: Mapping[str, int]) -> list[sae.Run]:
     """The runs that the flags describe, for sites and the widths of their activations."""
     out = FIELDS["site_out"].value
     sites = TRAIN_SITES.value or [site for site in widths if site != out]
@@ -164,7 +199,7 @@ def configs(widths: Mapping[str, int]) -> list[sae.TrainConfig]:
             STEPS.value,
             data_seed=common.SEED.value,
             **{"seed": seed} | aim | changes | ({} if rate is None else {"learning_rate": rate}),
-        ).resolve()
+        )
         for site in ([tuple(sites)] if CROSSCODER.value else sites)
         for width, aim, rate, seed in itertools.product(
             _whole_numbers("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
@@ -178,13 +213,14 @@ def mesh() -> jax.sharding.Mesh:
     return topologies.mesh(devices, LATENT_DEVICES.value, "latent", TOPOLOGY.value or "this machine")
 
 
-def folders_of(runs: list[sae.TrainConfig], saes_dir: Path, source: Source | None = None) -> list[Path]:
+def folders_of(runs: list[sae.Run], saes_dir: Path, source: Source | None = None) -> list[Path]:
     """Where the autoencoders of the runs go. The names have what tells the runs apart, and the fields that flags set.
 
     Raises:
       ValueError: where the autoencoder of another run is, unless --overwrite says that it may be replaced.
     """
-    named = [name for name, flag in FIELDS.items() if flag.value is not None and name not in _UNNAMED]
+    given = {"sparsity" if name == "penalty" else name for name, flag in FIELDS.items() if flag.value is not None}
+    named = [name for name in given if name not in _UNNAMED]
     named += ["learning_rate"] if LEARNING_RATE.value else []
     named += ["seed"] if any(run.seed for run in runs) else []
     suffix = "" if RECIPE.value == RECIPE.default else f"_recipe_{RECIPE.value}"
@@ -194,7 +230,7 @@ def folders_of(runs: list[sae.TrainConfig], saes_dir: Path, source: Source | Non
     return folders
 
 
-def train(runs: list[sae.TrainConfig], store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
+def train(runs: list[sae.Run], store: sae.ActivationStore, saes_dir: Path, checkpoint_dir: Path) -> list[Path]:
     """Trains and saves; goes on from a checkpoint, and a run that has finished only reads it. Returns the folders.
 
     `history.json` in each has the course of the run, `tensorboard/` beside them the same for TensorBoard.
@@ -251,18 +287,19 @@ def check_dtype(store: sae.ActivationStore) -> None:
         )
 
 
-def describe(config: sae.TrainConfig) -> str:
+def describe(run: sae.Run) -> str:
     """One line on how a recipe for short runs departs from the paper's constants; empty for the others."""
     if RECIPE.value != "short_run":
         return ""
-    theta = "log(theta)" if config.log_threshold else "theta itself"
+    fields, adam = run.fields(), run.optimizer
+    theta = "log(theta)" if fields["log_threshold"] else "theta itself"
     return (
         f"recipe short_run: the paper's loss, gradients, constraint and folding; but {theta} is trained with a "
-        f"learning rate of its own, {config.threshold_learning_rate:g}, and bandwidth {config.bandwidth:g}; inputs are "
-        f"{'' if config.centre else 'not '}centred; Adam's betas are {config.beta1:g} and {config.beta2:g}; "
-        f"the decoder learns at {config.decoder_rate_factor:g} times the encoder's rate; and the "
-        f"warm-ups are scaled to {config.steps} steps (learning rate {config.learning_rate_warmup}, lambda "
-        f"{config.coefficient_warmup}; the paper: 1,000 and 10,000)"
+        f"learning rate of its own, {fields['threshold_learning_rate']:g}, and bandwidth {fields['bandwidth']:g}; "
+        f"inputs are {'' if fields['centre'] else 'not '}centred; Adam's betas are {adam.beta1:g} and {adam.beta2:g}; "
+        f"the decoder learns at {adam.decoder_rate_factor:g} times the encoder's rate; and the warm-ups are scaled to "
+        f"{run.steps} steps (learning rate {adam.warmup_steps(run.steps)}, lambda {run.warm_from}; the paper: 1,000 "
+        "and 10,000)"
     )
 
 

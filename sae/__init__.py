@@ -18,8 +18,9 @@ from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
 from sae.looking import Latents, latents
 from sae.patching import patch_grid
-from sae.recipes import TrainConfig, gemma_scope, gemma_scope_2, short_run
+from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
+from sae.runs import Run
 from sae.site_kinds import SiteKind
 from sae.store.given import rows
 from sae.store.reading import ActivationStore
@@ -47,12 +48,12 @@ __all__ = [
     "Plan",
     "Preempted",
     "ReLU",
+    "Run",
     "Sinks",
     "Site",
     "SiteKind",
     "TensorBoard",
     "TopK",
-    "TrainConfig",
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",

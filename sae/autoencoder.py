@@ -104,7 +104,7 @@ class Info:
 class Largest:
     """The largest activation of each latent over some tokens: the measure for the strength of steering.
 
-    Training records it over its last tokens and more, with the autoencoder as it ends (`sae.trainer.activity`), and
+    Training records it over its last tokens and more, with the autoencoder as it ends (`sae.finish`), and
     `python -m experiments.evaluate` where no record is. Two are equal if their values are.
 
     Attributes:

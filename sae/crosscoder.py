@@ -10,7 +10,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from sae.autoencoder import Info, Largest
+from sae import showing
+from sae.autoencoder import Info, JumpReLU, Largest
 from sae.released import Axes, Independent, forms
 
 
@@ -48,6 +49,19 @@ class Crosscoder(Independent):
 
     def __post_init__(self):
         self.check_shapes()
+
+    @classmethod
+    def of(cls, joined: JumpReLU, sites: int) -> "Crosscoder":
+        """Returns the crosscoder of an autoencoder whose activations are those of several sites, one after another.
+
+        Raises:
+          ValueError: for an autoencoder that is no JumpReLU.
+        """
+        if not isinstance(joined, JumpReLU):
+            raise ValueError(f"a crosscoder is made of a JumpReLU, got {showing.kind(joined)}: train it on one site")
+        Z = joined.width
+        W_enc, W_dec = joined.W_enc.reshape(sites, -1, Z), joined.W_dec.reshape(Z, sites, -1)
+        return cls(W_enc, joined.b_enc, W_dec, joined.b_dec.reshape(sites, -1), joined.threshold)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, L, A] of all sites -> latents [B, Z]; [B, L, N, H] where A is the heads joined.

@@ -2,6 +2,7 @@
 ones; everything else of another type is refused when the record is made, and not when it is written to a file."""
 
 import dataclasses
+import fractions
 import numbers
 import reprlib
 import types
@@ -11,14 +12,15 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+_WORDS[fractions.Fraction] = "a fraction such as Fraction(1, 4)"
 
 
 def check_fields(record, names: Collection[str] | None = None) -> None:
     """Gives fields of a frozen dataclass plain values of their types; to be called in `__post_init__`.
 
-    Fields may be of type bool, int, float, str, of tuples of one of these, and of unions. A whole number is taken for a
-    float, a list or a one-dimensional array for a tuple, and a number of numpy or JAX, or an array without axes, for
-    the number that it holds.
+    Fields may be of type bool, int, float, str, Fraction, of tuples of one of these, and of unions. A whole number is
+    taken for a float, a list or a one-dimensional array for a tuple, and a number of numpy or JAX, or an array without
+    axes, for the number that it holds.
 
     Args:
       record: a frozen dataclass, whose fields are replaced.
@@ -92,8 +94,12 @@ def of_json(kind, facts: Mapping):
 
 def _plain(value, kind):
     """The value as the type of a field, or TypeError."""
+    kind = _bare(kind)
     if isinstance(kind, types.UnionType):
-        for option in typing.get_args(kind):
+        options = typing.get_args(kind)
+        if type(value) in options:  # a Fraction is a number, too
+            options = (type(value),)
+        for option in options:
             try:
                 return _plain(value, option)
             except TypeError:
@@ -113,6 +119,8 @@ def _plain(value, kind):
         return float(value)
     elif kind is str and isinstance(value, str):
         return str.__str__(value)
+    elif kind is fractions.Fraction and isinstance(value, fractions.Fraction):
+        return value
     raise TypeError
 
 
@@ -137,7 +145,13 @@ def _scalar(value):
     return float(array) if array.dtype.kind in "fV" else value
 
 
+def _bare(kind):
+    """A type without what `typing.Annotated` says of it."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
 def _words(kind) -> str:
+    kind = _bare(kind)
     if isinstance(kind, types.UnionType):
         return " or ".join(_words(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

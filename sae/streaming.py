@@ -16,7 +16,8 @@ from sae.language_model import LanguageModel
 from sae.store import joining, writing
 from sae.store.manifest import Manifest
 from sae.store.moments import Moments
-from sae.store.source import Source
+from sae.store.order import Pass
+from sae.store.source import Batches, Generated, Source
 from sae.text import Sequences
 from sae.text.pipeline import numbers
 
@@ -139,7 +140,8 @@ class ActivationStream(Source):
         start_step: int = 0,
         *,
         sharding: jax.sharding.NamedSharding | None = None,
-    ) -> Iterator[dict[str, np.ndarray | jax.Array]]:
+        passes: Sequence[Pass] = (),
+    ) -> Batches:
         """As `ActivationStore.batches`; to begin late costs one segment. While a segment is used, a thread computes
         the next; it ends when the batches are closed or dropped.
 
@@ -147,7 +149,7 @@ class ActivationStream(Source):
           ValueError: for a site that is missing, or a batch larger than the text.
         """
         names = self.asked(batch_size, sites, start_step)
-        return self._batches(batch_size, names, seed, start_step, sharding)
+        return Generated(self._batches(batch_size, names, seed, start_step, sharding))
 
     def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:
         number, first = divmod(start_step, self.batches_per_pass(batch_size))

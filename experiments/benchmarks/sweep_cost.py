@@ -23,7 +23,6 @@ from experiments import common, harvest, running, topologies
 from sae.store.source import Source
 from sae.trainer.programs import TOGETHER
 from sae.trainer.sweeps import Sweep
-from sae.trainer.units import units_of
 
 WIDTH = flags.DEFINE_integer("sweep_width", 4096, "Latents.", lower_bound=1)
 BATCH = flags.DEFINE_integer("sweep_batch", 1024, "Tokens of a step.", lower_bound=1)
@@ -47,7 +46,7 @@ class Side:
             sae.short_run(site, WIDTH.value, 1000, batch_size=BATCH.value, coefficient=1e-3 * (i + 1), l0_target=None)
             for i in range(runs)
         ]
-        units = [{site: units_of(source, site, c.centre)} for c in configs]
+        units = [{site: c.inputs.units(source, site)} for c in configs]
         self._sweep = Sweep(configs, units, {site: source.width(site)}, mesh, together)
         self._sweep.begin()
         zeros = jax.device_put(np.zeros((BATCH.value, source.width(site)), np.float32), self._split)

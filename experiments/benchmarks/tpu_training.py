@@ -14,7 +14,6 @@ import sae
 from experiments import common, running, topologies
 from experiments.benchmarks.tpu_hlo import Moved, collectives
 from sae.trainer import programs
-from sae.trainer import state as states
 
 A = 2304  # width of the residual stream of Gemma 2 2B
 GIB = 2**30
@@ -33,7 +32,7 @@ class Case:
         size = f"{self.width // 2**20}m" if self.width >= 2**20 else f"{self.width // 2**10}k"
         return f"{size}-{self.topology}"
 
-    def config(self) -> sae.TrainConfig:
+    def run(self) -> sae.Run:
         return sae.gemma_scope("resid_post", self.width, 1_000_000, batch_size=self.batch)
 
     def mesh(self) -> Mesh:
@@ -65,12 +64,12 @@ class Report:
 
 def plan(case: Case) -> sae.Plan:
     """What `sae.train` would say before it starts."""
-    return sae.plan([case.config()], {"resid_post": A}, case.mesh())
+    return sae.plan([case.run()], {"resid_post": A}, case.mesh())
 
 
 def compile_step(case: Case) -> Report:
-    mesh, config = case.mesh(), case.config()
-    compiled = programs.compiled_step(programs.Shape(states.shape_of(config), (A,)), mesh)
+    mesh, run = case.mesh(), case.run()
+    compiled = programs.compiled_step(programs.Shape.of(run, {"resid_post": A}), mesh)
     memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
     latents, tokens = case.width // mesh.shape["latent"], case.batch // mesh.shape["data"]
     weights = (A * latents, A * case.width)

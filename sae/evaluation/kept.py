@@ -17,6 +17,7 @@ from sae.autoencoder import Info
 from sae.evaluation import fidelity
 from sae.evaluation.fidelity import Metrics, check_fits
 from sae.evaluation.matching import counted_of
+from sae.families import recorded_fields
 from sae.files import replace_file
 from sae.formats import files, largest
 from sae.language_model import LanguageModel
@@ -133,7 +134,7 @@ def target(info: Info | None, name: str) -> str:
         >>> target(None, "target_l0_20"), target(None, "mine")
         ('20', '–')
     """
-    config = {} if info is None else json.loads(info.training).get("config", {})
+    config = {} if info is None else recorded_fields(json.loads(info.training))
     if config:
         return "–" if config.get("l0_target") is None else f"{config['l0_target']:g}"
     named = re.match(r"target_l0_([^_]+)", name)

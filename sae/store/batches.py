@@ -4,18 +4,17 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from sae.store import order
-from sae.store.codec import take
+from sae.store.codec import Codec, take
 from sae.store.manifest import ROW_FIELDS, segment_name
 from sae.store.order import Block, Pass, Run
-
-if TYPE_CHECKING:
-    from sae.store.reading import ActivationStore
+from sae.store.places import Place
+from sae.store.source import Batches
 
 READ_BYTES = 5 << 20  # of a site that one lane gives to the steps that are put together, about
 READS_AHEAD = 2  # of all lanes, under way or waiting to be used
@@ -30,7 +29,33 @@ class Read:
     steps: int
 
 
-class Batches(Iterator[dict[str, np.ndarray | jax.Array]]):
+class Segments(Protocol):
+    """What batches are read from: an `ActivationStore`.
+
+    Attributes:
+      place: where it is. sites: by name. codec: how rows are kept. growing: whether segments are still being added.
+      segments: the number of each segment and its rows.
+    """
+
+    place: Place
+    codec: Codec
+    growing: bool
+    segments: tuple[tuple[int, int], ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+    def width(self, site: str) -> int:
+        """A, the length of a row of a site."""
+
+    def read(self, name: str, segment: int, start: int, stop: int) -> dict:
+        """Begins to read rows of a segment: futures of the parts in which they are kept, by suffix."""
+
+    def reopened(self) -> "Segments":
+        """The same with the segments that there are by now."""
+
+
+class StoreBatches(Batches):
     """Iterates over {name: [B, A] float32, or [B] int32 of a row field}. `ActivationStore.batches` makes it.
 
     Attributes:
@@ -40,7 +65,7 @@ class Batches(Iterator[dict[str, np.ndarray | jax.Array]]):
 
     def __init__(
         self,
-        store: "ActivationStore",
+        store: Segments,
         batch_size: int,
         names: tuple[str, ...],
         seed: int,
@@ -102,8 +127,7 @@ class _Loader:
         number, index = divmod(step - plan.first_step, per_pass)
         if index == 0 and number and plan is passes[-1]:
             # A store that has grown to its end since the passes began is opened as one that does not grow.
-            growing = self._store.growing
-            there = (type(self._store).open(self._store.place, growing=True) if growing else self._store).segments
+            there = (self._store.reopened() if self._store.growing else self._store).segments
             if there != plan.segments:
                 plan = Pass(step, plan.number + number, there, plan.block)
                 passes.append(plan)

@@ -25,7 +25,7 @@ from sae.store import order
 from sae.store.manifest import ROW_FIELDS, Manifest
 from sae.store.moments import Moments
 from sae.store.order import Pass
-from sae.store.source import Source
+from sae.store.source import Generated, Source
 
 STATISTICS = 2**18  # rows that they are over, at most
 NOBODY = "unknown"  # the model, where nobody says which
@@ -151,7 +151,8 @@ class Rows(Source):
         start_step: int = 0,
         *,
         sharding: jax.sharding.NamedSharding | None = None,
-    ) -> Iterator[dict[str, np.ndarray | jax.Array]]:
+        passes: Sequence[Pass] = (),
+    ) -> Generated:
         """Batches {site: [B, A] float32} without end, read one ahead; the batch of a step depends on (seed, step).
 
         Raises:
@@ -160,7 +161,7 @@ class Rows(Source):
         names = self.asked(batch_size, sites, start_step)
         if fields := [name for name in names if name in ROW_FIELDS]:
             raise ValueError(f"{self.name} have no {fields[0]}: nobody has said which tokens they are of")
-        return self._batches(batch_size, names, seed, start_step, sharding)
+        return Generated(self._batches(batch_size, names, seed, start_step, sharding))
 
     def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:
         widest = max(map(self.width, self.sites))

@@ -14,12 +14,12 @@ from sae import showing
 from sae.store import arrays, order
 from sae.store import facts as facts_module
 from sae.store import manifest as manifests
-from sae.store.batches import Batches
+from sae.store.batches import StoreBatches
 from sae.store.codec import Codec, codec
 from sae.store.manifest import ROW_FIELDS, Manifest, array_name, segment_name
 from sae.store.order import Pass
 from sae.store.places import Place, place
-from sae.store.source import Source
+from sae.store.source import Batches, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,10 @@ class ActivationStore(Source):
         m = self.manifest
         part = "" if len(self.segments) == m.segments else f", {len(self.segments)} of {m.segments} segments"
         return f"ActivationStore({self.name}: {showing.count(self.rows, 'token')} at {m.label}, {m.dtype}{part})"
+
+    def reopened(self) -> "ActivationStore":
+        """The same store with the segments that there are by now."""
+        return type(self).open(self.place, growing=True)
 
     @property
     def path(self) -> Path | str:
@@ -247,4 +251,4 @@ class ActivationStore(Source):
             that is damaged, which is named.
         """
         names = self.asked(batch_size, sites, start_step)
-        return Batches(self, batch_size, names, seed, start_step, sharding, passes)
+        return StoreBatches(self, batch_size, names, seed, start_step, sharding, passes)

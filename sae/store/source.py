@@ -1,12 +1,42 @@
 """What a store and a stream from the model have in common: sites, and rows of them."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from sae.counted import Counted
 from sae.store.manifest import ROW_FIELDS, Manifest, whole
+from sae.store.order import Pass
+
+
+class Batches(Iterator[Mapping[str, np.ndarray | jax.Array]], abc.ABC):
+    """Batches {site: [B, A]} without end.
+
+    Attributes:
+      passes: what the epochs of a growing store have gone over so far, which a checkpoint keeps; empty where the order
+        is one.
+    """
+
+    passes: Sequence[Pass] = ()
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stops whatever reads or computes ahead."""
+
+
+class Generated(Batches):
+    """The batches that a generator gives, in one order."""
+
+    def __init__(self, batches: Iterator[Mapping[str, np.ndarray | jax.Array]]):
+        self._batches = batches
+
+    def __next__(self) -> Mapping[str, np.ndarray | jax.Array]:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self._batches.close()
 
 
 class Source(abc.ABC):
@@ -17,11 +47,13 @@ class Source(abc.ABC):
       kind: "store" or "stream".
       batch_order: a number that changes whenever other rows become the batch of a step, so that no run begun before
         goes on in another order.
+      growing: rows are still being added; means, scales and limits of sinks are those of the rows by now.
     """
 
     manifest: Manifest
     kind: str
     batch_order: int
+    growing: bool = False
 
     @property
     @abc.abstractmethod
@@ -59,8 +91,26 @@ class Source(abc.ABC):
         return self.manifest.counted.with_limits(self.sink_limits())
 
     @abc.abstractmethod
-    def batches(self, batch_size: int, sites: Sequence[str] | None = None, seed: int = 0, start_step: int = 0, **how):
-        """Batches {site: [B, A]} without end."""
+    def batches(
+        self,
+        batch_size: int,
+        sites: Sequence[str] | None = None,
+        seed: int = 0,
+        start_step: int = 0,
+        *,
+        sharding: jax.sharding.NamedSharding | None = None,
+        passes: Sequence[Pass] = (),
+    ) -> Batches:
+        """Returns batches {site: [B, A]} without end, from a step on.
+
+        Args:
+          batch_size: B, rows of a batch.
+          sites: which sites; all by default.
+          seed: decides the order.
+          start_step: the step whose batch comes first.
+          sharding: where batches are placed; None for numpy's arrays.
+          passes: of a growing source: `Batches.passes` as they were at `start_step`.
+        """
 
     def width(self, site: str) -> int:
         """A, the length of a row of a site."""

@@ -13,12 +13,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from sae.files import check_folder, free_bytes, local_path
-from sae.recipes import TrainConfig
+from sae.inputs import Units
+from sae.runs import Run
 from sae.store.order import Pass
 from sae.store.source import Source
 from sae.trainer.identity import Identity
 from sae.trainer.state import State
-from sae.trainer.units import Units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Checkpoints:
       restored: `restore` has read what was there, or found nothing.
     """
 
-    def __init__(self, folder: str | Path, configs: Sequence[TrainConfig], source: Source, save_every: int):
+    def __init__(self, folder: str | Path, runs: Sequence[Run], source: Source, save_every: int):
         """Checks that the run can be saved in the folder; nothing is written before `open`.
 
         Raises:
@@ -66,9 +66,9 @@ class Checkpoints:
         if not _is_utf8(str(self.folder)):
             raise ValueError(f"checkpoints go to a folder whose path is UTF-8, got {str(self.folder)!r}. Name another")
         check_folder(self.folder, "the checkpoints")
-        self._configs, self._save_every = configs, save_every
+        self._runs, self._save_every = runs, save_every
         self.restored = False
-        self._identity = Identity.of(configs, source)
+        self._identity = Identity.of(runs, source)
         self._identity.check(self.folder, bool(self.steps()))
 
     def steps(self) -> list[int]:
@@ -86,7 +86,7 @@ class Checkpoints:
         Raises:
           OSError: with the bytes needed and the bytes free.
         """
-        steps = self._configs[0].steps
+        steps = self._runs[0].steps
         # The first step is saved as well, and the last.
         saves = min(3, min(steps, 2) + (steps - 1) // self._save_every)
         more = max(0, saves - len(self.steps()))
@@ -107,7 +107,7 @@ class Checkpoints:
             self.folder,
             item_handlers={
                 "log": ocp.JsonCheckpointHandler(),
-                **{f"run_{i}": ocp.StandardCheckpointHandler() for i in range(len(self._configs))},
+                **{f"run_{i}": ocp.StandardCheckpointHandler() for i in range(len(self._runs))},
             },
             options=ocp.CheckpointManagerOptions(
                 save_interval_steps=self._save_every,
@@ -207,13 +207,13 @@ class Checkpoints:
 
     def _fvu(self, history: list[dict]) -> float:
         """Of the last record, averaged over the runs; infinite where that does not count."""
-        runs = len(self._configs)
+        runs = len(self._runs)
         if len(history) < 2 * runs:
             return math.inf
         last, before = history[-runs:], history[-2 * runs : -runs]
-        for config, record, start in zip(self._configs, last, before, strict=True):
-            off = 0.0 if config.l0_target is None else abs(record["l0"] / config.l0_target - 1.0)
-            if start["step"] < config.coefficient_warmup or off > 0.1:
+        for run, record, start in zip(self._runs, last, before, strict=True):
+            off = 0.0 if run.l0_target is None else abs(record["l0"] / run.l0_target - 1.0)
+            if start["step"] < run.warm_from or off > 0.1:
                 return math.inf
         return float(np.mean([record["fvu"] for record in last]))
 

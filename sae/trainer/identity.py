@@ -1,4 +1,4 @@
-"""What run a checkpoint is of: its configs, and the source that it reads, with model, text and order of the batches.
+"""What run a checkpoint is of: its parts, and the source that it reads, with model, text and order of the batches.
 `run.json` holds it, and every checkpoint its fingerprint."""
 
 import dataclasses
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae.files import read_json, replace_file
-from sae.recipes import TrainConfig
+from sae.runs import Run
 from sae.store.source import Source
 
 _FILE = "run.json"
+FORMAT = 2  # 1 had no number, and flat configs in place of runs
 _REFUSED = "Name another folder, or delete this one. Nothing was changed."
 
 
@@ -20,20 +21,21 @@ class Identity:
     """What a run is, as JSON values.
 
     Attributes:
-      configs: of each autoencoder, the fields of its `TrainConfig`.
+      runs: of each autoencoder, its run (`Run.json`).
       store: the manifest of what is read: model, text, sites, order.
       source: `kind` ("store" or "stream") and `batch_order`; and `name`, by which messages call it, and which may
         change: a store can be moved.
     """
 
-    configs: list[dict]
+    runs: list[dict]
     store: dict
     source: dict
+    format: int = FORMAT
 
     @classmethod
-    def of(cls, configs: Sequence[TrainConfig], source: Source) -> "Identity":
+    def of(cls, runs: Sequence[Run], source: Source) -> "Identity":
         values = {
-            "configs": [dataclasses.asdict(config) for config in configs],
+            "runs": [run.json() for run in runs],
             "store": source.manifest.identity(),
             "source": {"kind": source.kind, "batch_order": source.batch_order, "name": source.name},
         }
@@ -72,13 +74,18 @@ class Identity:
                 f"{folder} holds the checkpoint of an older version, which does not say whether a store or a stream "
                 f"was read, and in which order. {_REFUSED}"
             )
-        before = Identity(there.get("configs"), there.get("store"), there["source"])
+        before = Identity(there.get("runs"), there.get("store"), there["source"], there.get("format", 1))
         begun, given = (of.store.get("format") if isinstance(of.store, dict) else None for of in (before, self))
         if begun != given:
             raise ValueError(
                 f"{folder} holds the checkpoint of a run that was begun on {before._words()}, in store format {begun}, "
                 f"and this call reads {self._words()}, in format {given}: a run goes on in the format it began in. "
                 "Finish it with the version that began it, or begin again in another folder. Nothing was changed."
+            )
+        if before.format != FORMAT:
+            raise ValueError(
+                f"{folder} holds the checkpoint of a run in format {before.format}, and this version goes on with "
+                f"format {FORMAT}: finish it with the version that began it, or begin again. {_REFUSED}"
             )
         found = _differences(before._compared(), self._compared())
         if not found:
@@ -98,7 +105,7 @@ class Identity:
 
     def _compared(self) -> dict:
         source = {name: value for name, value in self.source.items() if name != "name"}
-        return {"configs": self.configs, "store": self.store, "source": source}
+        return {"runs": self.runs, "store": self.store, "source": source}
 
     def _words(self) -> str:
         """The source, in words."""

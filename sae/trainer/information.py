@@ -4,18 +4,18 @@ import dataclasses
 import json
 
 from sae.autoencoder import Info
-from sae.recipes import TrainConfig
+from sae.inputs import Units
 from sae.records import Record
+from sae.runs import Run
 from sae.store.source import Source
-from sae.trainer.units import Units
 
 
-def info_of(config: TrainConfig, source: Source, units: dict[str, Units], sinks: dict[str, float]) -> Info:
+def info_of(run: Run, source: Source, units: dict[str, Units], sinks: dict[str, float]) -> Info:
     """Returns what is known of an autoencoder before it is trained, so that what cannot be written is an error then.
 
-    `Info.training` has the config, the scale C of each site, whether a store or a stream was read, the tokens of the
-    run, and the dtype of the model's activations, as JSON; `counted` says which tokens were trained on, and `record`
-    has the model and the text.
+    `Info.training` has the run (`Run.json`), the scale C of each site, whether a store or a stream was read, the tokens
+    of the run, and the dtype of the model's activations, as JSON; `counted` says which tokens were trained on, and
+    `record` has the model and the text.
 
     Args:
       sinks: {site: the norm over which a token was left out}, of the time when the run began.
@@ -24,18 +24,18 @@ def info_of(config: TrainConfig, source: Source, units: dict[str, Units], sinks:
       TypeError: for a fact that JSON cannot hold; training calls this before its first step.
     """
     manifest = source.manifest
-    shapes = {manifest.sites[site] for site in config.sites}
+    shapes = {manifest.sites[site] for site in run.sites}
     facts = {
-        "config": dataclasses.asdict(config),
+        "run": run.json(),
         "scale": {site: float(unit.scale) for site, unit in units.items()},
         "source": source.kind,
-        "tokens": config.steps * config.batch_size,
+        "tokens": run.steps * run.batch_size,
         "store": {"activation_dtype": manifest.activation_dtype},
     }
     return Info(
         model=manifest.model,
-        site=config.site,
-        site_out=config.site if config.site_out is None else config.site_out,
+        site=run.site,
+        site_out=run.site if run.site_out is None else run.site_out,
         units=manifest.units,
         training=json.dumps(facts, sort_keys=True),
         counted=manifest.counted.with_limits(sinks),

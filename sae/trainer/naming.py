@@ -1,22 +1,22 @@
 """What a run is called: the folder of its autoencoder, and its name in TensorBoard."""
 
 import collections
-import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 
-from sae.recipes import TrainConfig
+from sae.runs import Run
 
 CROSSCODER = "crosscoder_"  # begins the names of crosscoders' folders
 # What a name begins with says these.
 _IN_THE_NAME = ("site", "site_out", "skip", "width", "l0_target")
 
 
-def run_names(configs: Sequence[TrainConfig], named: Sequence[str] = ()) -> list[str]:
+def run_names(runs: Sequence[Run], named: Sequence[str] = ()) -> list[str]:
     """Names the runs in the manner of Gemma Scope: by site, width and what they aim at, with what tells them apart.
 
     Args:
-      configs: the runs.
-      named: fields of `TrainConfig` that stand in the names in any case.
+      runs: the runs.
+      named: names of fields (`Run.fields`) that stand in the names in any case.
 
     Returns:
       A relative path for each run, all different. After the target stand the fields of `named`, and those in which runs
@@ -30,25 +30,31 @@ def run_names(configs: Sequence[TrainConfig], named: Sequence[str] = ()) -> list
       ['layer_3/mlp_out/width_64/target_l0_8']
     """
     groups = collections.defaultdict(list)
-    for config in configs:
-        groups[_name(config)].append(config)
-    fields = [
-        field.name
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in _IN_THE_NAME
-        and (field.name in named or any(len({getattr(c, field.name) for c in group}) > 1 for group in groups.values()))
+    values = [run.fields() for run in runs]
+    for run, fields in zip(runs, values, strict=True):
+        groups[_name(run)].append(fields)
+    told = [
+        name
+        for name in dict.fromkeys(name for fields in values for name in fields)
+        if name not in _IN_THE_NAME
+        and (name in named or any(len({each.get(name) for each in group}) > 1 for group in groups.values()))
     ]
-    names = ["_".join([_name(c), *(f"{field}_{_text(getattr(c, field))}" for field in fields)]) for c in configs]
+    names = [
+        "_".join([_name(run), *(f"{name}_{_text(fields[name])}" for name in told if name in fields)])
+        for run, fields in zip(runs, values, strict=True)
+    ]
     repeated = {name for name, count in collections.Counter(names).items() if count > 1}
     return [f"{name}_run_{i}" if name in repeated else name for i, name in enumerate(names)]
 
 
-def _name(config: TrainConfig) -> str:
-    place = config.sites[0] if len(config.sites) == 1 else f"{CROSSCODER}{_joined(config.sites)}"
-    if config.transcodes:
-        place += f"_to_{_joined(config.sites_out)}{'_skip' if config.skip else ''}"
-    aim = f"lambda_{config.resolve().coefficient:g}" if config.l0_target is None else f"target_l0_{config.l0_target:g}"
-    return f"{place}/width_{config.width}/{aim}"
+def _name(run: Run) -> str:
+    fields = run.fields()
+    place = run.sites[0] if len(run.sites) == 1 else f"{CROSSCODER}{_joined(run.sites)}"
+    if run.transcodes:
+        place += f"_to_{_joined(run.sites_out)}{'_skip' if fields.get('skip') else ''}"
+    aim = f"lambda_{fields['coefficient']:g}" if "coefficient" in fields else run.autoencoder.kind
+    aim = aim if run.l0_target is None else f"target_l0_{run.l0_target:g}"
+    return f"{place}/width_{run.width}/{aim}"
 
 
 def _joined(sites: Sequence[str]) -> str:
@@ -57,4 +63,6 @@ def _joined(sites: Sequence[str]) -> str:
 
 def _text(value: object) -> str:
     """A field's value as a part of a file's name."""
+    if isinstance(value, Fraction):
+        return f"{value.numerator}of{value.denominator}"
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sae import showing
-from sae.recipes import TrainConfig
+from sae.runs import Run
 from sae.trainer import programs
 from sae.trainer.sweeps import groups_of
 
@@ -109,7 +109,7 @@ def default_mesh() -> Mesh:
 
 
 def plan(
-    configs: TrainConfig | Sequence[TrainConfig],
+    runs: Run | Sequence[Run],
     widths: Mapping[str, int],
     mesh: Mesh | None = None,
     *,
@@ -119,30 +119,29 @@ def plan(
     """Compiles the steps for the mesh, whose devices need not be there, and adds up.
 
     Args:
-      configs: one, or several that are trained in one pass.
-      widths: {site: A} of the configs' sites, such as `{site: store.width(site) for site in store.sites}`.
+      runs: one, or several that are trained in one pass.
+      widths: {site: A} of the runs' sites, such as `{site: store.width(site) for site in store.sites}`.
       mesh: with axes `data` and `latent`; all devices along `data` by default, as for `sae.train`.
       rows: of the store, for the number of passes.
 
     Raises:
       ValueError: for a site whose width is missing, and a mesh that the runs cannot be split over.
     """
-    configs = configs_of(configs, "sae.plan")
+    runs = runs_of(runs, "sae.plan")
     if not isinstance(widths, Mapping):
         raise ValueError(
             "sae.plan takes the widths of activations, {site: store.width(site) for site in store.sites}; got "
             + showing.kind(widths)
         )
-    if missing := [site for c in configs for site in c.sites + c.sites_out if site not in widths]:
+    if missing := [site for c in runs for site in c.sites + c.sites_out if site not in widths]:
         raise ValueError(f"the width of {missing[0]!r} is missing: there are those of {', '.join(widths)}")
     mesh = default_mesh() if mesh is None else mesh
-    configs = [config.resolve() for config in configs]
-    check_mesh(configs, mesh)
+    check_mesh(runs, mesh)
     device = mesh.devices.flat[0]
-    first, sites = configs[0], {site for c in configs for site in c.sites + c.sites_out}
+    first, sites = runs[0], {site for c in runs for site in c.sites + c.sites_out}
     state = temporaries = 0
     refused, flops = None, 0.0
-    for shape, _ in groups_of(configs, widths, together):
+    for shape, _ in groups_of(runs, widths, together):
         state += _bytes_of_a_device(shape, mesh)
         try:
             compiled = programs.compiled_step(shape, mesh)
@@ -170,50 +169,48 @@ def plan(
         read=row * tokens,
         flops=flops,
         seconds=None if peak is None else first.steps * flops * passes(first, device) / (EXPECTED * peak),
-        advice=precision_advice(configs, device.platform),
+        advice=precision_advice(runs, device.platform),
         peak_flops=None if peak is None else _peak_in_words(peak, device),
     )
 
 
-def configs_of(configs: TrainConfig | Sequence[TrainConfig], caller: str) -> list[TrainConfig]:
-    """Returns one config or several as a list.
+def runs_of(runs: Run | Sequence[Run], caller: str) -> list[Run]:
+    """Returns one run or several as a list.
 
     Args:
-      configs: what was given.
+      runs: what was given.
       caller: what the error calls the function that was given them.
 
     Raises:
       ValueError: for anything else, and for none.
     """
-    several = isinstance(configs, Iterable) and not isinstance(configs, str | TrainConfig)
-    listed = list(configs) if several else [configs]
+    several = isinstance(runs, Iterable) and not isinstance(runs, str | Run)
+    listed = list(runs) if several else [runs]
     if not listed:
-        raise ValueError(f"{caller} needs one config at least, got none")
-    if wrong := [config for config in listed if not isinstance(config, TrainConfig)]:
-        raise ValueError(
-            f"{caller} takes a TrainConfig, such as sae.short_run makes, or several; got {showing.kind(wrong[0])}"
-        )
+        raise ValueError(f"{caller} needs one run at least, got none")
+    if wrong := [run for run in listed if not isinstance(run, Run)]:
+        raise ValueError(f"{caller} takes a run, such as sae.short_run makes, or several; got {showing.kind(wrong[0])}")
     return listed
 
 
-def state_bytes(configs: Sequence[TrainConfig], widths: Mapping[str, int], together: str = "side_by_side") -> int:
+def state_bytes(runs: Sequence[Run], widths: Mapping[str, int], together: str = "side_by_side") -> int:
     """Bytes of the states of all runs, whole: of a checkpoint, nearly."""
-    return sum(len(members) * _whole_bytes(shape) for shape, members in groups_of(configs, widths, together))
+    return sum(len(members) * _whole_bytes(shape) for shape, members in groups_of(runs, widths, together))
 
 
 @functools.lru_cache(maxsize=64)
 def _whole_bytes(shape: programs.Shape) -> int:
     """Of the state of one run."""
-    leaves = jax.tree.leaves(dataclasses.replace(shape, stacked=0).structure())
+    leaves = jax.tree.leaves(shape.alone().structure_of_state())
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def check_mesh(configs: Sequence[TrainConfig], mesh: Mesh) -> None:
+def check_mesh(runs: Sequence[Run], mesh: Mesh) -> None:
     """Raises ValueError unless every run can be split over the mesh."""
     if set(mesh.axis_names) != {"data", "latent"}:
         raise ValueError(f"the mesh needs the axes 'data' and 'latent', got {mesh.axis_names}")
     data, latent = mesh.shape["data"], mesh.shape["latent"]
-    for c in configs:
+    for c in runs:
         if c.batch_size % data:
             raise ValueError(f"a batch of {c.batch_size} cannot be split over {data} devices along 'data'")
         if c.width % latent:
@@ -226,17 +223,17 @@ def _flops(shape: programs.Shape, compiled: jax.stages.Compiled) -> float:
     return counted * (shape.stacked if shape.together == "scanned" and shape.stacked else 1)
 
 
-def passes(config: TrainConfig, device: jax.Device) -> int:
-    """How often a TPU's bfloat16 units are passed for one product in the precision of a config."""
-    return {"highest": 6, "high": 3, "default": 1}[config.precision] if device.platform == "tpu" else 1
+def passes(run: Run, device: jax.Device) -> int:
+    """How often a TPU's bfloat16 units are passed for one product in the precision of a run."""
+    return {"highest": 6, "high": 3, "default": 1}[run.objective.precision] if device.platform == "tpu" else 1
 
 
-def precision_advice(configs: Sequence[TrainConfig], platform: str) -> str | None:
+def precision_advice(runs: Sequence[Run], platform: str) -> str | None:
     """What full float32 products cost on a GPU, which has no units for them; None where no run has them, or elsewhere.
 
     Measured on one H100 with JAX 0.11.2, a step with 16,384 latents.
     """
-    if platform not in ("gpu", "cuda", "rocm") or all(config.precision != "highest" for config in configs):
+    if platform not in ("gpu", "cuda", "rocm") or all(run.objective.precision != "highest" for run in runs):
         return None
     return (
         "precision='highest' computes products in full float32: on an H100 a step with 16,384 latents takes 31.6 ms, "
@@ -245,7 +242,7 @@ def precision_advice(configs: Sequence[TrainConfig], platform: str) -> str | Non
 
 
 def _bytes_of_a_device(shape: programs.Shape, mesh: Mesh) -> int:
-    leaves = zip(jax.tree.leaves(shape.structure()), jax.tree.leaves(shape.shardings(mesh)), strict=True)
+    leaves = zip(jax.tree.leaves(shape.structure_of_state()), jax.tree.leaves(shape.shardings(mesh)), strict=True)
     return sum(int(np.prod(s.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, s in leaves)
 
 

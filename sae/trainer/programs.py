@@ -2,80 +2,132 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mishax_lite.compiling import compiler_options
-from sae.recipes import TrainConfig
+from mishax_lite.compiling import compiler_options, jit_program
+from sae.inputs import Units
+from sae.parts import Sizes, numbers_of
+from sae.runs import Run
+from sae.trainer import diagnostics
 from sae.trainer import state as states
-from sae.trainer.schedules import Knobs, knobs
+from sae.trainer.loss import Parts
 from sae.trainer.state import State
-from sae.trainer.units import Units
 
 TOGETHER = ("side_by_side", "vmapped", "scanned")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a compiled step depends on: `states.shape_of` a config, the widths of what goes in and out, how many runs
-    are stacked (0: one, not stacked) and in which way."""
+    """What a compiled step depends on. Runs that differ in their sites, seeds and numbers alone have one shape.
 
-    config: TrainConfig
-    widths: tuple[int, ...]  # of each site that goes in, and, for a transcoder, of what comes out
+    Attributes:
+      structure: of the run's `Parts`, with everything but their numbers.
+      sizes: of the run.
+      widths: A of each site that goes in, and, for a transcoder, of what comes out.
+      stacked: how many runs are stacked; 0 for one that is not stacked.
+      together: in which way.
+    """
+
+    structure: jax.tree_util.PyTreeDef
+    sizes: Sizes
+    widths: tuple[int, ...]
     stacked: int = 0
     together: str = "side_by_side"
 
-    @property
-    def A_in(self) -> int:
-        return sum(self.widths[: len(self.config.sites)])
+    @classmethod
+    def of(cls, run: Run, widths: Mapping[str, int]) -> "Shape":
+        """Of one run, not stacked.
+
+        Args:
+          widths: A by site.
+        """
+        sites = run.sites + (run.sites_out if run.transcodes else ())
+        return cls(jax.tree.structure(Parts.of(run)), run.sizes, tuple(widths[site] for site in sites))
 
     @property
-    def A_out(self) -> int:
-        return self.widths[-1] if self.config.transcodes else self.A_in
+    def sites(self) -> tuple[str, ...]:
+        """The names that compiled programs have for what goes in."""
+        return tuple(f"in_{i}" for i in range(self.sizes.sites))
+
+    @property
+    def sites_out(self) -> tuple[str, ...]:
+        """The names that compiled programs have for what comes out."""
+        return ("out",) if self.sizes.transcodes else self.sites
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """A_in and A_out."""
+        A_in = sum(self.widths[: self.sizes.sites])
+        return A_in, self.widths[-1] if self.sizes.transcodes else A_in
 
     @property
     def named_widths(self) -> dict[str, int]:
-        """By the names that the config's shape has for its sites."""
-        names = self.config.sites + (self.config.sites_out if self.config.transcodes else ())
+        """A by the names that compiled programs have for the sites."""
+        names = self.sites + (self.sites_out if self.sizes.transcodes else ())
         return dict(zip(names, self.widths, strict=True))
 
-    def initial(self, key: jax.Array | None = None) -> State:
-        return states.initial(self.config, self.A_in, self.A_out, key)
+    def alone(self) -> "Shape":
+        """Of one of the runs that are stacked."""
+        return dataclasses.replace(self, stacked=0, together="side_by_side")
 
-    def structure(self) -> State:
+    def renamed(self, values: Mapping[str, object], run: Run) -> dict:
+        """What is kept by the sites of a run, by the names that compiled programs have for them."""
+        names = dict(zip(run.sites + run.sites_out, self.sites + self.sites_out, strict=True))
+        return {names[site]: values[site] for site in names}
+
+    def numbers(self, sharding: NamedSharding | None = None) -> Parts:
+        """The parts, with the shapes of their numbers in place of these."""
+        leading = (self.stacked,) if self.stacked else ()
+        number = jax.ShapeDtypeStruct(leading, jnp.float32, sharding=sharding)
+        return jax.tree.unflatten(self.structure, [number] * self.structure.num_leaves)
+
+    def structure_of_state(self) -> State:
         """Shapes and dtypes of the state."""
-        one = jax.eval_shape(lambda: self.initial())
+        one = _structure(self.alone())
         if not self.stacked:
             return one
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.stacked, *leaf.shape), leaf.dtype), one)
 
     def shardings(self, mesh: Mesh) -> State:
         """How the state lies on a mesh; stacked runs are whole on each device's part."""
-        placed = states.shardings(jax.eval_shape(lambda: self.initial()), mesh)
+        architecture = self.alone().numbers().autoencoder
+        placed = states.shardings(_structure(self.alone()), architecture, self.sizes, mesh)
         if not self.stacked:
             return placed
         return jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), placed)
 
 
-def make_state(shape: Shape, seed: int, mesh: Mesh) -> State:
+@functools.lru_cache(maxsize=64)
+def _structure(shape: Shape) -> State:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key, parts: states.initial(parts, shape.dims, shape.sizes, key), key, shape.numbers())
+
+
+def make_state(shape: Shape, run: Run, mesh: Mesh) -> State:
     """The initial state of one run, made where it will lie, never whole on one device."""
     # As numpy, which all processes of a mesh may give.
-    key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-    return _initialiser(dataclasses.replace(shape, stacked=0), mesh)(key)
+    key = np.asarray(jax.random.key_data(jax.random.key(run.seed)))
+    return _initialiser(shape.alone(), mesh)(key, jax.tree.map(np.float32, Parts.of(run)))
 
 
 @functools.lru_cache(maxsize=64)
 def _initialiser(shape: Shape, mesh: Mesh):
-    """One program for the runs of a shape: the seed's key is its argument."""
-    return jax.jit(lambda key: shape.initial(jax.random.wrap_key_data(key)), out_shardings=shape.shardings(mesh))
+    """One program for the runs of a shape: the seed's key and the numbers are its arguments."""
+
+    def initial(key, parts):
+        return states.initial(parts, shape.dims, shape.sizes, jax.random.wrap_key_data(key))
+
+    return jax.jit(initial, out_shardings=shape.shardings(mesh))
 
 
 @functools.lru_cache(maxsize=64)
 def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
-    """A function of (state, batch, units, knobs) to (state, loss). The batch lies over `data`; the state's buffers are
+    """A function of (state, batch, units, parts) to (state, loss). The batch lies over `data`; the state's buffers are
     reused.
 
     Raises:
@@ -83,16 +135,14 @@ def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
     """
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     struct = jax.ShapeDtypeStruct
-    B = shape.config.batch_size
+    B = shape.sizes.batch_size
     batch = {name: struct((B, A), jnp.float32, sharding=split) for name, A in shape.named_widths.items()}
     units = {
         name: Units(struct((A,), jnp.float32, sharding=everywhere), struct((), jnp.float32, sharding=everywhere))
         for name, A in shape.named_widths.items()
     }
-    leading = (shape.stacked,) if shape.stacked else ()
-    numbers = Knobs(*(struct(leading, jnp.float32, sharding=everywhere) for _ in Knobs._fields))
     placed = shape.shardings(mesh)
-    state = jax.tree.map(lambda leaf, s: struct(leaf.shape, leaf.dtype, sharding=s), shape.structure(), placed)
+    state = jax.tree.map(lambda leaf, s: struct(leaf.shape, leaf.dtype, sharding=s), shape.structure_of_state(), placed)
     jitted = jax.jit(
         _function(shape),
         out_shardings=(placed, everywhere),
@@ -100,7 +150,7 @@ def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
     )
     platform = _platform(mesh)
     with jax.set_mesh(mesh):
-        lowered = jitted.trace(state, batch, units, numbers).lower(lowering_platforms=(platform,))
+        lowered = jitted.trace(state, batch, units, shape.numbers(everywhere)).lower(lowering_platforms=(platform,))
         return lowered.compile(compiler_options=compiler_options("other", platform))
 
 
@@ -109,8 +159,8 @@ def _platform(mesh: Mesh) -> str:
 
 
 def _function(shape: Shape):
-    def one(state, batch, units, numbers):
-        after = states.step(state, batch, units, numbers, config=shape.config)
+    def one(state, batch, units, parts):
+        after = states.step(state, batch, units, parts, sizes=shape.sizes, sites=shape.sites, sites_out=shape.sites_out)
         return after, after.tally.loss
 
     if not shape.stacked:
@@ -118,11 +168,38 @@ def _function(shape: Shape):
     if shape.together == "vmapped":
         return jax.vmap(one, in_axes=(0, None, None, 0))
 
-    def scanned(state, batch, units, numbers):
-        return jax.lax.map(lambda run: one(run[0], batch, units, run[1]), (state, numbers))
+    def scanned(state, batch, units, parts):
+        return jax.lax.map(lambda run: one(run[0], batch, units, run[1]), (state, parts))
 
     return scanned
 
 
-def stacked_knobs(configs: list[TrainConfig]) -> Knobs:
-    return jax.tree.map(lambda *values: jnp.stack(values), *map(knobs, configs))
+def stacked_numbers(runs: Sequence[Run]) -> Parts:
+    """The parts of runs of one shape, with their numbers stacked; of one run, as they are."""
+    parts = [numbers_of(Parts.of(run)) for run in runs]
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *values: jnp.stack(values), *parts)
+
+
+@functools.lru_cache(maxsize=64)
+def summary(shape: Shape, mesh: Mesh):
+    """A program of (state, parts) to the record of one run."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda state, parts: diagnostics.summary(state, parts, shape.sizes), out_shardings=everywhere)
+
+
+@functools.lru_cache(maxsize=64)
+def emptied(shape: Shape, mesh: Mesh):
+    """A program of a state to the state with nothing in its tally."""
+    return jax.jit(diagnostics.emptied, out_shardings=shape.shardings(mesh), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=64)
+def release(shape: Shape):
+    """A program of (params, kept, units, parts) to the autoencoder of raw activations, without `info`."""
+
+    def released(params, kept, units, parts):
+        with jax.default_matmul_precision("highest"):
+            autoencoder = parts.objective.release(parts.autoencoder.release(params, kept, shape.sizes))
+            return parts.inputs.fold(autoencoder, units, shape.sites, shape.sites_out)
+
+    return jit_program(released, program="other")

@@ -6,13 +6,14 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import jax
 
 from sae.files import check_folder, local_path
-from sae.recipes import TrainConfig
+from sae.runs import Run
 from sae.trainer import planning
 from sae.trainer.complaints import TrainingWarning
 from sae.trainer.diagnostics import DENSITY_EDGES, QUANTILES
@@ -34,8 +35,8 @@ class Rates:
 
 
 class Report(Protocol):
-    """What `sae.train` tells of records, as it makes them. A report may also have `begin(configs)`, which is called
-    before the first record with the runs' configs, in the order of the records' `run`."""
+    """What `sae.train` tells of records, as it makes them. A report may also have `begin(runs)`, which is called
+    before the first record with the runs, in the order of the records' `run`."""
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         """Called with the records of all runs at one step."""
@@ -94,11 +95,11 @@ class Reports:
     def __enter__(self) -> "Reports":
         return self
 
-    def begin(self, configs: Sequence[TrainConfig]) -> None:
+    def begin(self, runs: Sequence[Run]) -> None:
         """Tells those that ask for it which runs there are."""
         for report in self._reports:
             if hasattr(report, "begin"):
-                report.begin(configs)
+                report.begin(runs)
 
     def append(self, report: Report) -> None:
         """Adds one that is told of records from now on."""
@@ -141,10 +142,10 @@ class Reports:
 class Speedometer:
     """Measures how fast a run goes, without waiting for the device more than a step at a time."""
 
-    def __init__(self, config: TrainConfig, flops: float, device: jax.Device):
+    def __init__(self, run: Run, flops: float, device: jax.Device):
         """flops: of a step of all runs, of a device (`Plan.flops`)."""
-        self._tokens, self._device = config.batch_size, device
-        self._flops = flops * planning.passes(config, device)
+        self._tokens, self._device = run.batch_size, device
+        self._flops = flops * planning.passes(run, device)
         self._last = None
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
@@ -191,7 +192,7 @@ def flat(record: dict) -> dict[str, float]:
 
 class TensorBoard:
     """Writes event files that TensorBoard reads, a folder for each run: `layer_3/resid_post/width_1536/target_l0_20`
-    (`naming.run_names`). Its table of hyperparameters has the fields of each run's config. A `Report`.
+    (`naming.run_names`). Its table of hyperparameters has the fields of each run. A `Report`.
 
     Args:
       folder: where the runs' folders go; `~` is the user's home.
@@ -215,19 +216,19 @@ class TensorBoard:
         self._make = tensorboardX.SummaryWriter
         self._folder, self._writers = local_path(folder), {}
         check_folder(self._folder, "event files")
-        self._given, self._names, self._configs = names, None, ()
+        self._given, self._names, self._runs = names, None, ()
         self._ends = {}  # what says that a run has ended, for its file
 
-    def begin(self, configs: Sequence[TrainConfig]) -> None:
+    def begin(self, runs: Sequence[Run]) -> None:
         """Names the runs.
 
         Raises:
           ValueError: for another number of names than of runs.
         """
-        if self._given is not None and len(self._given) != len(configs):
-            raise ValueError(f"TensorBoard has {len(self._given)} names for {len(configs)} runs: give one for each")
-        self._configs = tuple(configs)
-        self._names = run_names(configs) if self._given is None else list(self._given)
+        if self._given is not None and len(self._given) != len(runs):
+            raise ValueError(f"TensorBoard has {len(self._given)} names for {len(runs)} runs: give one for each")
+        self._runs = tuple(runs)
+        self._names = run_names(runs) if self._given is None else list(self._given)
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         for record in records:
@@ -247,12 +248,12 @@ class TensorBoard:
             writer.flush()
 
     def _hyperparameters(self, number: int) -> None:
-        """Writes a run's config to its own folder: `SummaryWriter.add_hparams` makes another folder for it."""
+        """Writes a run's fields to its own folder: `SummaryWriter.add_hparams` makes another folder for it."""
         from tensorboardX.summary import hparams
 
-        if self._configs:
+        if self._runs:
             metrics = dict.fromkeys(("loss", "fvu", "l0", "dead"))
-            *begun, self._ends[number] = hparams(hyperparameters(self._configs[number]), metrics)
+            *begun, self._ends[number] = hparams(hyperparameters(self._runs[number]), metrics)
             for summary in begun:
                 self._writers[number].file_writer.add_summary(summary)
 
@@ -264,15 +265,16 @@ class TensorBoard:
         self._writers, self._ends = {}, {}
 
 
-def hyperparameters(config: TrainConfig) -> dict[str, float | bool | str]:
-    """The fields of a config that have a value; several sites, or prefixes, as one text.
+def hyperparameters(run: Run) -> dict[str, float | bool | str]:
+    """The fields of a run that have a value; several sites, or prefixes, as one text.
 
     Example:
       >>> hyperparameters(sae.gemma_scope(("a", "b"), 64, steps=10))["site"]
       'a, b'
     """
-    values = {name: value for name, value in dataclasses.asdict(config).items() if value not in (None, ())}
-    return {name: ", ".join(map(str, v)) if isinstance(v, (tuple, list)) else v for name, v in values.items()}
+    values = {name: value for name, value in run.fields().items() if value not in (None, ())}
+    plain = {name: ", ".join(map(str, v)) if isinstance(v, (tuple, list)) else v for name, v in values.items()}
+    return {name: str(v) if isinstance(v, Fraction) else v for name, v in plain.items()}
 
 
 def _density(writer: "SummaryWriter", record: dict) -> None:
@@ -297,7 +299,7 @@ class WeightsAndBiases:
     Args:
       arguments: what `wandb.init` takes: project, name, mode and the rest.
 
-    Metrics are called by the runs' names (`naming.run_names`), whose configs are the project's.
+    Metrics are called by the runs' names (`naming.run_names`), whose fields are the project's config.
 
     Raises:
       ValueError: without the package wandb.
@@ -310,10 +312,10 @@ class WeightsAndBiases:
             raise ValueError("wandb is not installed: pip install wandb") from None
         self._run, self._names = wandb.init(**arguments), None
 
-    def begin(self, configs: Sequence[TrainConfig]) -> None:
-        """Names the runs, and sends their configs."""
-        self._names = run_names(configs)
-        self._run.config.update({n: hyperparameters(c) for n, c in zip(self._names, configs, strict=True)})
+    def begin(self, runs: Sequence[Run]) -> None:
+        """Names the runs, and sends their fields."""
+        self._names = run_names(runs)
+        self._run.config.update({n: hyperparameters(c) for n, c in zip(self._names, runs, strict=True)})
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         speed = {f"speed/{name}": v for name, v in dataclasses.asdict(rates).items() if v is not None}

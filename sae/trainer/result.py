@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sae import showing
 from sae.autoencoder import JumpReLU
 from sae.crosscoder import Crosscoder
+from sae.families import recorded_fields
 
 _SHOWN = ("site", "site_out", "width", "l0_target", "coefficient", "skip")  # fields that have columns, or show in them
 
@@ -14,7 +15,7 @@ class Result(NamedTuple):
     """The autoencoders and the history; also a pair of the two, `autoencoders, history = sae.train(...)`.
 
     Attributes:
-      autoencoders: in the order of the configs, on raw activations.
+      autoencoders: in the order of the runs, on raw activations.
       history: records, a dict each; see `sae.train`.
     """
 
@@ -34,7 +35,7 @@ class Result(NamedTuple):
         """
         if len(self.autoencoders) != 1:
             raise ValueError(
-                f"{len(self.autoencoders)} were trained: result.autoencoders has them, in the configs' order"
+                f"{len(self.autoencoders)} were trained: result.autoencoders has them, in the order of the runs"
             )
         return self.autoencoders[0]
 
@@ -42,7 +43,7 @@ class Result(NamedTuple):
         """A line for each run, from its last record, under a line that says over which steps L0 and FVU are means.
 
         L0, FVU and dead latents are as training saw them (`sae.evaluate` has them on held-out text); a column for every
-        other field of the configs in which the runs differ.
+        other field of the runs in which the runs differ.
         """
         last = {record["run"]: record for record in self.history}
         steps = sorted({record["step"] + 1 for record in self.history})
@@ -51,7 +52,7 @@ class Result(NamedTuple):
         silent = sorted({last[run]["dead_tokens"] for run in range(len(self.autoencoders))})
         dead = f"dead in {silent[0]:,} tokens" if len(silent) == 1 else "dead (in tokens)"
         trained = [
-            json.loads(a.info.training).get("config", {}) if a.info is not None else {} for a in self.autoencoders
+            recorded_fields(json.loads(a.info.training)) if a.info is not None else {} for a in self.autoencoders
         ]
         names = dict.fromkeys(name for config in trained for name in config if name not in _SHOWN)
         differ = [name for name in names if len({json.dumps(config.get(name)) for config in trained}) > 1]

@@ -33,12 +33,12 @@ def store(median=2.0, factor=4.0, **changes):
     counted = sae.Counted((0, 1, 2), sinks=sae.Sinks(factor, (SITE,)))
     manifest = dataclasses.replace(MANIFEST, counted=counted, **changes)
     limits = {SITE: factor * median}
-    return types.SimpleNamespace(manifest=manifest, kind="store", sink_limits=lambda: limits)
+    return types.SimpleNamespace(manifest=manifest, kind="store", growing=False, sink_limits=lambda: limits)
 
 
 def saved(folder, run, training=None):
     """An autoencoder of a run, as training saves it."""
-    info = info_of(run.resolve(), store(), {SITE: types.SimpleNamespace(scale=1.0)}, store().sink_limits())
+    info = info_of(run, store(), {SITE: types.SimpleNamespace(scale=1.0)}, store().sink_limits())
     if training is not None:
         info = dataclasses.replace(info, training=training)
     sae.save(sae.JumpReLU(**ZEROS, b_enc=jnp.zeros(8), threshold=jnp.zeros(8), info=info), folder)
@@ -54,7 +54,7 @@ def test_another_runs_autoencoder_is_refused_and_both_are_named(tmp_path):
     autoencoders.check_free([folder], [run], store())  # the same run again
     autoencoders.check_free([folder], [run])  # before there is a store
     for other, source, words in (
-        (config(seed=1, penalty="quadratic", controller=0.0), store(), 'penalty is "linear" there, "quadratic" here'),
+        (config(seed=1, penalty="quadratic", controller=0.0), store(), 'sparsity is "controlled+revival" there'),
         (config(seed=1), store(), "seed is 0 there, 1 here"),
         (config(steps=10), None, "steps is 9 there, 10 here"),
         (run, store(corpus_sha256="another"), 'corpus_sha256 is "text" there, "another" here'),
@@ -77,6 +77,12 @@ def test_one_that_does_not_say_its_run_is_refused_too(tmp_path, training):
         autoencoders.check_free([tmp_path / "a"], [config()])
 
 
+def test_one_of_an_earlier_version_is_refused_by_the_number_of_its_format(tmp_path):
+    saved(tmp_path / "a", config(), '{"config": {"l0_target": 5.0}}')
+    with pytest.raises(ValueError, match=r"another run: its run is recorded in format 1, .* this one is in format 2"):
+        autoencoders.check_free([tmp_path / "a"], [config()])
+
+
 @pytest.fixture
 def given():
     with flagsaver.flagsaver():
@@ -95,7 +101,8 @@ def test_folders_carry_what_flags_set(given, tmp_path):
     ]
     assert names("--train_seeds=0,1") == [f"width_64/target_l0_{aim}_seed_{seed}" for aim in (5, 20) for seed in (0, 1)]
     changed = ("--l0_targets=5", "--train_seeds=1", "--penalty=quadratic", "--controller=0", "--learning_rate=1e-3")
-    assert names(*changed) == ["width_64/target_l0_5_penalty_quadratic_controller_0.0_learning_rate_0.001_seed_1"]
+    name = "width_64/target_l0_5_sparsity_quadratic+revival_learning_rate_0.001_controller_0.0_seed_1"
+    assert names(*changed) == [name]
 
 
 def test_folders_carry_the_recipe(given, tmp_path):

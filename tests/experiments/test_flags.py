@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 
 import sae
 from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, topologies, train
+from sae.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,14 +156,21 @@ def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: Raise bandwidth\n"
 
 
-def test_the_help_says_what_each_field_of_a_config_means():
-    fields = {field.name for field in dataclasses.fields(sae.TrainConfig)}
-    assert set(train._MEANINGS) == fields
-    assert flags.FLAGS["beta2"].help == "Adam's. Default: the recipe's (Gemma Scope: 0.999)."
-    assert (
-        train._MEANINGS["controller"].startswith("How fast lambda follows the L0")
-        and "\n" not in (train._MEANINGS["controller"])
-    )
+def test_the_help_says_what_each_field_of_a_part_means():
+    kinds = [kind for family in FAMILIES.values() for kind in family.registry.values()]
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert fields - {"l0_target", "learning_rate"} <= set(train.FIELDS)
+    assert flags.FLAGS["beta2"].help == "Of the second moment. Default: the recipe's (by itself: 0.999)."
+    assert flags.FLAGS["controller"].help.startswith("How fast lambda follows")
+    assert "\n" not in flags.FLAGS["controller"].help
+
+
+def test_a_warm_up_is_a_number_or_a_share_of_the_run(given):
+    given(train, "--coefficient_warmup=1/8", "--learning_rate_warmup=7", "--controller=0.01", "--steps=80")
+    run = train.configs({"layer_1/mlp_out": 64})[0]
+    assert (run.warm_from, run.optimizer.learning_rate_warmup, run.sparsity[0].controller) == (10, 7, 0.01)
+    with pytest.raises(flags.Error, match="a number, or a share of the run such as 1/4, got 'a/b'"):
+        flags.FLAGS(["program", "--coefficient_warmup=a/b"])
 
 
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):

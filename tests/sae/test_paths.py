@@ -98,9 +98,9 @@ def test_runs_are_named_by_site_width_and_target():
 def test_runs_that_differ_in_anything_else_have_it_in_their_names():
     runs = [sae.short_run("s", 64, 9, l0_target=8, **c) for c in ({}, {"revival": 0.5}, {"matryoshka": (0.25, 0.5)})]
     assert run_names(runs) == [
-        "s/width_64/target_l0_8_revival_0.001_matryoshka_",
-        "s/width_64/target_l0_8_revival_0.5_matryoshka_",
-        "s/width_64/target_l0_8_revival_0.001_matryoshka_0.25-0.5",
+        "s/width_64/target_l0_8_objective_reconstruction_revival_0.001",
+        "s/width_64/target_l0_8_objective_reconstruction_revival_0.5",
+        "s/width_64/target_l0_8_objective_matryoshka_revival_0.001_matryoshka_0.25-0.5",
     ]
     assert run_names(runs[:1], named=["seed", "width"]) == ["s/width_64/target_l0_8_seed_0"]
     same = run_names([runs[0], sae.short_run("s", 64, 9, l0_target=8.0000001), runs[0]])

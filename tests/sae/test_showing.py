@@ -120,15 +120,15 @@ RECORDS = [
     ),
     (
         sae.short_run(SITE, 1536, 600, l0_target=20.0),
-        "TrainConfig(layer_3/resid_post: 1,536 latents, target L0 20, 600 steps of 1,024 tokens)",
+        "Run(layer_3/resid_post: 1,536 latents, target L0 20, 600 steps of 1,024 tokens)",
     ),
     (
         sae.gemma_scope(SITE, 2**14, 1_000_000, site_out=OUT),
-        f"TrainConfig({SITE} to {OUT}: 16,384 latents, lambda 0.0006, 1,000,000 steps of 4,096 tokens)",
+        f"Run({SITE} to {OUT}: 16,384 latents, lambda 0.0006, 1,000,000 steps of 4,096 tokens)",
     ),
     (
         sae.short_run([f"layer_{i}/resid_post" for i in range(26)], 64, 1),
-        "TrainConfig(26 sites: 64 latents, lambda 0.0008, 1 step of 1,024 tokens)",
+        "Run(26 sites: 64 latents, lambda 0.0008, 1 step of 1,024 tokens)",
     ),
     (statistics(), "LatentStatistics(15 of 16 latents fired on 1,000 tokens, 2 examples of each)"),
     (TopTokens(*[np.zeros((16, 10))] * 4), "TopTokens(10 tokens of 16 latents)"),

@@ -11,6 +11,7 @@ import pytest
 import sae
 from sae import filling
 from sae.text import Document, cut
+from sae.trainer.checkpoints import Checkpoints
 from sae.trainer.sweeps import Sweep
 
 SITE = "layer_0/mlp_out"
@@ -105,11 +106,11 @@ def test_a_signal_ends_the_wait_for_a_segment(stream, one_device, tmp_path, monk
         steps.release()
         return update(sweep, batch)
 
-    save = tell_when_called(sae.training.Checkpoints.save, per_pass, never)
+    save = tell_when_called(Checkpoints.save, per_pass, never)
     for owner, name, function in (
         (filling, "activations_at", slow),
         (Sweep, "update", counted),
-        (sae.training.Checkpoints, "save", save),
+        (Checkpoints, "save", save),
     ):
         monkeypatch.setattr(owner, name, function)
     with pytest.raises(sae.Preempted, match=f"asked to stop by SIGTERM after step {per_pass} of 12; saved in"):

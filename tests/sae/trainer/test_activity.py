@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sae
-from sae.trainer import activity
+from sae.finish import LargestActivations
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
@@ -25,7 +25,7 @@ def config(site="x", **changes):
 def following(store, run, sites):
     """The rows of the batches after a run's last, by numpy."""
     batches = store.batches(run.batch_size, sites=sites, seed=run.data_seed, start_step=run.steps)
-    taken = list(itertools.islice(batches, activity.batches_to_see(run)))
+    taken = list(itertools.islice(batches, LargestActivations().batches(run.sizes)))
     batches.close()
     return {site: np.concatenate([np.asarray(batch[site], np.float64) for batch in taken]) for site in sites}
 
@@ -61,6 +61,6 @@ def test_a_finished_run_records_the_same_again(small, tmp_path):
 
 
 def test_so_many_batches_as_are_a_tenth_of_the_run():
-    assert activity.batches_to_see(config(steps=400)) == 40
-    assert activity.batches_to_see(config(steps=3)) == 1
-    assert activity.batches_to_see(sae.gemma_scope("x", 64, 1_000_000)) == 64  # 2^18 tokens
+    assert LargestActivations().batches(config(steps=400).sizes) == 40
+    assert LargestActivations().batches(config(steps=3).sizes) == 1
+    assert LargestActivations().batches(sae.gemma_scope("x", 64, 1_000_000).sizes) == 64  # 2^18 tokens

@@ -1,6 +1,5 @@
 """What a run is told is off about it: by hand from records, and on runs that have something wrong with them."""
 
-import dataclasses
 import doctest
 import warnings
 
@@ -8,13 +7,12 @@ import numpy as np
 import pytest
 
 import sae
-from sae import training
-from sae.trainer import complaints, reporting
+from sae.trainer import complaints, reporting, telling
 from sae.trainer.reporting import Rates
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
-CONFIG = sae.short_run("s", 100, 100, l0_target=20.0, batch_size=64).resolve()
+CONFIG = sae.short_run("s", 100, 100, l0_target=20.0, batch_size=64)
 GOOD = {"step": 90, "threshold_moved": 0.5, "window": 0.01, "l0": 20.5, "fvu": 0.2, "dead": 3, "dead_tokens": 320}
 LAST = GOOD | {"step": 99}
 
@@ -32,7 +30,7 @@ def small(tmp_path_factory):
         ({"threshold_moved": 0.001}, "the thresholds have moved by 0.10% on average"),
         ({"window": 0.0}, "no pre-activations lie within the bandwidth"),
         ({"l0": 31.0}, "L0 is 31, 20 was asked for, and it has stopped moving: 1.6 times the target"),
-        ({"dead": 20}, r"20 of 100 latents \(20%\) are dead, silent for the last 320 tokens: raise revival"),
+        ({"dead": 20}, r"20 of 100 latents \(20%\) are dead, silent for the last 320 tokens: set or raise revival"),
         ({"dead": 20, "dead_tokens": 100}, None),  # they have not been silent for as long as the config says
         ({"step": 10, "dead": 20}, None),  # too early to say
     ],
@@ -68,7 +66,7 @@ def test_at_the_end_everything_is_said_however_short_the_run(records, kind, comp
 
 
 def test_without_a_target_an_l0_of_almost_none_or_all_latents_is_said():
-    config = sae.gemma_scope("s", 100, 100, coefficient_warmup=10).resolve()
+    config = sae.gemma_scope("s", 100, 100, coefficient_warmup=10)
     assert "on most tokens no latent fires. Lower coefficient, now 0.0006" in complaints.complaints(
         config, [LAST | {"l0": 0.1}]
     ).get("l0")
@@ -77,7 +75,7 @@ def test_without_a_target_an_l0_of_almost_none_or_all_latents_is_said():
 
 
 def test_a_target_below_one_latent_a_token_is_said_to_be_so():
-    config = dataclasses.replace(CONFIG, l0_target=0.01)
+    config = CONFIG.replace(l0_target=0.01)
     found = complaints.complaints(config, [LAST | {"l0": 3.58}])
     assert found["l0"].startswith(
         "L0 is 3.58, 0.01 was asked for: 358 times the target. To come closer, give a target of"
@@ -97,14 +95,14 @@ def test_a_target_below_one_latent_a_token_is_said_to_be_so():
     ],
 )
 def test_warm_ups_longer_than_the_run_are_said_before_it(changes, kind, complaint):
-    found = complaints.beforehand(dataclasses.replace(CONFIG, **changes))
+    found = complaints.beforehand(CONFIG.replace(**changes))
     assert list(found) == ([] if kind is None else [kind])
     if kind:
         assert complaint in found[kind]
 
 
 def test_examples():
-    assert doctest.testmod(complaints, extraglobs={"TrainConfig": sae.TrainConfig}).failed == 0
+    assert doctest.testmod(complaints).failed == 0
 
 
 def warned(run, *arguments, **more):
@@ -134,10 +132,10 @@ def test_what_is_to_be_said_of_several_runs_alike_is_said_once():
     ]
     same, own = {"window": "Raise bandwidth"}, {"window": "Raise bandwidth", "l0": "L0 is 9"}
     warned_of: set = set()
-    _, given = warned(training._warn, runs, [same, same, own], warned_of)
+    _, given = warned(telling.warn, runs, [same, same, own], warned_of)
     assert given == ["all 3 runs: Raise bandwidth", "x to y, 64 latents, target L0 2: L0 is 9"]
-    assert warned(training._warn, runs, [same, same, own], warned_of)[1] == []
-    _, given = warned(training._warn, runs, [same, same, {}], set())
+    assert warned(telling.warn, runs, [same, same, own], warned_of)[1] == []
+    _, given = warned(telling.warn, runs, [same, same, {}], set())
     assert given == ["2 runs (x, 64 latents, target L0 2; x, 64 latents, target L0 3): Raise bandwidth"]
 
 

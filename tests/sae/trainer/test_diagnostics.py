@@ -13,12 +13,13 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import sae
-from sae.trainer import diagnostics, reporting, state
+from sae.inputs import Units
+from sae.trainer import diagnostics, reporting
+from sae.trainer.loss import Parts
 from sae.trainer.reporting import Rates
-from sae.trainer.schedules import knobs, with_theta
-from sae.trainer.units import Units
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
+from tests.sae.trainer.stepping import begun, stepped
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +30,22 @@ def small(tmp_path_factory):
 
 def test_a_record_by_hand():
     c = sae.short_run("s", 32, 10, batch_size=64, l0_target=4.0)
-    c = dataclasses.replace(c, dead_tokens=64, threshold_init=0.2, encoder_init=1.0)
+    c = c.replace(dead_tokens=64, threshold_init=0.2, encoder_init=1.0)
     units = {"s": Units(jnp.zeros(8), jnp.float32(1.0))}
-    s = state.initial(c, 8, 8)
+    s = begun(c, 8, 8)
     s = s._replace(params=s.params._replace(threshold=s.params.threshold.at[5].set(1e6)))
     seen = {"l0": [], "errors": [], "y": [], "fired": []}
     for i in range(3):
         x = 0.3 * jax.random.normal(jax.random.key(i), (64, 8))
-        p = jax.tree.map(np.asarray, with_theta(s.params, c))
+        p = jax.tree.map(np.asarray, s.params)
         z = (np.asarray(x) - p.b_dec) @ p.W_enc + p.b_enc
         f = z * (z > p.threshold)
         seen["l0"].append((f > 0).sum(axis=1))
         seen["fired"].append((f > 0).mean(axis=0))
         seen["errors"].append(np.square(f @ p.W_dec + p.b_dec - x).sum(axis=1))
         seen["y"].append(np.asarray(x))
-        s = state.step(s, {"s": x}, units, knobs(c), config=c)
-    record = jax.device_get(diagnostics.summary(s, c))
+        s = stepped(s, {"s": x}, units, c)
+    record = jax.device_get(diagnostics.summary(s, Parts.of(c), c.sizes))
     l0, errors, y = (np.concatenate(seen[name]) for name in ("l0", "errors", "y"))
     assert record["l0"] == pytest.approx(l0.mean(), rel=1e-5)
     assert record["reconstruction"] == pytest.approx(errors.mean(), rel=1e-4)
@@ -58,14 +59,14 @@ def test_a_record_by_hand():
     assert record["density"].sum() == 32 and record["density"][0] >= 1
     # Silent for the last 64 tokens, one batch; where the config asks for more than half of the 192, for two batches.
     assert (record["dead"], record["dead_tokens"]) == ((seen["fired"][-1] == 0).sum(), 64)
-    longer = jax.device_get(diagnostics.summary(s, dataclasses.replace(c, dead_tokens=10**7)))
+    longer = jax.device_get(diagnostics.summary(s, Parts.of(c), dataclasses.replace(c, dead_tokens=10**7).sizes))
     assert (longer["dead"], longer["dead_tokens"]) == ((np.add(*seen["fired"][-2:]) == 0).sum(), 128)
     assert 1 <= longer["dead"] < 32
-    theta = np.asarray(with_theta(s.params, c).threshold)
+    theta = np.asarray(s.params.threshold)
     assert record["threshold_mean"] == pytest.approx(theta.mean())
     assert set(record["gradients"]) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
     assert all(norm > 0 for norm in record["gradients"].values())
-    assert float(diagnostics.summary(diagnostics.emptied(s), c)["l0"]) == 0.0
+    assert float(diagnostics.summary(diagnostics.emptied(s), Parts.of(c), c.sizes)["l0"]) == 0.0
 
 
 def events(file):
@@ -101,7 +102,11 @@ def test_tensorboard_files(small, one_device, tmp_path, monkeypatch):
         (file,) = (tmp_path / "x" / "width_64" / name).iterdir()
         parameters = hyperparameters(file)
         assert parameters["l0_target"] == runs[number].l0_target and parameters["site"] == "x"
-        assert parameters["batch_size"] == 128 and parameters["centre"] is True
+        assert (
+            parameters["batch_size"] == 128
+            and parameters["centre"] is True
+            and parameters["coefficient_warmup"] == "1/4"
+        )
         scalars = {
             (value.tag, event.step): value.simple_value
             for event in events(file)

@@ -192,7 +192,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_compiled(small, one_
     for every, message in ((0, "at least 1 step, got 0"), (1.5, "a whole number of steps, got 1.5")):
         with pytest.raises(ValueError, match=f"log_every must be {message}"):
             sae.train(CONFIG, small, one_device, log_every=every)
-    with pytest.raises(ValueError, match=r"train takes a TrainConfig, .*got the text 'x'"):
+    with pytest.raises(ValueError, match=r"train takes a run, .*got the text 'x'"):
         sae.train("x", small, one_device)
     assert not (tmp_path / "c").exists()
 
@@ -208,13 +208,13 @@ def test_a_run_records_how_much_it_saw_and_what_was_dead(small, unbroken, one_de
     facts = json.loads(unbroken.info.training)
     assert (facts["source"], facts["tokens"], facts["dead_tokens"]) == ("store", 30 * 128, 30 * 128 // 20)
     assert 0 <= facts["dead"] <= 64
-    assert facts["config"]["coefficient_warmup"] == 7  # derived, so that the record has every number
+    assert sae.Run.of_json(facts["run"]) == CONFIG
 
 
 def test_the_moments_go_before_the_autoencoders_are_made(small, one_device):
     """So that to release takes no more memory than a step."""
+    from sae.inputs import Units
     from sae.trainer.sweeps import Sweep
-    from sae.trainer.units import Units
 
     sweep = Sweep([CONFIG], [{"x": Units(np.zeros(64, np.float32), np.float32(1))}], {"x": 64}, one_device)
     sweep.begin()

@@ -1,19 +1,17 @@
 """Compiled training steps of every recipe, as far as jax, flax, numpy and orbax go: `make test-gpu` on a GPU, and on
 the CPU with all other tests. Losses and gradients by themselves: `test_objective.py`."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sae
+from sae.inputs import Units
+from sae.parts import numbers_of
 from sae.trainer import programs
-from sae.trainer.schedules import knobs
-from sae.trainer.state import renamed
+from sae.trainer.loss import Parts
 from sae.trainer.sweeps import groups_of
-from sae.trainer.units import Units
 from tests.sae.trainer import reference
 
 pytestmark = pytest.mark.gpu
@@ -45,20 +43,20 @@ def test_training_steps_of_a_recipe(name, one_device):
     """The first step's loss is the formula's in float64, and thirty steps bring it down."""
     config = RECIPES[name]
     ((shape, _),) = groups_of([config], {"s": A, "t": A}, "side_by_side")
-    step, state = programs.compiled_step(shape, one_device), programs.make_state(shape, 0, one_device)
+    step, state = programs.compiled_step(shape, one_device), programs.make_state(shape, config, one_device)
     sites = (*config.sites, *(config.sites_out if config.transcodes else ()))
     scale = np.float32(np.sqrt(np.mean(np.square(rows(0)["s"]).sum(axis=1)) * len(config.sites)))
-    units = renamed({site: Units(np.zeros(A, np.float32), scale) for site in sites}, config)
+    units = shape.renamed({site: Units(np.zeros(A, np.float32), scale) for site in sites}, config)
     start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
     losses = []
     for number in range(STEPS):
-        batch = renamed({site: jnp.asarray(rows(number)[site]) for site in sites}, config)
+        batch = shape.renamed({site: jnp.asarray(rows(number)[site]) for site in sites}, config)
         before = float(state.tally.loss)
-        state, total = step(state, batch, units, knobs(config))
+        state, total = step(state, batch, units, numbers_of(Parts.of(config)))
         losses.append(float(total) - before)  # the tally adds up the losses
     x = np.concatenate([rows(0)[site] for site in config.sites], axis=1).astype(np.float64) / scale
     y = rows(0)["t"].astype(np.float64) / scale if config.transcodes else x
-    if config.log_threshold:
+    if config.autoencoder.log_threshold:
         start = start._replace(threshold=np.exp(start.threshold))
     want = wanted_loss(config, start, x, y)
     assert losses[0] == pytest.approx(want, rel=TOLERANCE)
@@ -70,6 +68,5 @@ def test_training_steps_of_a_recipe(name, one_device):
 
 def wanted_loss(config, params, x, y):
     """Of the first step, when no latent is dead and the coefficients are as warm as one step makes them."""
-    fixed = dataclasses.replace(config, revival=0.0)
     # Lambda warms up from 0.
-    return reference.loss_and_gradients(params, x, y, fixed, 0.0, config.l0_target or 1.0, 0.0, np.zeros(Z, bool))[0]
+    return reference.loss_and_gradients(params, x, y, config, 0.0, config.l0_target or 1.0, 0.0, np.zeros(Z, bool))[0]

@@ -9,9 +9,9 @@ import pytest
 
 import sae
 from sae.trainer import planning, programs
-from sae.trainer import state as states
 from sae.trainer.sweeps import groups_of
 from tests import compilations
+from tests.sae.trainer import stepping
 
 
 def config(**changes):
@@ -21,7 +21,7 @@ def config(**changes):
 def test_a_plan_adds_up(one_device):
     configs = [config(), config(l0_target=8.0), dataclasses.replace(config(), width=96)]
     plan = sae.plan(configs, {"x": 32}, one_device, rows=5000)
-    bytes_of = [sum(leaf.nbytes for leaf in jax.tree.leaves(states.initial(c, 32, 32))) for c in configs]
+    bytes_of = [sum(leaf.nbytes for leaf in jax.tree.leaves(stepping.begun(c, 32, 32))) for c in configs]
     assert plan.state == sum(bytes_of)
     assert (plan.steps, plan.tokens, plan.passes) == (100, 12_800, 2.56)
     assert plan.read == 12_800 * 32 * 4
@@ -99,11 +99,13 @@ def test_runs_of_one_shape_share_a_program():
 
 def test_runs_of_one_shape_begin_by_one_program(one_device):
     """The seed is its argument, and the state that it gives is the seed's."""
-    shape = groups_of([config(l0_target=6.0)], {"x": 36}, "side_by_side")[0][0]
+    run = config(l0_target=6.0)
+    shape = groups_of([run], {"x": 36}, "side_by_side")[0][0]
+    runs = [dataclasses.replace(run, seed=seed) for seed in (3, 2**31 + 7)]
     with compilations.counted() as names:
-        first, second = (programs.make_state(shape, seed, one_device) for seed in (3, 2**31 + 7))
-    assert len([name for name in names if "<lambda>" in name]) == 1
-    for state, seed in ((first, 3), (second, 2**31 + 7)):
-        want = states.initial(dataclasses.replace(shape.config, seed=seed), 36, 36)
+        first, second = (programs.make_state(shape, one, one_device) for one in runs)
+    assert len([name for name in names if "initial" in name]) == 1
+    for state, one in zip((first, second), runs, strict=True):
+        want = stepping.begun(one, 36, 36)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state, want)
     assert float(jnp.abs(first.params.W_dec - second.params.W_dec).max()) > 0.1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import sae
+from sae.inputs import Units
 from sae.trainer.sweeps import Sweep
-from sae.trainer.units import Units
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
@@ -189,7 +189,7 @@ def test_states_are_made_where_they_lie(small, meshes):
     sweep = Sweep([config()], [{"x": ONE}], {"x": 64}, meshes(2, 4))
     sweep.begin()
     (state,) = sweep.states()
-    for array in (state.params.W_enc, state.params.W_dec, state.optimizer.nu.W_dec, state.params.threshold):
+    for array in (state.params.W_enc, state.params.W_dec, state.optimizer[1].nu.W_dec, state.params.threshold):
         assert {shard.data.size * 4 for shard in array.addressable_shards} == {array.size}
     assert {shard.data.shape for shard in state.silent.addressable_shards} == {(16,)}
 
@@ -209,20 +209,21 @@ def test_moments_in_bfloat16_are_refused(small, tmp_path, monkeypatch):
 
     def rounded(self):
         (state,) = original(self)
-        W_dec = state.optimizer.nu.W_dec
-        nu = state.optimizer.nu._replace(W_dec=jax.ShapeDtypeStruct(W_dec.shape, "bfloat16", sharding=W_dec.sharding))
-        return [state._replace(optimizer=state.optimizer._replace(nu=nu))]
+        W_dec = state.optimizer[1].nu.W_dec
+        W_dec = jax.ShapeDtypeStruct(W_dec.shape, "bfloat16", sharding=W_dec.sharding)
+        moments = state.optimizer[1]._replace(nu=state.optimizer[1].nu._replace(W_dec=W_dec))
+        return [state._replace(optimizer=(state.optimizer[0], moments, state.optimizer[2]))]
 
     with monkeypatch.context() as patched:
         patched.setattr(Sweep, "structure", rounded)
-        with pytest.raises(ValueError, match=r"run_0/optimizer/nu/W_dec is float32, masters and moments are bfloat16"):
+        with pytest.raises(ValueError, match=r"run_0/optimizer/1/nu/W_dec is float32, masters and .* are bfloat16"):
             sae.train(config(steps=4), small, checkpoint_dir=tmp_path / "c")
 
 
 def test_another_runs_checkpoint_is_refused_and_kept(small, tmp_path):
     sae.train(config(steps=2), small, checkpoint_dir=tmp_path / "c")
     before = sorted(str(p) for p in (tmp_path / "c").rglob("*"))
-    with pytest.raises(ValueError, match=r"checkpoint of another run: configs\[0\].width is 64 there, 32 asked for"):
+    with pytest.raises(ValueError, match=r"checkpoint of another run: runs\[0\].width is 64 there, 32 asked for"):
         sae.train(dataclasses.replace(config(steps=2), width=32), small, checkpoint_dir=tmp_path / "c")
     assert before == sorted(str(p) for p in (tmp_path / "c").rglob("*"))
 
@@ -244,7 +245,7 @@ def test_what_cannot_be_is_refused(small, meshes):
         sae.train(config(), small, together="apart")
     with pytest.raises(ValueError, match=r"the loss of x is nan at step 29: lower the learning rate"):
         sae.train(config(learning_rate=1e30), small)
-    with pytest.raises(ValueError, match=r"one config at least"):
+    with pytest.raises(ValueError, match=r"one run at least"):
         sae.train([], small)
 
 

@@ -22,7 +22,7 @@ def run_config(steps):
 
     more = {"steps": steps, "batch_size": 128, "l0_target": 4.0, "seed": 1, "revival": 1e-3, "dead_tokens": 1000}
     return [
-        sae.short_run("x", 64, **more, matryoshka=(0.25,), frequency_coefficient=0.01),
+        sae.short_run("x", 64, **more, matryoshka=(0.25,), frequency_factor=10.0),
         sae.short_run("x", 64, site_out="y", skip=True, penalty="linear", controller=0.01, **more),
     ]
 

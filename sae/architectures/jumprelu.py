@@ -1,0 +1,152 @@
+"""The JumpReLU autoencoder while it trains, with the paper's straight-through gradients.
+
+f = z * 1[z > theta] on activations scaled so that their mean squared norm is 1 (arXiv 2408.05147, section 2.2; the
+gradients of the threshold from arXiv 2407.14435, section 3). Axis letters: B tokens, A width of the activation (of all
+sites joined, for a crosscoder), Z latents.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sae import autoencoder as released
+from sae.architectures.base import Architecture, Encoded, register
+from sae.initialisation import Initialisation
+from sae.parts import Course, Number, Sizes
+
+
+class Params(NamedTuple):
+    """Trained parameters; a pytree. Unlike the released autoencoder, b_dec is subtracted before the encoder, but for
+    transcoders, whose output lives elsewhere."""
+
+    W_enc: jax.Array  # [A, Z]
+    b_enc: jax.Array  # [Z]
+    W_dec: jax.Array  # [Z, A], rows of unit norm
+    b_dec: jax.Array  # [A]
+    threshold: jax.Array  # [Z], theta, or log(theta)
+    W_skip: jax.Array | None = None  # [A, A], of the width that goes in and the one that comes out
+
+
+@register("jumprelu")
+@dataclasses.dataclass(frozen=True)
+class JumpReLU(Architecture):
+    """Latents above a threshold each; the defaults are Gemma Scope's. Released as a `sae.JumpReLU`.
+
+    Attributes:
+      skip: a transcoder has an affine skip.
+      log_threshold: train log(theta), as the paper does, or theta itself.
+      bandwidth: eps of the straight-through gradients, in scaled units.
+      threshold_init: theta at the start, in scaled units.
+      threshold_learning_rate: the optimizer's, for the threshold.
+    """
+
+    skip: bool = False
+    log_threshold: bool = True
+    bandwidth: float = 1e-3
+    threshold_init: float = 1e-3
+    threshold_learning_rate: Number = 7e-5
+
+    def check(self) -> None:
+        self._positive("bandwidth", "threshold_init", "threshold_learning_rate")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        if self.skip and not sizes.transcodes:
+            raise ValueError("JumpReLU: skip is for transcoders; an autoencoder could pass its input through it")
+
+    def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> Params:
+        W_enc, W_dec = initialisation.draw(key, dims, sizes)
+        threshold = jnp.full((sizes.width,), self.threshold_init, jnp.float32)
+        return Params(
+            W_enc=W_enc,
+            b_enc=jnp.zeros((sizes.width,), jnp.float32),
+            W_dec=W_dec,
+            b_dec=jnp.zeros((dims[1],), jnp.float32),
+            threshold=jnp.log(threshold) if self.log_threshold else threshold,
+            W_skip=jnp.zeros(dims, jnp.float32) if self.skip else None,
+        )
+
+    def theta(self, params: Params) -> jax.Array:
+        """The thresholds themselves [Z]."""
+        return jnp.exp(params.threshold) if self.log_threshold else params.threshold
+
+    def encode(self, params: Params, x: jax.Array, state: tuple, sizes: Sizes) -> Encoded:
+        z, theta = pre_activations(params, x, sizes), self.theta(params)
+        f, l0, fired = activate(z, theta, self.bandwidth)
+        window = (jnp.abs(z - theta) < self.bandwidth / 2).mean(dtype=jnp.float32)
+        return Encoded(f, l0, fired, z, theta, measures={"window": jax.lax.stop_gradient(window)})
+
+    def project(self, params: Params) -> Params:
+        params = super().project(params)
+        if self.log_threshold:
+            return params
+        return params._replace(threshold=jnp.maximum(params.threshold, 0.0))
+
+    def learning_rates(self) -> dict[str, jax.Array | float]:
+        return {"threshold": self.threshold_learning_rate}
+
+    def records(self, params: Params, state: tuple, sizes: Sizes) -> dict[str, jax.Array]:
+        theta = self.theta(params)
+        # log(0) is no number: a theta that came down to zero counts as moved by a factor of a thousand.
+        moved = jnp.abs(jnp.log(jnp.maximum(theta / self.threshold_init, 1e-3)))
+        return {"threshold_mean": theta.mean(), "threshold_moved": moved.mean()}
+
+    def warnings(self, course: Course) -> dict[str, str]:
+        last, found = course.last, {}
+        if last["threshold_moved"] < 0.01:
+            found["thresholds"] = (
+                f"the thresholds have moved by {last['threshold_moved']:.2%} on average since the start: with a "
+                f"learning rate of {self.threshold_learning_rate:g} they cannot adapt in {course.sizes.steps} steps. "
+                "Raise threshold_learning_rate, or use the recipe short_run"
+            )
+        if last["window"] < 1e-6:
+            found["window"] = (
+                f"no pre-activations lie within the bandwidth {self.bandwidth:g} of their thresholds, so these get no "
+                "gradient: raise bandwidth"
+            )
+        return found
+
+    def release(self, params: Params, state: tuple, sizes: Sizes) -> released.JumpReLU:
+        b_enc = released_bias(params, sizes)
+        return released.JumpReLU(params.W_enc, b_enc, params.W_dec, params.b_dec, self.theta(params), params.W_skip)
+
+
+def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
+    """Scaled activations [B, A] -> z = (x - b_dec) W_enc + b_enc [B, Z]; x as it is for transcoders."""
+    # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
+    return x @ params.W_enc + released_bias(params, sizes)
+
+
+def released_bias(params, sizes: Sizes) -> jax.Array:
+    """b_enc [Z] of an encoder before which b_dec is not subtracted."""
+    return params.b_enc if sizes.transcodes else params.b_enc - params.b_dec @ params.W_enc
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def activate(z: jax.Array, threshold: jax.Array, bandwidth: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Pre-activations [B, Z] -> latents f = z * 1[z > theta] [B, Z]; ||f||_0 [B]; the share of tokens on which each
+    latent is active [Z].
+
+    With eps the bandwidth, on the window |z - theta| < eps/2 the threshold has the gradient -(theta/eps) through f and
+    -(1/eps) through each 1[z > theta] that is counted. z has the hard mask's through f, and none through the counts.
+    """
+    on = z > threshold
+    return jnp.where(on, z, 0.0), on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
+
+
+def _activate_fwd(z, threshold, bandwidth):
+    return activate(z, threshold, bandwidth), (z, threshold)
+
+
+def _activate_bwd(bandwidth, saved, cotangents):
+    z, threshold = saved
+    to_f, to_l0, to_fired = cotangents
+    counted = to_l0[:, None] + to_fired / len(z)
+    window = jnp.abs(z - threshold) < bandwidth / 2
+    to_threshold = jnp.where(window, to_f * threshold + counted, 0.0).sum(axis=0) * (-1.0 / bandwidth)
+    return jnp.where(z > threshold, to_f, 0.0), to_threshold
+
+
+activate.defvjp(_activate_fwd, _activate_bwd)

@@ -1,0 +1,101 @@
+"""The units of training: what activations are divided by, what is subtracted from them, and how both are folded into
+what is released."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae.crosscoder import Crosscoder
+from sae.parts import Part
+from sae.registry import Registry
+from sae.store.source import Source
+
+INPUTS: Registry = Registry("treatment of inputs")
+register = INPUTS.register
+
+
+class Units(NamedTuple):
+    """Of a site: activations become (x - centre) / scale; centre [A], scale a scalar, both float32."""
+
+    centre: jax.Array
+    scale: jax.Array
+
+
+@register("scaled")
+@dataclasses.dataclass(frozen=True)
+class Inputs(Part):
+    """Activations are divided by a constant C so that their mean squared norm is 1 (arXiv 2408.05147, section 3).
+
+    Attributes:
+      centre: subtract the mean first; it goes into the biases when the autoencoder is released.
+    """
+
+    registry: ClassVar[Registry] = INPUTS
+
+    centre: bool = False
+
+    def units(self, source: Source, site: str, sites: int = 1) -> Units:
+        """Returns C = sqrt(E||x||^2), or sqrt(E||x - E[x]||^2) where the mean is subtracted; times the square root of
+        the number of sites that are joined, so that what is joined has a mean squared norm of 1.
+
+        Raises:
+          ValueError: for a site that has the same vector everywhere.
+        """
+        squared, mean = source.mean_squared_norm(site), np.asarray(source.mean(site))
+        if not self.centre:
+            mean = np.zeros_like(mean)
+        scale = np.sqrt(max(squared - float(mean @ mean), 0.0))
+        if not scale > 0:
+            raise ValueError(f"{site} is the same vector at every token of {source.name}: there is nothing to learn")
+        return Units(np.asarray(mean, np.float32), np.float32(scale * np.sqrt(sites)))
+
+    def scaled(self, batch: Mapping[str, jax.Array], units: Mapping[str, Units], sites: tuple[str, ...]) -> jax.Array:
+        """Raw activations [B, A] of some sites -> scaled ones, joined: [B, A of them all]."""
+        parts = [(batch[site] - units[site].centre) / units[site].scale for site in sites]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def fold(self, autoencoder, units: Mapping[str, Units], sites: tuple[str, ...], sites_out: tuple[str, ...]):
+        """Returns the autoencoder of raw activations, of one of scaled ones; a `Crosscoder` for several sites.
+
+        b_enc' = C b_enc - mu W_enc, b_dec' = C b_dec + mu, theta' = C theta, weights as they are (arXiv 2408.05147,
+        section 3, with the mean mu in addition). What it makes of x is C times what the trained one makes of
+        (x - mu) / C, plus mu. A transcoder has two scales; its latents are in units of what comes out, so that decoder
+        rows keep their unit norm. So are a crosscoder's, whose sites have scales of their own.
+
+        Args:
+          autoencoder: a dataclass with `W_enc`, `b_enc`, `W_dec`, `b_dec`, `W_skip`, and `scaled(gain)`, which
+            multiplies its latents: `sae.JumpReLU`, for one.
+          units: by site. sites: what goes in. sites_out: what comes out.
+        """
+        W_enc, W_dec, W_skip = autoencoder.W_enc, autoencoder.W_dec, autoencoder.W_skip
+        centre_in, scale_in = _joined(units, sites, W_enc.shape[0])
+        centre_out, scale_out = _joined(units, sites_out, W_dec.shape[1])
+        if len(sites) == 1:
+            gain = units[sites_out[0]].scale
+        else:
+            W_dec = W_dec * scale_out
+            gain = jnp.linalg.norm(W_dec, axis=-1)
+            W_dec = W_dec / gain[:, None]
+        # An autoencoder of one site has one scale, and weights to the bit as they were trained.
+        same = len(sites) == 1 and sites == sites_out
+        b_enc = gain * (autoencoder.b_enc - (centre_in / scale_in) @ W_enc)
+        b_dec = scale_out * autoencoder.b_dec + centre_out
+        if W_skip is not None:
+            W_skip = W_skip / scale_in[:, None] * scale_out
+            b_dec = b_dec - centre_in @ W_skip
+        W_enc = W_enc if same else W_enc / scale_in[:, None] * gain
+        folded = dataclasses.replace(
+            autoencoder.scaled(gain), W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, W_skip=W_skip
+        )
+        return folded if len(sites) == 1 else Crosscoder.of(folded, len(sites))
+
+
+def _joined(units: Mapping[str, Units], sites: tuple[str, ...], width: int) -> tuple[jax.Array, jax.Array]:
+    """Centres and scales of the sites for each dimension of them all, [A] each."""
+    centre = jnp.concatenate([units[site].centre for site in sites])
+    scale = jnp.repeat(jnp.stack([units[site].scale for site in sites]), width // len(sites))
+    return centre, scale

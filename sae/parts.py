@@ -1,0 +1,225 @@
+"""What a run is put together from: parts, frozen dataclasses that check themselves and own their code.
+
+A part that is compiled into a training step is a pytree. Its fields of type `Number` are the leaves: runs that differ
+in these alone share one compiled program, and inside it each field reads the number of the run that is computed.
+All other fields are compiled in. Parts see the `Sizes` of a run and nothing else of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from sae.fields import check_fields
+from sae.registry import Registry
+
+T = TypeVar("T")
+
+Number = Annotated[float, "may differ between the runs of one compiled program"]
+Steps = int | Fraction  # a number of steps (or tokens), or a share of the run's
+MOST_TOKENS = 2**31 - 2**24  # where counting of tokens stops on the device, so that it does not overflow
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What parts know of the run that they are in; compiled in.
+
+    Attributes:
+      width: Z, the number of latents.
+      steps: optimizer steps of the run.
+      batch_size: B, tokens of a step.
+      dead_tokens: a latent that was silent for so many tokens is dead.
+      sites: how many sites go in, joined along A; more than one for a crosscoder.
+      transcodes: whether what comes out is another site than what goes in.
+    """
+
+    width: int
+    steps: int
+    batch_size: int
+    dead_tokens: int
+    sites: int = 1
+    transcodes: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole run."""
+        return self.steps * self.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How a run has gone, for the parts that warn.
+
+    Attributes:
+      records: of one run, in order, at least one; dicts of plain numbers as in the history.
+      sizes: of the run.
+      warm: the step from which every sparsity term has its full strength.
+    """
+
+    records: Sequence[Mapping]
+    sizes: Sizes
+    warm: int = 0
+
+    @property
+    def first(self) -> Mapping:
+        return self.records[0]
+
+    @property
+    def last(self) -> Mapping:
+        return self.records[-1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last record is of the run's last step."""
+        return self.last["step"] + 1 >= self.sizes.steps
+
+    @property
+    def settled(self) -> bool:
+        """Whether L0, FVU and dead latents say something yet: lambda has its full strength, or the run has ended."""
+        return self.ended or self.last["step"] >= self.warm
+
+
+class Part:
+    """Base of all parts. A subclass is a frozen dataclass of at most eight fields and registers in its family.
+
+    Attributes:
+      registry: the names of the kinds of one family of parts.
+    """
+
+    registry: ClassVar[Registry]
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        jax.tree_util.register_pytree_node(cls, _flatten, functools.partial(_unflatten, cls))
+
+    def __post_init__(self):
+        _split(type(self))
+        check_fields(self)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for fields that are out of range, or do not go together."""
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raises ValueError for a run that this part cannot be in."""
+
+    @property
+    def l0_aim(self) -> float | None:
+        """The L0 that this part aims at; None for a part that aims at none."""
+        return None
+
+    def beforehand(self, sizes: Sizes) -> dict[str, str]:
+        """What the fields alone say will go wrong, in words, by kind; empty when nothing does."""
+        return {}
+
+    def warnings(self, course: Course) -> dict[str, str]:
+        """What is off about a run, in words, by kind; empty when nothing is."""
+        return {}
+
+    @property
+    def kind(self) -> str:
+        """The name under which its type is registered."""
+        return self.registry.name_of(type(self))
+
+    def json(self) -> dict[str, Any]:
+        """Its kind and its fields, as JSON has them; a Fraction as the text "1/4"."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"kind": self.kind} | {name: plain_json(value) for name, value in values.items()}
+
+    @classmethod
+    def of_json(cls, facts: Mapping[str, Any]) -> "Part":
+        """The part of a family that `json` has written.
+
+        Raises:
+          ValueError: for a kind or a field that does not exist, and a value of another type.
+        """
+        facts = dict(facts)
+        kind = cls.registry[facts.pop("kind", None)]
+        names = {field.name for field in dataclasses.fields(kind)}
+        if unknown := sorted(set(facts) - names):
+            raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(names))}")
+        return kind(**{name: of_plain_json(value) for name, value in facts.items()})
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {getattr(self, name)}")
+
+    def _not_negative(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {getattr(self, name)}")
+
+    def _one_of(self, name: str, known: Sequence[str]) -> None:
+        if getattr(self, name) not in known:
+            raise ValueError(f"{type(self).__name__}: {name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def steps_of(value: Steps, whole: int, least: int = 0) -> int:
+    """Returns a number of steps: itself, or that of a share of the whole, rounded down.
+
+    Args:
+      value: a number of steps, or a Fraction.
+      whole: the steps (or tokens) that a Fraction is a share of.
+      least: what a Fraction gives at least.
+
+    Example:
+      >>> steps_of(100, 600), steps_of(Fraction(1, 4), 600), steps_of(Fraction(1, 20), 10, least=1)
+      (100, 150, 1)
+    """
+    return max(least, int(value * whole)) if isinstance(value, Fraction) else value
+
+
+def numbers_of(parts: T) -> T:
+    """Returns parts whose `Number` fields are float32 arrays, as a compiled step takes them."""
+    return jax.tree.map(jnp.float32, parts)
+
+
+def number_names(kind: type[Part]) -> tuple[str, ...]:
+    """Returns the names of the fields in which runs of one compiled program may differ."""
+    return _split(kind)[0]
+
+
+def plain_json(value):
+    """A field's value as JSON has it."""
+    return str(value) if isinstance(value, Fraction) else list(value) if isinstance(value, tuple) else value
+
+
+def of_plain_json(value):
+    """A field's value, from JSON."""
+    if isinstance(value, list):
+        return tuple(value)
+    numerator, slash, denominator = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if slash and numerator.isdecimal() and denominator.isdecimal():
+        return Fraction(int(numerator), int(denominator))
+    return value
+
+
+@functools.cache
+def _split(kind: type[Part]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of a part's numbers, and those of its other fields."""
+    fields = dataclasses.fields(kind)
+    if any(isinstance(f.type, str) for f in fields):
+        raise TypeError(
+            f"{kind.__name__}: the annotations of a part are types and not texts, as `Number` is found by them: leave "
+            "out `from __future__ import annotations`"
+        )
+    return tuple(f.name for f in fields if f.type is Number), tuple(f.name for f in fields if f.type is not Number)
+
+
+def _flatten(part: Part):
+    numbers, others = _split(type(part))
+    return tuple(getattr(part, name) for name in numbers), tuple(getattr(part, name) for name in others)
+
+
+def _unflatten(kind: type[Part], others, numbers) -> Part:
+    # Unchecked: the numbers may be tracers, shapes or placeholders.
+    part = object.__new__(kind)
+    names, other_names = _split(kind)
+    for name, value in zip(names + other_names, (*numbers, *others), strict=True):
+        object.__setattr__(part, name, value)
+    return part

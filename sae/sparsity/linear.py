@@ -1,0 +1,51 @@
+"""The penalty lambda * L0 of Gemma Scope (arXiv 2408.05147, section 2.2): with a fixed lambda, or one that follows."""
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+
+from sae.architectures.base import Encoded
+from sae.sparsity.base import Now, register
+from sae.sparsity.lambdas import Aimed, Warmed
+
+
+@register("linear")
+@dataclasses.dataclass(frozen=True)
+class Linear(Warmed):
+    """lambda * L0 a token, with a fixed lambda.
+
+    Attributes:
+      coefficient: lambda, in scaled units.
+      coefficient_warmup: lambda grows linearly over so many steps, or over such a share of the run.
+    """
+
+    def penalty(self, encoded: Encoded, state: tuple, now: Now, sizes) -> jax.Array:
+        return (self.strength(state, now.step, sizes) * encoded.l0).mean()
+
+
+@register("controlled")
+@dataclasses.dataclass(frozen=True)
+class Controlled(Aimed):
+    """lambda * L0 a token, with a lambda that a controller moves until the L0 is the target.
+
+    Attributes:
+      coefficient: lambda at the start, in scaled units.
+      coefficient_warmup: lambda grows linearly over so many steps, or over such a share of the run.
+      l0_target: the L0 to aim at.
+      controller: how fast lambda follows; see `sae.sparsity.lambdas.Aimed`.
+    """
+
+    coefficient_warmup: int | Fraction = Fraction(1, 4)
+    controller: float | Fraction = Fraction(1, 24)
+
+    def check(self) -> None:
+        super().check()
+        if self.controller == 0:
+            raise ValueError(
+                "Controlled: a linear penalty with a fixed lambda takes no notice of l0_target: set controller (0.01, "
+                "say), or take sae.sparsity.Quadratic"
+            )
+
+    def penalty(self, encoded: Encoded, state: jax.Array, now: Now, sizes) -> jax.Array:
+        return (self.strength(state, now.step, sizes) * encoded.l0).mean()

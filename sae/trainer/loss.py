@@ -1,0 +1,73 @@
+"""The parts of a run that are compiled into a step, and the loss of a batch that they add up to."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from sae.architectures import Architecture, Encoded
+from sae.initialisation import Initialisation
+from sae.inputs import Inputs
+from sae.objectives import Objective
+from sae.optimizer import Adam
+from sae.parts import Sizes
+from sae.runs import Run
+from sae.sparsity import Now, SparsityTerm
+
+
+class Parts(NamedTuple):
+    """The parts of a run that are compiled into its step; a pytree, whose leaves are their numbers."""
+
+    autoencoder: Architecture
+    sparsity: tuple[SparsityTerm, ...]
+    objective: Objective
+    inputs: Inputs
+    initialisation: Initialisation
+    optimizer: Adam
+
+    @classmethod
+    def of(cls, run: Run) -> "Parts":
+        return cls(*(getattr(run, name) for name in cls._fields))
+
+
+class Values(NamedTuple):
+    """What the loss is made of, and what came up on the way. Means over the batch where not said otherwise."""
+
+    reconstruction: jax.Array  # of ||y - y^||^2, with all latents
+    penalty: jax.Array  # of all sparsity terms
+    encoded: Encoded
+
+
+def loss_of(
+    params: NamedTuple,
+    x: jax.Array,
+    y: jax.Array,
+    parts: Parts,
+    kept: Any,
+    terms: tuple,
+    now: Now,
+    sizes: Sizes,
+) -> tuple[jax.Array, Values]:
+    """The mean loss over a batch, and its values: the mean of the objective's errors, the sparsity terms, and what the
+    architecture adds.
+
+    Args:
+      params: of the architecture, as trained, float32.
+      x: what goes in [B, A], scaled; y: what is to come out.
+      parts: of the run; their numbers are those of this run.
+      kept: what the architecture keeps. terms: what each sparsity term keeps.
+      now: the step, lambda, and which latents are dead.
+      sizes: of the run; static.
+    """
+    architecture = parts.autoencoder
+    # In full float32 by default, also where an accelerator's default is less: a window of width eps has to be met.
+    with jax.default_matmul_precision(parts.objective.precision):
+        encoded = architecture.encode(params, x, kept, sizes)
+        found = parts.objective.errors(params, encoded.f, x, y)
+        added = architecture.auxiliary(params, encoded, x, y, kept, now.dead)
+    total, penalty = sum(found) / len(found), None
+    for term, state in zip(parts.sparsity, terms, strict=True):
+        value = term.penalty(encoded, state, now, sizes)
+        penalty = value if penalty is None else penalty + value
+    penalty = total * 0.0 if penalty is None else penalty
+    total = total + penalty
+    return total if added is None else total + added, Values(found[0], penalty, encoded)

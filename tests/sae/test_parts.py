@@ -1,0 +1,146 @@
+"""Parts check themselves, say by their types which numbers may differ in one program, and go to JSON and back."""
+
+import dataclasses
+import json
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sae.families import FAMILIES, recorded_fields
+from sae.objectives import Matryoshka
+from sae.parts import Number, Part, number_names, numbers_of, steps_of
+from sae.registry import Registry
+from sae.runs import Run
+from sae.sparsity import Controlled, Frequency, Linear, Quadratic, Revival
+
+KINDS = [kind for family in FAMILIES.values() for kind in family.registry.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Part):
+    """In no family but its own."""
+
+    registry = Registry("sample")
+
+    strength: Number = 2.0
+    power: float = 3.0
+    turns: int = 1
+
+    def of(self, x):
+        return self.strength * x**self.power
+
+
+def test_numbers_are_found_from_their_types():
+    assert number_names(Sample) == ("strength",)
+    assert jax.tree.leaves(Sample(strength=5.0)) == [5.0]
+    assert jax.tree.structure(Sample(strength=5.0)) == jax.tree.structure(Sample(strength=6.0))
+    assert jax.tree.structure(Sample(power=5.0)) != jax.tree.structure(Sample(power=6.0))
+    for kind in KINDS:
+        floats = {f.name for f in dataclasses.fields(kind) if f.type is Number}
+        assert set(number_names(kind)) == floats
+
+
+def test_parts_that_differ_in_numbers_alone_share_one_program_and_read_their_own():
+    traced = []
+
+    @jax.jit
+    def program(part, x):
+        traced.append(part)
+        return part.of(x)
+
+    for strength in (2.0, 7.0):
+        assert program(numbers_of(Sample(strength)), 2.0) == strength * 8
+    assert len(traced) == 1
+    program(numbers_of(Sample(power=2.0)), 2.0)
+    assert len(traced) == 2
+
+
+def test_annotations_that_are_texts_are_refused():
+    Odd = dataclasses.make_dataclass("Odd", [("k", "Number", 1.0)], bases=(Part,), frozen=True)
+    with pytest.raises(TypeError, match="Odd: the annotations of a part are types and not texts"):
+        Odd()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_part_has_few_fields_each_with_a_meaning_and_comes_back_from_json(kind):
+    fields = [field.name for field in dataclasses.fields(kind)]
+    assert len(fields) <= 8
+    for name in fields:
+        assert f"\n      {name}: " in kind.__doc__, f"{kind.__name__} does not say what {name} means"
+    part = kind()
+    assert kind.of_json(json.loads(json.dumps(part.json()))) == part
+
+
+def test_a_run_comes_back_from_json_and_its_record_has_its_fields_by_name():
+    run = Run("s", 64, 100, sparsity=(Controlled(l0_target=8.0), Revival()), dead_tokens=Fraction(1, 20))
+    facts = json.loads(json.dumps(run.json()))
+    assert Run.of_json(facts) == run and facts["sparsity"][0]["controller"] == "1/24"
+    recorded = recorded_fields({"run": facts})
+    assert recorded["l0_target"] == 8.0 and recorded["sparsity"] == "controlled+revival"
+    assert set(recorded) == set(run.fields())
+    # Of earlier versions, a flat table.
+    assert recorded_fields({"config": {"l0_target": 5.0}})["l0_target"] == 5.0 and recorded_fields({}) == {}
+    with pytest.raises(ValueError, match="a run of format 1, and this version reads format 2"):
+        Run.of_json({"site": "s", "width": 64})
+
+
+def test_a_share_of_the_run_follows_its_steps_and_a_number_stays():
+    run = Run("s", 64, 600, batch_size=10, dead_tokens=Fraction(1, 20), sparsity=(Linear(8e-4, Fraction(1, 4)),))
+    assert (run.warm_from, run.sizes.dead_tokens) == (150, 300)
+    longer = dataclasses.replace(run, steps=6000)
+    assert (longer.warm_from, longer.sizes.dead_tokens) == (1500, 3000)
+    assert dataclasses.replace(run.replace(coefficient_warmup=7), steps=6000).warm_from == 7
+    assert steps_of(Fraction(1, 20), 10, least=1) == 1 and steps_of(0, 10, least=1) == 0
+
+
+def test_a_controllers_share_is_a_rate_of_a_twentieth_at_most():
+    controlled = Controlled(l0_target=4.0)
+    assert controlled.rate(600) == 24 / 600 and controlled.rate(100) == 0.05
+    assert dataclasses.replace(controlled, controller=0.3).rate(100) == 0.3
+
+
+def test_a_change_goes_to_the_part_that_has_the_field():
+    run = Run("s", 64, 100).replace(learning_rate=1e-3, coefficient=0.5, seed=7, bandwidth=0.2)
+    assert (run.optimizer.learning_rate, run.sparsity[0].coefficient, run.seed) == (1e-3, 0.5, 7)
+    assert run.autoencoder.bandwidth == 0.2 and run.replace() == run
+
+
+def test_a_field_that_no_part_has_brings_in_the_one_kind_that_has_it():
+    run = Run("s", 64, 100).replace(precision="high", matryoshka=(0.25,), revival=0.5, frequency_factor=0.2)
+    assert run.objective == Matryoshka(matryoshka=(0.25,), precision="high")
+    assert run.sparsity == (Linear(), Revival(0.5), Frequency(0.2))
+    with pytest.raises(
+        ValueError, match=r"no part has a field 'l0_target', and Controlled, Quadratic have: give spars"
+    ):
+        run.replace(l0_target=3.0)
+    with pytest.raises(ValueError, match=r"Run has no field 'l0_tagret', and no part has: did you mean l0_target\?"):
+        run.replace(l0_tagret=3.0)
+    two = dataclasses.replace(run, sparsity=(Linear(), Quadratic(l0_target=4.0)))
+    with pytest.raises(ValueError, match=r"several parts \(sparsity, sparsity\) have a field 'coefficient'"):
+        two.replace(coefficient=1.0)
+    assert two.fields()["quadratic.coefficient"] == 6e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Run("s", 64.5, 10), "Run: width must be a whole number, got 64.5"),
+        (lambda: Run("s", 64, 10, sparsity=Linear()), r"sparsity is a tuple of parts, got .*: put it in a tuple"),
+        (lambda: Run("s", 64, 10, sparsity=(Matryoshka(),)), r"sparsity takes parts of the kinds .*linear.*; got"),
+        (lambda: Run("s", 64, 10, objective="matryoshka"), r"objective takes parts of the kinds .*; got the text"),
+        (lambda: Run("s", 48, 10, objective=Matryoshka()), "the width must be a multiple of 32, got 48"),
+        (lambda: Linear(coefficient="1"), "Linear: coefficient must be a number, got '1'"),
+        (lambda: Linear(coefficient_warmup=0.5), "coefficient_warmup must be a whole number or a fraction such as"),
+        (lambda: Controlled(controller=0.0), "takes no notice of l0_target: set controller"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_leaves_become_float32():
+    (leaf,) = jax.tree.leaves(numbers_of(Sample(2)))
+    assert leaf.dtype == jnp.float32

@@ -1,9 +1,7 @@
 """What all launches share: flags, progress bars, the cache of compiled programs, the text with its held-out part, and
 where autoencoders are. How a launch begins and ends is in `running.py`."""
 
-import dataclasses
 import importlib.metadata
-import json
 import os
 import re
 import sys
@@ -18,11 +16,11 @@ from absl import flags
 
 import gemma
 import sae
-from sae import showing
-from sae.files import local_path, read_json
-from sae.formats import files as formats
+from sae.files import local_path
+from sae.formats.finding import activation_dtype as activation_dtype
+from sae.formats.finding import autoencoder_folders as autoencoder_folders
 from sae.progress import Bar
-from sae.text import Sequences, is_text
+from sae.text import Sequences, preparing
 from sae.text.corpus import Corpus
 from sae.text.origin import SHIPPED
 
@@ -167,18 +165,6 @@ def keep_compiled_programs() -> Path | None:
     return folder
 
 
-def activation_dtype(folder: Path) -> str:
-    """Of the activations that an autoencoder was trained on; float32 where its folder does not say so."""
-    file = folder / "info.json"
-    training = json.loads(read_json(file).get("training", "{}")) if file.exists() else {}
-    return training.get("store", {}).get("activation_dtype", "float32")
-
-
-def model_name(model: sae.LanguageModel) -> str:
-    """What prints and pages call the model: `gemma2-tiny`, `gemma2-tiny in bfloat16`."""
-    return model.name if model.dtype == np.float32 else f"{model.name} in {model.dtype}"
-
-
 def check_texts() -> None:
     """Raises ValueError for flags about text that contradict one another."""
     if CORPUS.value and HELD_OUT.value and local_path(CORPUS.value).absolute() == local_path(HELD_OUT.value).absolute():
@@ -204,18 +190,8 @@ def texts(
       say: told, a line at a time, what is left out, duplicates, and how many sequences are taken of how many.
     """
     corpus = _corpus(model, say=say)
-    train = _cut(model, corpus, "harvested", folder, say)
-    held_out = _cut(model, corpus, "held out", folder, say)
-    say(f"{showing.count(len(train.documents), 'document')} to harvest, {len(held_out.documents):,} held out")
-    few = corpus.divided and len(train) == len(held_out) == 1
-    if (
-        few
-        and sum(is_text(part.tokens, model.tokenizer.special_ids).sum() for part in (train, held_out)) < LENGTH.value
-    ):
-        raise ValueError(
-            f"{CORPUS.value} makes a single sequence of {LENGTH.value} tokens: with no --held_out, two are needed at "
-            "least, one to harvest and one to evaluate on. Give more text or a smaller --length"
-        )
+    train, held_out = (_cut(model, corpus, part, folder, say) for part in ("harvested", "held out"))
+    preparing.check_parts(corpus, train, held_out, model.tokenizer, str(CORPUS.value), say)
     return (
         _some(train, MAX_SEQUENCES.value if most is None else most, "--max_sequences", say),
         _some(held_out, EVAL_SEQUENCES.value, "--eval_sequences", say),
@@ -243,7 +219,9 @@ def _corpus(model: sae.LanguageModel, at_hand: bool = True, *, say: Callable[[st
     if model.tokenizer is None:
         raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
     known = at_hand or not HELD_OUT.value
-    return Corpus(corpus_path() if known else None, held_out_path(), read=reading.Reader(say), say=say)
+    return Corpus(
+        corpus_path() if known else None, held_out_path(), read=preparing.Reader(say, reading.SKIP_BAD.value), say=say
+    )
 
 
 def corpus_path() -> str | Path:
@@ -257,77 +235,15 @@ def held_out_path() -> str | Path | None:
 
 
 def _cut(model: sae.LanguageModel, corpus: Corpus, part: str, folder: Path, say: Callable[[str], object]) -> Sequences:
-    elsewhere = part == "held out" and corpus.split is None
-    digest = None if corpus.path is None else corpus.survey.digest()
-    sequences = reading.cut_part(
-        corpus.held_out() if part == "held out" else corpus.harvested(),
-        model.tokenizer,
-        LENGTH.value,
-        packed=PACKED.value,
-        only_model_turns=ONLY_MODEL_TURNS.value,
-        path=held_out_path() if elsewhere else corpus.path,
-        part=part,
-        survey=digest,
-        folder=folder,
-        say=say,
-    )
-    origin = dataclasses.replace(
-        sequences.origin,
-        corpus=None if corpus.path is None else CORPUS.value or SHIPPED,
-        held_out=HELD_OUT.value,
-        documents_sha256=digest,
-        held_out_sha256=None if corpus.held_out_survey is None else corpus.held_out_survey.digest(),
-        model=MODEL.value,
-    )
-    return dataclasses.replace(sequences, origin=origin)
+    form = reading.form(LENGTH.value, PACKED.value, ONLY_MODEL_TURNS.value, folder)
+    named = None if corpus.path is None else CORPUS.value or SHIPPED
+    names = {"corpus": named, "held_out": HELD_OUT.value, "model": MODEL.value}
+    return preparing.sequences_of(corpus, part, model.tokenizer, form, names, say)
 
 
 def _some(sequences: Sequences, most: int, flag: str, say: Callable[[str], object]) -> Sequences:
     """At most so many, taken at random; 0 for all."""
-    if not most or most >= len(sequences):
-        return sequences
-    say(f"{most:,} of {len(sequences):,} sequences are taken, at random ({flag})")
-    return sequences.take(np.sort(np.random.default_rng(SEED.value).permutation(len(sequences))[:most]))
-
-
-def autoencoder_folders(root: Path) -> list[Path]:
-    """Every autoencoder under a folder, through symbolic links too, sites and sparsities in order; not crosscoders,
-    which have no site to evaluate at.
-
-    Raises:
-      ValueError: when there is none.
-    """
-    files = sorted(_autoencoder_files(root), key=lambda file: _natural(file.parent))
-    crosscoders = [file.parent for file in files if formats.outline(file).several_sites()]
-    folders = list(dict.fromkeys(file.parent for file in files if file.parent not in crosscoders))
-    if not folders and crosscoders:
-        raise ValueError(
-            f"no autoencoder under {root} but crosscoders, which read several sites and cannot be spliced in at one: "
-            + ", ".join(str(folder) for folder in crosscoders)
-        )
-    if not folders:
-        raise ValueError(f"no autoencoder under {root}: train some first")
-    return folders
-
-
-def _autoencoder_files(root: Path) -> list[Path]:
-    """Through links too, which Path.rglob does not follow; what several names lead to once, by a name without links."""
-    files: dict[str, Path] = {}
-    for follow in (False, True):
-        seen = set()
-        for folder, subfolders, names in os.walk(root, followlinks=follow):
-            if (real := os.path.realpath(folder)) in seen:  # a link may lead back to where it is
-                subfolders.clear()
-                continue
-            seen.add(real)
-            for name in set(formats.main_files()).intersection(names):
-                files.setdefault(os.path.realpath(Path(folder, name)), Path(folder, name))
-    return list(files.values())
-
-
-def _natural(path: Path) -> list:
-    """Sorts numbers within names by their value."""
-    words = str(path).replace("/", "_").split("_")
-    # ASCII alone: "²" is a digit to `isdigit` and none to `float`.
-    number = re.compile(r"[0-9]+(\.[0-9]+)?")
-    return [(0, float(word), "") if number.fullmatch(word) else (1, 0.0, word) for word in words]
+    taken = preparing.some(sequences, most, SEED.value)
+    if len(taken) < len(sequences):
+        say(f"{most:,} of {len(sequences):,} sequences are taken, at random ({flag})")
+    return taken

@@ -5,22 +5,21 @@
 Model, text, length and which tokens count are those of the training, as for `experiments.evaluate`.
 """
 
-import hashlib
+import functools
 from pathlib import Path
 
 from absl import flags
 
 import sae
-from sae.evaluation.latents import latent_statistics, top_tokens
-from sae.explorer import pages, tradeoff
-from sae.files import check_folder, local_path, replace_file
+from sae.evaluation import kept
+from sae.explorer import building
+from sae.files import check_folder, local_path
 from sae.text import Sequences
 
 from . import autoencoders, common, recorded, running
-from .evaluate import evaluate, identity, subject, target
+from .evaluate import evaluate, target
 from .train import SAES_DIR
 
-VERSION = 2  # of what pages say; those of an earlier one are written again
 PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages.")
 # What --help lists.
 flags.adopt_module_key_flags(common)
@@ -42,66 +41,26 @@ def explore(
     pages_dir: Path,
     at_hand: bool = True,
 ) -> Path:
-    """Writes the pages of the autoencoders in `folders`, those that are there already excepted. Returns the first.
+    """Writes the pages of the autoencoders in `folders`, those that exist already excepted. Returns the first.
 
     `at_hand` is as for `recorded.about`.
     """
-    rows, found, of = [], evaluate(model, folders, held_out), subject(model, held_out)
-    for folder, metrics in zip(folders, found, strict=True):
-        # An autoencoder that is the folder itself gets a folder of its own, since the first page is in this one.
-        place = folder.relative_to(saes_dir) if folder != saes_dir else Path(folder.resolve().name)
-        about = recorded.about([folder], model, held_out, at_hand)
-        root = "../" * len(place.parts)
-        _latents(model, folder, metrics.site, held_out, identity(folder, of, model), pages_dir / place, root, about)
-        rows.append({
-            "href": pages.link(place / "index.html"),
-            "site": metrics.site,
-            "width": metrics.width,
-            "target": target(folder),
-            "metrics": metrics,
-        })  # fmt: skip
-    pages_dir.mkdir(parents=True, exist_ok=True)
-    name = common.model_name(model)
-    tradeoff.draw(found, pages_dir / "tradeoff.png", f"JumpReLU autoencoders on {name}")
-    return pages.write_index(pages_dir, name, rows, found[0].tokens, recorded.about(folders, model, held_out, at_hand))
-
-
-def _latents(
-    model: sae.LanguageModel,
-    folder: Path,
-    site: str,
-    held_out: Sequences,
-    key: str,
-    out: Path,
-    root: str,
-    about: pages.About,
-) -> None:
-    key += hashlib.sha256(repr((VERSION, about)).encode()).hexdigest()[:16]
-    done = out / "identity.txt"
-    if done.exists() and done.read_text(encoding="utf-8") == key:
-        return
-    # Pages of an earlier text or autoencoder must not be taken for these.
-    done.unlink(missing_ok=True)
-    for old in out.glob("*.html"):
-        old.unlink()
-    autoencoder = autoencoders.load(folder, model)
-    site_in = autoencoder.info.site
-    statistics = latent_statistics(autoencoder, model, held_out, site_in, progress=common.progress)
-    effects = top_tokens(autoencoder, model, site) if model.sites[site].writes_to_residual else None
-    name = f"{site}, {autoencoder.width} latents, target L0 {target(folder)}"
-    pages.write_latents(
-        out,
-        root,
-        name,
-        autoencoder,
-        statistics,
-        effects,
-        held_out,
-        model.tokenizer,
-        about,
-        progress=common.progress,
-    )
-    replace_file(done, key)
+    outline = functools.partial(autoencoders.outline, model=model)
+    of = kept.subject(model, held_out)
+    entries = [
+        building.Entry(
+            # An autoencoder that is the folder itself gets a folder of its own, since the first page is in this one.
+            place=folder.relative_to(saes_dir) if folder != saes_dir else Path(folder.resolve().name),
+            metrics=metrics,
+            target=target(folder),
+            about=recorded.about([folder], model, held_out, at_hand),
+            key=kept.identity(folder, of, outline),
+            load=functools.partial(autoencoders.load, folder, model),
+        )
+        for folder, metrics in zip(folders, evaluate(model, folders, held_out), strict=True)
+    ]
+    about = recorded.about(folders, model, held_out, at_hand)
+    return building.build(entries, model, held_out, pages_dir, about, progress=common.progress)
 
 
 def main():

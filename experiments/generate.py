@@ -4,7 +4,6 @@ python -m experiments.generate --prompt="The sea" --prompt="The king" --temperat
 python -m experiments.generate --prompt="The sea" --sae=runs/scope/saes/… --latent=17 --strength=3max
 """
 
-import math
 from pathlib import Path
 
 from absl import flags
@@ -12,10 +11,10 @@ from absl import flags
 import gemma
 import sae
 from mishax_lite import Edits
-from sae import showing
-from sae.evaluation.matching import check_model
+from sae import steering as library
 from sae.files import local_path
-from sae.sites import token_site
+from sae.interventions import OfMax
+from sae.steering import parse_strength
 
 from . import autoencoders, common, running
 
@@ -41,21 +40,6 @@ flags.declare_key_flag("compilation_cache")
 flags.declare_key_flag("expanded_cache")
 
 
-def _parsed(text: str) -> tuple[float, bool]:
-    """The number in a strength, and whether it is a multiple of the largest activation."""
-    number = text.removesuffix("max")
-    try:
-        factor = 1.0 if text == "max" else float(number)
-    except ValueError:
-        factor = math.nan
-    if not math.isfinite(factor) or text != text.strip():
-        raise ValueError(
-            "--strength takes a number in raw units or, such as 3max, a multiple of a latent's largest activation; got "
-            f"{text!r}"
-        )
-    return factor, number != text
-
-
 def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path) -> float:
     """Returns a strength in raw units: of a number itself, of `3max` three times the latent's largest activation.
 
@@ -69,9 +53,9 @@ def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path)
         ValueError: for anything else, a number that is not finite, an autoencoder without the record, or a latent that
             fired on none of its tokens.
     """
-    factor, multiple = _parsed(text)
-    if not multiple:
-        return factor
+    amount = parse_strength(text, "--strength takes")
+    if not isinstance(amount, OfMax):
+        return amount
     record = autoencoder.largest
     if record is None:
         raise ValueError(
@@ -84,7 +68,7 @@ def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path)
             f"latent {latent} of {folder} fired on none of the {record.tokens:,} tokens of its record, so "
             f"--strength={text} is nothing: give a number in raw units, or another latent"
         )
-    return sae.of_max(factor).of(autoencoder, latent)
+    return amount.of(autoencoder, latent)
 
 
 def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str | None) -> tuple[str, Edits]:
@@ -95,27 +79,10 @@ def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str
         strength that `strength_of` refuses.
     """
     autoencoder = autoencoders.load(folder, model)
-    site = autoencoder.info.site_out
-    check_model(autoencoder.info, model, str(folder))
-    if not isinstance(autoencoder, sae.JumpReLU):
-        raise ValueError(f"{folder} is a crosscoder, of {', '.join(site)}: steering adds a vector at one site")
-    if not token_site(model, site).writes_to_residual:
-        raise ValueError(f"{folder} is of {site}, which does not write to the residual stream")
-    if latent >= autoencoder.width:
-        raise ValueError(f"{folder} has latents 0 to {autoencoder.width - 1}, got --latent={latent}")
-    raw = strength_of(strength, autoencoder, latent, folder)
-    factor, multiple = _parsed(strength)
-    title = f"with {strength} of latent {latent}"
-    if multiple:
-        record = autoencoder.largest
-        most = f"{record.values[latent]:.4g}"
-        title += (
-            f": {factor:g} x {most} = {raw:.4g} in raw units; {most} is its largest activation over the "
-            f"{showing.count(record.tokens, 'token')} of its record"
-        )
-    else:
-        title += " in raw units"
-    return title, sae.steer(autoencoder, {latent: sae.of_max(factor) if multiple else factor})
+    library.check_steers(autoencoder, model, latent, str(folder), "--latent")
+    strength_of(strength, autoencoder, latent, folder)  # its errors know of flags
+    steered = library.steering(autoencoder, model, latent, strength, name=str(folder))
+    return steered.title, steered.edits
 
 
 def check_flags() -> None:
@@ -129,7 +96,7 @@ def check_flags() -> None:
     if SAE.value is not None and (LATENT.value is None or STRENGTH.value is None):
         raise ValueError("--sae goes with --latent and --strength")
     if STRENGTH.value is not None:
-        _parsed(STRENGTH.value)
+        parse_strength(STRENGTH.value, "--strength takes")
     if common.SEED.value >= 2**32:
         raise ValueError(f"--seed is from 0 to {2**32 - 1} here, got {common.SEED.value}")
     if TOP_P.value is not None and not 0 < TOP_P.value <= 1:

@@ -2,6 +2,7 @@
 they were trained on. A flag that contradicts the record is an error; another text is asked for by --held_out, and said.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from absl import flags
 
 import sae
 from sae.autoencoder import Info
-from sae.evaluation.fidelity import check_fits
+from sae.evaluation import kept
 from sae.evaluation.matching import RecordWarning, counted_of, record_of
 from sae.explorer.pages import About
 from sae.files import local_path
@@ -67,12 +68,7 @@ def _several(folders: Sequence[Path]) -> str:
 
 def check(folders: Sequence[Path], model: sae.LanguageModel) -> None:
     """Raises ValueError, naming the folder and both sides, for an autoencoder that does not belong to a model."""
-    for folder in folders:
-        autoencoder = autoencoders.outline(folder, model)
-        try:
-            check_fits(autoencoder, model)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+    kept.check_folders(folders, model, functools.partial(autoencoders.outline, model=model))
 
 
 def about(folders: Sequence[Path], model: sae.LanguageModel, text: Sequences, at_hand: bool) -> About:

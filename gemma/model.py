@@ -245,6 +245,85 @@ class Model:
         with jax.default_matmul_precision("highest"):
             return readout.unembed(self.config, self.params, jnp.asarray(residual))
 
+    def lens(self, value: Any) -> Any:
+        """Returns the logits that the model would give if it ended at a value of the residual stream: the logit lens.
+
+        It is `unembed` of any value in the stream, or of many at once (nostalgebraist 2020,
+        https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens). A pure function.
+
+        Args:
+            value: [..., D], or a pytree of such arrays, such as `forward.values`.
+
+        Returns:
+            float32 [..., V] in the place of each array.
+
+        Raises:
+            ValueError: for another width than D.
+
+        Example:
+            >>> model = gemma.load("gemma2-tiny")
+            >>> forward = model.run("The sea", capture="*/resid_post")
+            >>> model.lens(forward.values)["layer_3/resid_post"].shape
+            (1, 3, 4096)
+        """
+        return jax.tree.map(self.unembed, value)
+
+    def direct_logits(
+        self,
+        value: jax.Array,
+        site: str | None = None,
+        *,
+        scales: Mapping[str, jax.Array] | None = None,
+        tokens: jax.Array | Sequence[int] | None = None,
+    ) -> jax.Array:
+        """Returns what a component adds to the logits by itself, before the final softcap: direct logit attribution.
+
+        The residual stream is a sum, so with `scales` the contributions of `embed` and of every layer's `attn_out` and
+        `mlp_out` add up to the model's logits (before the softcap), and those of the heads to that of `attn_out`. A
+        latent's contribution is that of its activation times its decoder row. A pure function.
+
+        Args:
+            value: [..., *shape] at the site. Heads [..., N, H] are taken one by one; joined, [..., N·H], together.
+            site: a site that writes to the residual stream. None: a vector [..., D] of the stream itself.
+            scales: captured values of the same tokens, such as `forward.values`, with those norms' scales that
+                `gemma.sites.divisions` names: `final_scale`, and for heads their layer's `post_attn_scale`. A value may
+                have further axes after the tokens'. None leaves the norms' divisions out.
+            tokens: ids [K] of the logits that are meant, all by default.
+
+        Returns:
+            float32 [..., V], or [..., K] with `tokens`; heads one by one, [..., N, V].
+
+        Raises:
+            ValueError: for an unknown site or one that does not write to the residual stream, a value of another shape,
+                scales that are missing or of other tokens, and ids that the model lacks.
+
+        Example:
+            >>> model = gemma.load("gemma2-tiny")
+            >>> v = model.run("The sea", capture=["layer_3/attn_z", "layer_3/post_attn_scale", "final_scale"]).values
+            >>> model.direct_logits(v["layer_3/attn_z"], "layer_3/attn_z", scales=v, tokens=[5, 6]).shape
+            (1, 3, 4, 2)
+        """
+        record, way, shape = None, readout.unchanged, (self.config.d_model,)
+        if site is not None:
+            sites.check(self.config, site)
+            record = sites.of(self.config)[site]
+            way, shape = sites.way(record), record.shape
+        vectors = readout.one_by_one(jnp.asarray(value, jnp.float32), shape)
+        if vectors.shape[-1:] != (math.prod(shape),):
+            raise ValueError(
+                f"a value {'of the residual stream' if site is None else f'at {site}'} is [..., "
+                f"{', '.join(map(str, shape))}], got {list(jnp.shape(value))}"
+            )
+        ids = None if tokens is None else arguments.token_ids(jnp.atleast_2d(jnp.asarray(tokens)), self.config)[0]
+        *within, last = sites.divisions(record)
+        if scales is not None and (missing := [name for name in (*within, last) if name not in scales]):
+            raise ValueError(f"scales lack {missing[0]}: capture it with the value, or give no scales")
+        with jax.default_matmul_precision("highest"):
+            added = way(self.params, None if record is None else record.layer, vectors)
+            for name in () if scales is None else (*within, last):
+                added = readout.multiplied(added, scales[name], name)
+            return readout.direct_logits(self.params, added, ids)
+
     def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
         """Returns how vectors at a site, added to the residual stream, would move the logits to first order.
 

@@ -37,6 +37,45 @@ def logits_of_directions(params: dict, directions: jax.Array) -> jax.Array:
     return effects - effects.mean(axis=-1, keepdims=True)
 
 
+def direct_logits(params: dict, residual: jax.Array, tokens: jax.Array | None) -> jax.Array:
+    """Returns what vectors [..., D], which the final norm has divided, add to the logits before the softcap.
+
+    Args:
+        params: the model's.
+        residual: [..., D].
+        tokens: the ids [K] of the logits that are meant; None for all.
+
+    Returns:
+        float32 [..., V], or [..., K].
+    """
+    table = params["embedder"]["input_embedding"]
+    return residual * gain(params["final_norm"]) @ (table if tokens is None else table[tokens]).T
+
+
+def multiplied(vectors: jax.Array, scale: jax.Array, name: str) -> jax.Array:
+    """Returns vectors [B, T, ..., D] times what a norm multiplies their tokens by, [B, T, 1].
+
+    Raises:
+        ValueError: where the scale is of other tokens.
+    """
+    tokens = scale.shape[:-1]
+    if scale.shape[-1:] != (1,) or vectors.shape[: len(tokens)] != tokens:
+        raise ValueError(
+            f"{name} is [..., 1] with the first axes of the value's tokens, got {list(scale.shape)} for vectors "
+            f"{list(vectors.shape)}: take the same tokens of both"
+        )
+    return vectors * scale.astype(jnp.float32).reshape(*tokens, *[1] * (vectors.ndim - len(tokens)))
+
+
+def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns heads [..., N, H] as vectors [..., N, N·H], each with zeros in the place of the others; other values as
+    they are."""
+    if len(shape) != 2 or value.shape[-2:] != shape:
+        return value
+    N, H = shape
+    return (value[..., None, :] * jnp.eye(N, dtype=value.dtype)[:, :, None]).reshape(*value.shape[:-1], N * H)
+
+
 def gain(norm: dict) -> jax.Array:
     """Returns what a norm multiplies by, [D] float32: 1 + scale would be rounded in bfloat16."""
     return 1.0 + norm["scale"].astype(jnp.float32)

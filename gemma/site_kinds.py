@@ -166,6 +166,7 @@ KINDS = (
             ),
         ),
         way=readout.through_attention_output,
+        division="post_attn_scale",
     ),
     _scale("post_attn_scale", "post_attention_norm"),
     Kind(
@@ -246,6 +247,7 @@ KINDS = (
             ),
         ),
         way=readout.through_feed_forward_output,
+        division="post_mlp_scale",
     ),
     _scale("post_mlp_scale", "post_ffw_norm"),
     Kind(

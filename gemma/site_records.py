@@ -61,6 +61,8 @@ class Kind:
         in_layers: whether each layer has one; otherwise the model has one.
         way: how a vector at the site reaches the residual stream; None where it does not, by itself or through one
             linear map.
+        division: of a way through a norm, the kind of the site that has what the norm multiplies by; None where the
+            way passes none.
         frozen: whether a linear circuit holds the site still.
         float32: whether the value is float32 in every model; otherwise it has the dtype of the model's activations.
     """
@@ -71,6 +73,7 @@ class Kind:
     edits: tuple[Edit, ...]
     in_layers: bool = True
     way: Way | None = None
+    division: str | None = None
     frozen: bool = False
     float32: bool = False
 

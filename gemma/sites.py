@@ -95,6 +95,20 @@ def way(site: Site) -> Way:
     return ways[site.kind]
 
 
+def divisions(site: Site | None) -> tuple[str, ...]:
+    """Returns the sites with what norms multiply by on the way of a vector at a site to the logits, in that order.
+
+    Args:
+        site: None for a vector in the residual stream.
+
+    Example:
+        >>> divisions(of(gemma.config("gemma2-2b"))["layer_12/attn_z"])
+        ('layer_12/post_attn_scale', 'final_scale')
+    """
+    first = None if site is None else next(kind.division for kind in _kinds if kind.name == site.kind)
+    return ("final_scale",) if first is None else (f"layer_{site.layer}/{first}", "final_scale")
+
+
 def resumption(sites: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the sites whose values, put back beside others at `sites`, let a forward pass begin at the first layer
     of these.

@@ -8,15 +8,21 @@ from sae.counted import Counted, Sinks
 from sae.cross_layer import CrossLayerTranscoder
 from sae.crosscoder import Crosscoder
 from sae.evaluation.fidelity import Metrics, evaluate
+from sae.evaluation.nearest_latents import Nearest, nearest
+from sae.evaluation.tables import as_table
+from sae.firing import Firing, top_latents
 from sae.formats.files import load, save
 from sae.gated import Gated
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
+from sae.looking import Latents, latents
+from sae.patching import patch_grid
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
 from sae.runs import Run
 from sae.site_kinds import SiteKind
+from sae.store.given import rows
 from sae.store.reading import ActivationStore
 from sae.streaming import stream
 from sae.topk import TopK
@@ -31,11 +37,14 @@ __all__ = [
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
+    "Firing",
     "Gated",
     "Info",
     "JumpReLU",
     "LanguageModel",
+    "Latents",
     "Metrics",
+    "Nearest",
     "Plan",
     "Preempted",
     "ReLU",
@@ -48,19 +57,35 @@ __all__ = [
     "TrainingWarning",
     "WeightsAndBiases",
     "ablate",
+    "as_table",
     "clamp",
     "evaluate",
+    "explore",
     "fingerprint",
     "gemma_scope",
     "gemma_scope_2",
     "harvest",
+    "latents",
     "load",
+    "nearest",
     "of_max",
+    "patch_grid",
     "plan",
+    "rows",
     "save",
     "short_run",
     "splice",
     "steer",
     "stream",
+    "top_latents",
     "train",
 ]
+
+
+def __getattr__(name: str):
+    # Pages need packages that nothing else here does (the extra `pages`).
+    if name == "explore":
+        from sae.explorer.building import explore
+
+        return explore
+    raise AttributeError(f"module 'sae' has no attribute {name!r}")

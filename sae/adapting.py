@@ -165,12 +165,62 @@ class AdaptedModel:
         logits = self.readout(self.params, residual.reshape(-1, residual.shape[-1])).astype(jnp.float32)
         return logits.reshape(*residual.shape[:-1], self.vocab_size)
 
+    def lens(self, value: Any) -> Any:
+        """Returns the logits as if the model ended at a value of the residual stream: the logit lens.
+
+        Args:
+            value: [..., D], or a pytree of such arrays, such as `forward.values`.
+
+        Returns:
+            float32 [..., V] in the place of each array.
+
+        Example:
+            >>> model = sae.AdaptedModel(
+            ...     name="bigrams", params=jnp.ones((4, 4)), tokenizer=None, vocab_size=4, layers=0,
+            ...     kinds=(sae.SiteKind("embed", (4,), writes=True, in_layers=False),),
+            ...     forward=lambda table, tokens: mishax_lite.tap("embed", table[tokens]),
+            ...     readout=lambda table, residual: residual, direct=lambda table, vectors: vectors,
+            ... )
+            >>> model.lens(model.run([[1, 2, 3]], capture="embed").values)["embed"].shape
+            (1, 3, 4)
+        """
+        return jax.tree.map(self.unembed, value)
+
     def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
         """Returns how vectors [..., A] at a site move the logits to first order, float32 [..., V] of mean 0.
 
         Raises:
             ValueError: for a site that does not write to the residual stream, and for another A.
         """
+        logits = self.direct(self.params, self._added(site, jnp.asarray(vectors, jnp.float32))).astype(jnp.float32)
+        return logits - logits.mean(axis=-1, keepdims=True)
+
+    def direct_logits(
+        self, value: jax.Array, site: str | None = None, *, tokens: jax.Array | Sequence[int] | None = None
+    ) -> jax.Array:
+        """Returns what a component, a head or a latent adds to the logits by itself, by `direct`.
+
+        What depends on the token, such as the last norm's division, is left out, as an adapter does not say what it is.
+
+        Args:
+            value: [..., *shape] at the site. Heads [..., N, H] are taken one by one; joined, [..., N·H], together.
+            site: one that writes to the residual stream. None: a vector [..., D] of the stream itself.
+            tokens: ids [K] of the logits that are meant, all by default.
+
+        Returns:
+            float32 [..., V], or [..., K] with `tokens`; heads one by one, [..., N, V].
+
+        Raises:
+            ValueError: as for `logit_directions`.
+        """
+        vectors = jnp.asarray(value, jnp.float32)
+        if site is not None:
+            vectors = self._added(site, site_kinds.one_by_one(vectors, tuple(site_of(self, site).shape)))
+        logits = self.direct(self.params, vectors).astype(jnp.float32)
+        return logits if tokens is None else logits[..., jnp.asarray(tokens)]
+
+    def _added(self, site: str, vectors: jax.Array) -> jax.Array:
+        """What vectors [..., A] at a site add to the residual stream, [..., D]."""
         record = site_of(self, site)
         kind = next(kind for kind in self._all_kinds if kind.name == record.kind)
         if not kind.writes:
@@ -179,11 +229,9 @@ class AdaptedModel:
                 f"{site} does not write to the residual stream, so a vector there has no direct effect on logits: "
                 f"sites that do are {writing or 'none'}"
             )
-        vectors = jnp.asarray(vectors, jnp.float32)
         if vectors.shape[-1:] != (dim(record),):
             raise ValueError(f"vectors at {site} are [..., {dim(record)}], got {list(vectors.shape)}")
-        logits = self.direct(self.params, kind.added(self.params, record.layer, vectors)).astype(jnp.float32)
-        return logits - logits.mean(axis=-1, keepdims=True)
+        return kind.added(self.params, record.layer, vectors)
 
     def _apply(self, tokens: jax.Array, positions: jax.Array, capture: str | Sequence[str], edits: Edits) -> Any:
         def function(tokens):

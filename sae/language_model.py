@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from sae import showing
 
@@ -106,6 +107,9 @@ class LanguageModel(Protocol):
     - `resumption(sites)`: names of sites whose values, put back beside others at `sites`, make all that lies below
       unnecessary. Evaluation then computes that part once, and not once for every autoencoder.
     - `generate`, `chat`: continue texts.
+    - `lens(value)`: the logits as if the model ended at a value of the residual stream, [..., D] or a pytree of these.
+    - `direct_logits(value, site=None, *, scales=None, tokens=None)`: what a component, head or latent adds to the
+      logits by itself; with `scales`, the captured scales of norms, where the model knows which they are.
     - `tokenizer_problem`: why `tokenizer` is None, in words.
 
     Attributes:
@@ -187,6 +191,11 @@ def resumption(model: LanguageModel, sites: Sequence[str]) -> tuple[str, ...]:
     """
     ask: Callable[..., Sequence[str]] | None = getattr(model, "resumption", None)
     return () if ask is None else tuple(ask(tuple(sites)))
+
+
+def titled(model: LanguageModel) -> str:
+    """Returns what people read of a model: `gemma2-tiny`, `gemma2-tiny in bfloat16`."""
+    return model.name if model.dtype == np.float32 else f"{model.name} in {model.dtype}"
 
 
 def require_model(value: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sae.language_model import Site
 
@@ -84,6 +85,20 @@ class SiteKind:
             sharding=self.sharding,
             description=self.description,
         )
+
+
+def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns heads [..., N, H] as vectors [..., N, N·H], each with zeros in the place of the others; other values as
+    they are.
+
+    Example:
+        >>> one_by_one(jnp.array([[1, 2], [3, 4]]), (2, 2)).tolist()
+        [[1, 2, 0, 0], [0, 0, 3, 4]]
+    """
+    if len(shape) != 2 or value.shape[-2:] != shape:
+        return value
+    N, H = shape
+    return (value[..., None, :] * jnp.eye(N, dtype=value.dtype)[:, :, None]).reshape(*value.shape[:-1], N * H)
 
 
 @functools.lru_cache(64)

@@ -1,6 +1,9 @@
-"""Metrics as text for a terminal."""
+"""Metrics as text for a terminal, and records as a table."""
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sae.evaluation.fidelity import Metrics
 
@@ -60,3 +63,25 @@ def in_columns(columns: dict[str, Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def as_table(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Returns records, such as `sae.train(...).history`, as columns.
+
+    Args:
+        records: a mapping each. A name that a record lacks is None there.
+
+    Returns:
+        A `pandas.DataFrame` where pandas is installed, else {name: list}; both have `["fvu"]` for one column.
+
+    Example:
+        >>> table = as_table([{"step": 0, "l0": 9.5}, {"step": 50, "l0": 8.0, "fvu": 0.5}])
+        >>> list(table["l0"])
+        [9.5, 8.0]
+    """
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: [record.get(name) for record in records] for name in names}
+    if importlib.util.find_spec("pandas") is None:
+        return columns
+    # By name: no requirement of ours, and so no dependency that a build has to have.
+    return importlib.import_module("pandas").DataFrame(columns)

@@ -3,6 +3,8 @@
 documents = iter_documents("corpus.jsonl")              # reading.py, opening.py, records.py, arrow.py, tally.py
 train, held_out = split(read_documents("corpus.jsonl")) # splitting.py: by a hash of each document's text
 sequences = cut(documents, tokenizer, 1024)             # cutting.py, chat.py, storing.py
+train, held_out = split(sequences)                      # the same sides, after cutting
+train, held_out = prepare("corpus.jsonl", tokenizer, 1024)   # preparing.py: all of that, large texts by way of files
 fourth = segment(sequences, 0, 3, 512)                  # pipeline.py
 """
 
@@ -13,6 +15,7 @@ from sae.text.documents import Document, Message
 from sae.text.duplicates import Duplicates
 from sae.text.origin import Origin
 from sae.text.pipeline import segment
+from sae.text.preparing import prepare
 from sae.text.reading import iter_documents, read_documents
 from sae.text.sequences import Sequences, batch_at, is_text
 from sae.text.splitting import split, survey
@@ -33,6 +36,7 @@ __all__ = [
     "encode_chat",
     "is_text",
     "iter_documents",
+    "prepare",
     "read_documents",
     "segment",
     "split",

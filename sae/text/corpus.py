@@ -16,6 +16,7 @@ class Corpus:
     Attributes:
       path: of the corpus; None where that is not at hand.
       survey: of the documents of the corpus.
+      held_out_path: of the held-out documents' file; None where they are a share of the corpus.
       split: of the corpus; None where held-out documents have a file of their own.
       held_out_survey: of the documents of that file; None where there is none.
 
@@ -52,7 +53,7 @@ class Corpus:
         """
         if path is None and held_out is None:
             raise ValueError("a corpus or held-out documents have to be named, got neither")
-        self.path, self._held_out, self._read, self._say = path, held_out, read, say
+        self.path, self.held_out_path, self._read, self._say = path, held_out, read, say
         self.survey: Survey = survey(() if path is None else read(path))
         self.split: Split | None = None if held_out is not None else self.survey.split(share)
         if self.split is not None and self.split.note:
@@ -61,7 +62,7 @@ class Corpus:
     @functools.cached_property
     def held_out_survey(self) -> Survey | None:
         """Reads the held-out documents' file once."""
-        return None if self._held_out is None else survey(self._read(self._held_out))
+        return None if self.held_out_path is None else survey(self._read(self.held_out_path))
 
     @property
     def divided(self) -> bool:
@@ -83,7 +84,7 @@ class Corpus:
         """
         if self.split is not None:
             return self.split.held_out(self._read(self.path))
-        return self._elsewhere(self._read(self._held_out))
+        return self._elsewhere(self._read(self.held_out_path))
 
     def _elsewhere(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Those that the corpus does not have."""
@@ -96,8 +97,8 @@ class Corpus:
                 yield document
         if repeated == count:
             raise ValueError(
-                f"each of the {count:,} documents of {self._held_out} is in {self.path} too, so nothing is held out: "
-                "name held-out text that is not harvested, or none, for a tenth of the corpus"
+                f"each of the {count:,} documents of {self.held_out_path} is in {self.path} too, so nothing is held "
+                "out: name held-out text that is not harvested, or none, for a tenth of the corpus"
             )
         if repeated:
-            self._say(f"{repeated:,} of {count:,} documents of {self._held_out} are in {self.path} too: left out")
+            self._say(f"{repeated:,} of {count:,} documents of {self.held_out_path} are in {self.path} too: left out")

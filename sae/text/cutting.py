@@ -21,6 +21,7 @@ from sae.text.documents import Document, require_document, require_documents
 from sae.text.origin import Origin
 from sae.text.pipeline import installed_grain, read_ahead
 from sae.text.sequences import Sequences
+from sae.text.splitting import text_hash
 from sae.text.storing import Block
 from sae.text.tally import SKIP_BAD, Tally, TextWarning
 
@@ -92,14 +93,15 @@ def cut(
     if length < 2:
         raise ValueError(f"a sequence needs BOS and one token at least, got length {length}")
     names: list[tuple[str, str]] = []
+    hashes: list[int] = []
     refused = Tally()
-    encoded = _encoded(documents, tokenizer, only_model_turns, names, skip_bad, refused)
+    encoded = _encoded(documents, tokenizer, only_model_turns, names, hashes, skip_bad, refused)
     blocks = (_packed if packed else _one_by_one)(encoded, length, tokenizer)
     if not only_model_turns:
         blocks = (block._replace(left_out=None) for block in blocks)
     origin = Origin(length, packed, only_model_turns)
     if folder is None:
-        sequences = storing.in_memory(blocks, names, tokenizer.sha256)
+        sequences = storing.in_memory(blocks, names, hashes, tokenizer.sha256)
     elif key is None:
         raise ValueError("a folder takes a `key` that says which documents these are, so that others are not mixed up")
     else:
@@ -112,7 +114,7 @@ def cut(
         }
         # A folder from before this could be chosen is one without it.
         facts |= {"skip_bad": True} if skip_bad else {}
-        sequences = storing.in_folder(local_path(folder), facts, blocks, names, refused)
+        sequences = storing.in_folder(local_path(folder), facts, blocks, names, hashes, refused)
     if tally is not None:
         tally.add(refused)
     elif refused.bad:
@@ -125,11 +127,12 @@ def _encoded(
     tokenizer: Tokenizer,
     only_model_turns: bool,
     names: list,
+    hashes: list,
     skip_bad: bool,
     refused: Tally,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids [n] int32, left out [n] bool) of every document, without BOS; `names` and
-    `refused` grow with them."""
+    """(ids [n] int32, left out [n] bool) of every document, without BOS; `names`, `hashes` and `refused` grow with
+    them."""
 
     # What the tokenizer puts around every text: BOS, as a rule; a sequence's own BOS comes later.
     around = tokenizer.encode("")
@@ -171,6 +174,7 @@ def _encoded(
             tokens += len(ids)
             kept += len(ids) - int(left_out.sum())
             names.append((document.id, document.source))
+            hashes.append(text_hash(document))
             yield ids, left_out
     bad = "".join(f"; {line}" for line in refused.omissions)
     if not tokens:

@@ -33,6 +33,8 @@ class Sequences:
       of: how many sequences there were, where these are some of them (`take`).
       rows_are_documents: nobody has said which documents the tokens are from, so each sequence counts as one
         (`as_sequences` of an array); what is measured over documents says so.
+      hashes: [documents] uint64 of the documents' texts (`splitting.text_hash`), by which `split` holds documents out;
+        None where nobody has computed them. No part of `fingerprint`.
 
     Raises:
       ValueError: for tokens that are not [S, T] integers, a `document` or an `offset` that is not [S] integers, a
@@ -49,6 +51,7 @@ class Sequences:
     origin: Origin | None = None
     of: int | None = None
     rows_are_documents: bool = False
+    hashes: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.tokens.ndim != 2 or not np.issubdtype(self.tokens.dtype, np.integer):

@@ -1,7 +1,7 @@
 """Which documents are held out: by a hash of their text alone.
 
-So a document is on the same side whatever the seed, the length of sequences and the packing, and so are its duplicates.
-Sequences come later (`cut`): documents that lie in one packed sequence must not be parted.
+So a document is on the same side whatever the seed, the length of sequences and the packing, and so are its duplicates;
+and whether documents are divided before they are cut into sequences, or the sequences after that.
 """
 
 import array
@@ -16,24 +16,31 @@ from typing import Literal
 import numpy as np
 
 from sae.text.documents import Document, require_document, require_documents
+from sae.text.sequences import Sequences
 
 SHARE = 0.1
 Side = Literal["harvest", "held_out", "divided"]
 _SPACE, _NEAR = re.compile(r"\s"), 200  # characters within which a space is looked for
 
 
-def split(documents: Sequence[Document], share: float = SHARE) -> tuple[list[Document], list[Document]]:
-    """Divides documents into those to harvest and those that are held out; see `Survey.split`.
+def split(
+    documents: Sequence[Document] | Sequences, share: float = SHARE
+) -> tuple[list[Document], list[Document]] | tuple[Sequences, Sequences]:
+    """Divides documents, or the sequences that `cut` made of them, into those to harvest and those that are held out.
+
+    By the documents' texts alone, as launches do: see `Survey.split`. Of sequences whose documents' texts nobody knows
+    (`as_sequences`), their tokens decide.
 
     Args:
-      documents: in memory. For more than that, `survey(iter_documents(path)).split()` reads them one by one.
+      documents: in memory. For more than that, `survey(iter_documents(path)).split()` reads them one by one. Or
+        `Sequences`, not packed; both sides are read into memory.
       share: of the text that is held out, in expectation.
 
     Returns:
-      The documents to harvest, and the others, each in their order.
+      What is to be harvested, and the rest, each in its order: documents, or sequences.
 
     Raises:
-      ValueError: as `Survey.split` does.
+      ValueError: as `Survey.split` does, and for packed sequences, in which documents of both sides lie together.
 
     Example:
       >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
@@ -41,8 +48,41 @@ def split(documents: Sequence[Document], share: float = SHARE) -> tuple[list[Doc
       >>> len(train) + len(held_out), split(documents[::-1])[1] == held_out[::-1]
       (100, True)
     """
+    if isinstance(documents, Sequences):
+        return _split_sequences(documents, share)
     sides = survey(documents).split(share)
     return list(sides.harvested(documents)), list(sides.held_out(documents))
+
+
+def _split_sequences(sequences: Sequences, share: float) -> tuple[Sequences, Sequences]:
+    """`split` of sequences. Of a document that is divided, the last sequences are held out, one at least."""
+    several = (sequences.tokens[:, 1:] == sequences.tokens[:, :1]).any() and not sequences.rows_are_documents
+    if several or (sequences.origin is not None and sequences.origin.packed):
+        raise ValueError(
+            "documents lie together in packed sequences, so these cannot be divided by document: divide the documents, "
+            "sae.text.split(documents), and cut each side"
+        )
+    present, document, rows = np.unique(sequences.document, return_inverse=True, return_counts=True)
+    order = np.lexsort((sequences.offset, document))
+    first = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)
+    if sequences.hashes is None:
+        parts = np.split(sequences.tokens[order], first[1:])
+        hashes = np.asarray([_digest(np.ascontiguousarray(part, "<i4").tobytes()) for part in parts], np.uint64)
+    else:
+        hashes = sequences.hashes[present]
+    names = {int(key): sequences.documents[number][0] for key, number in zip(hashes, present, strict=True)}
+    sides = Survey(hashes, rows, rows > 1, names).split(share)
+    held_out = np.zeros(len(sequences), bool)
+    for key, start, count in zip(hashes.tolist(), first, rows, strict=True):
+        side = sides.side(key)
+        if side != "harvest":
+            begin = 0 if side == "held_out" else count - max(1, int(share * count))
+            held_out[order[start + begin : start + count]] = True
+    return sequences.take(np.flatnonzero(~held_out)), sequences.take(np.flatnonzero(held_out))
+
+
+def _digest(contents: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
 
 
 def text_hash(document: Document) -> int:
@@ -200,14 +240,14 @@ class Split:
 
     def _part(self, documents: Iterable[Document], wanted: Side) -> Iterator[Document]:
         for document in documents:
-            side = self._side(document)
+            side = self.side(text_hash(document))
             if side == "divided":
                 yield _divided(document, self.share)[wanted == "held_out"]
             elif side == wanted:
                 yield document
 
-    def _side(self, document: Document) -> Side:
-        key = text_hash(document)
+    def side(self, key: int) -> Side:
+        """The side of the document with a hash."""
         return self.sides.get(key, "held_out" if key < int(self.share * 2**64) else "harvest")
 
 

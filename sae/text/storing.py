@@ -6,6 +6,7 @@ document.npy     [S] int32
 offset.npy       [S] int32
 left_out.npy     [S, T] bool, where tokens are left out
 documents.jsonl  [id, source] in each line
+hashes.npy       [documents] uint64, of their texts; folders of earlier versions lack it
 lock             held by the process that makes them
 """
 
@@ -25,6 +26,7 @@ from sae.text.sequences import Sequences
 from sae.text.tally import Tally
 
 _DTYPES = {"tokens": "<i4", "document": "<i4", "offset": "<i4", "left_out": "|b1"}
+_HASHES = "hashes.npy"
 
 
 class Block(NamedTuple):
@@ -36,8 +38,10 @@ class Block(NamedTuple):
     left_out: np.ndarray | None
 
 
-def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]], tokenizer_sha256: str | None = None) -> Sequences:
-    """The sequences of all blocks; `names` is complete when the blocks are."""
+def in_memory(
+    blocks: Iterable[Block], names: list[tuple[str, str]], hashes: list[int], tokenizer_sha256: str | None = None
+) -> Sequences:
+    """The sequences of all blocks; `names` and `hashes` are complete when the blocks are."""
     tokens, document, offset, left_out = zip(*blocks, strict=True)
     return Sequences(
         np.concatenate(tokens),
@@ -46,16 +50,23 @@ def in_memory(blocks: Iterable[Block], names: list[tuple[str, str]], tokenizer_s
         tuple(names),
         None if left_out[0] is None else np.concatenate(left_out),
         tokenizer_sha256,
+        hashes=np.asarray(hashes, np.uint64),
     )
 
 
 def in_folder(
-    folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]], refused: Tally
+    folder: Path,
+    facts: dict,
+    blocks: Iterable[Block],
+    names: list[tuple[str, str]],
+    hashes: list[int],
+    refused: Tally,
 ) -> Sequences:
     """The same, by way of a folder: what is there is taken, or it is made; see `cut`.
 
     Args:
       facts: all that decides what the folder holds, for JSON.
+      names, hashes: of the documents; complete when the blocks are.
       refused: counts the documents that cannot be cut, which the folder remembers; complete when this returns.
 
     Raises:
@@ -66,9 +77,9 @@ def in_folder(
     with FileLock(folder / "lock"):
         if not (folder / "text.json").exists():
             try:
-                _write(folder, facts, blocks, names, refused)
+                _write(folder, facts, blocks, names, hashes, refused)
             except BaseException:  # a full disk, Ctrl-C: what is half made is of no use
-                for name in (*(f"{name}.npy" for name in _DTYPES), "documents.jsonl"):
+                for name in (*(f"{name}.npy" for name in _DTYPES), _HASHES, "documents.jsonl"):
                     (folder / name).unlink(missing_ok=True)
                 raise
     return _open(folder, facts, refused)
@@ -96,6 +107,8 @@ def _open(folder: Path, facts: dict, refused: Tally) -> Sequences:
             if found != {"sequences": [there["sequences"]], "documents": there["documents"]}:
                 raise ValueError(f"text.json and the files disagree: {found}")
             refused.bad, refused.first_bad = there.get("bad", 0), there.get("first_bad", "")
+            if _HASHES in there.get("sha256", {}):
+                arrays["hashes"] = np.load(folder / _HASHES, allow_pickle=False)
             return Sequences(documents=names, tokenizer_sha256=there.get("tokenizer_sha256"), **arrays)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it, or name another folder") from error
@@ -105,7 +118,14 @@ def _open(folder: Path, facts: dict, refused: Tally) -> Sequences:
     )
 
 
-def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple[str, str]], refused: Tally) -> None:
+def _write(
+    folder: Path,
+    facts: dict,
+    blocks: Iterable[Block],
+    names: list[tuple[str, str]],
+    hashes: list[int],
+    refused: Tally,
+) -> None:
     with contextlib.ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         widths: dict[str, tuple[int, ...]] = {}
@@ -127,11 +147,13 @@ def _write(folder: Path, facts: dict, blocks: Iterable[Block], names: list[tuple
             # The header has room for any number of rows, so it may be written anew where it stands.
             file.seek(0)
             _header(file, name, sequences, widths[name])
-        for file in (named, *files.values()):
+        hashed = stack.enter_context(open(folder / _HASHES, "wb"))
+        np.save(hashed, np.asarray(hashes, "<u8"))
+        for file in (named, hashed, *files.values()):
             file.flush()
             os.fsync(file.fileno())
     # Complete here: the blocks are.
-    sums = {name: _sha256(folder / name) for name in ("documents.jsonl", *(f"{name}.npy" for name in files))}
+    sums = {name: _sha256(folder / name) for name in ("documents.jsonl", _HASHES, *(f"{name}.npy" for name in files))}
     bad = {"bad": refused.bad, "first_bad": refused.first_bad} if refused.bad else {}
     held = {**facts, **bad, "sequences": sequences, "documents": documents, "arrays": list(files)}
     held["sha256"] = sums

@@ -6,6 +6,7 @@ import pytest
 
 import sae
 from experiments import evaluate
+from sae.evaluation import fidelity, kept
 from sae.text import Document, cut
 from tests.sae.examples import SITE, autoencoder_for
 
@@ -18,7 +19,7 @@ def test_figures_are_returned_where_nothing_can_be_written(tiny, tmp_path, monke
     for folder in folders:
         sae.save(autoencoder_for(tiny, 192), folder)
     text = cut([Document("d", "s", "And the king said unto him, Go. " * 8)], tiny.tokenizer, 24)
-    monkeypatch.setattr(sae, "evaluate", lambda autoencoders, *_, **__: [METRICS] * len(autoencoders))
+    monkeypatch.setattr(fidelity, "evaluate", lambda autoencoders, *_, **__: [METRICS] * len(autoencoders))
     assert evaluate.evaluate(tiny, folders, text) == [METRICS] * 2 and capsys.readouterr().err == ""
     for folder in folders:
         (folder / "metrics.json").unlink()
@@ -26,7 +27,7 @@ def test_figures_are_returned_where_nothing_can_be_written(tiny, tmp_path, monke
     def refuse(*_):
         raise OSError(number, "no writing here")
 
-    monkeypatch.setattr(evaluate, "replace_file", refuse)
+    monkeypatch.setattr(kept, "replace_file", refuse)
     assert evaluate.evaluate(tiny, folders, text) == [METRICS] * 2
     assert not list(tmp_path.rglob("metrics.json"))
     (line,) = capsys.readouterr().err.splitlines()

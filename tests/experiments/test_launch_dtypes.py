@@ -11,7 +11,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import common, evaluate, harvest, train
+from experiments import common, harvest, train
+from sae.evaluation import kept
+from sae.language_model import titled
 from tests.experiments import test_launches
 from tests.sae import examples
 
@@ -35,7 +37,7 @@ def test_the_dtype_is_the_flags_or_that_of_what_is_used(set_flags):
     set_flags(dtype="float16")
     model = common.load_model(["bfloat16"])
     assert model.dtype == model.params["final_norm"]["scale"].dtype == jnp.float16
-    assert common.model_name(model) == "gemma2-tiny in float16"
+    assert titled(model) == "gemma2-tiny in float16"
 
 
 def test_rows_are_stored_without_loss_by_default(tiny, set_flags):
@@ -68,7 +70,7 @@ def test_figures_of_one_dtype_are_not_those_of_another(tiny):
     sequences = examples.sequences(tiny)
     text = type("Text", (), {"fingerprint": lambda self: str(sequences.shape)})()
     other = dataclasses.replace(tiny, dtype=jnp.dtype("bfloat16"))  # the same parameters
-    assert evaluate.subject(tiny, text) != evaluate.subject(other, text)
+    assert kept.subject(tiny, text) != kept.subject(other, text)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 import sae
 from experiments import common, evaluate, explore, recorded
 from sae.autoencoder import Largest
+from sae.evaluation import fidelity
 from sae.records import Record
 from sae.text import Document, Origin, cut, iter_documents, survey
 from tests.sae.examples import SITE, autoencoder_for
@@ -200,7 +201,7 @@ def test_all_autoencoders_are_checked_before_the_first_forward_pass(tiny, tmp_pa
     def no_pass(*_, **__):
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr(sae, "evaluate", no_pass)
+    monkeypatch.setattr(fidelity, "evaluate", no_pass)
     folders = [saved(tiny, tmp_path / "a", corpus), saved(tiny, tmp_path / "b", corpus, record="1" * 64)]
     text = cut([Document("d", "s", "some words")], tiny.tokenizer, 24)
     with pytest.raises(ValueError, match=r"/b: this autoencoder was trained on a gemma2-tiny with parameters 1111"):
@@ -226,7 +227,7 @@ def test_figures_at_one_site_are_none_at_another(tiny, tmp_path, monkeypatch, la
         layer = float(one.info.site.split("/")[0][-1])
         return [sae.Metrics(one.info.site, **zero, **counts, largest=Largest(np.full(one.width, layer), 1))]
 
-    monkeypatch.setattr(sae, "evaluate", measured)
+    monkeypatch.setattr(fidelity, "evaluate", measured)
     for site in ("layer_1/resid_post", "layer_4/resid_post", "layer_1/resid_post"):
         launch(site=site)
         assert [metrics.site for metrics in evaluate.evaluate(tiny, [tmp_path], text)] == [site]

@@ -97,6 +97,21 @@ def test_a_direction_moves_the_logits_as_it_does_where_the_norms_division_is_hel
     np.testing.assert_allclose(model().logit_directions(site, vector), want - want.mean(), atol=1e-4)
 
 
+def test_the_lens_reads_any_value_of_the_stream_and_direct_logits_take_heads_one_by_one():
+    site, p = "blocks/1/attention/mix", model().params
+    forward = model().run(TEXTS[1], capture=[site, STREAM])
+    got = model().lens(forward.values | {site: forward.values[STREAM]})
+    np.testing.assert_allclose(got[STREAM], forward.logits, atol=1e-4)
+    value = np.asarray(forward.values[site])  # [B, T, N, H]
+    heads = np.einsum("btnh,nhd->btnd", value, np.asarray(p.blocks[1].attention.out))
+    want = ((heads - heads.mean(axis=-1, keepdims=True)) * np.asarray(p.norm.gain)) @ np.asarray(p.head.weight)
+    np.testing.assert_allclose(model().direct_logits(value, site), want, atol=1e-4)
+    some = model().direct_logits(value.reshape(*value.shape[:2], -1), site, tokens=[4, 2])
+    np.testing.assert_allclose(some, want.sum(axis=2)[..., [4, 2]], atol=1e-4)
+    stream = np.asarray(forward.values[STREAM])
+    np.testing.assert_allclose(model().direct_logits(stream), model().direct_logits(stream, STREAM), atol=1e-5)
+
+
 def test_the_fingerprint_is_of_the_values_and_of_what_decides_beside_them():
     assert model().fingerprint == dataclasses.replace(model(), name="another").fingerprint
     assert model().fingerprint != dataclasses.replace(model(), config="another").fingerprint

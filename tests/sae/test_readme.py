@@ -37,7 +37,7 @@ def test_the_example_goes_the_whole_way_and_has_another_site(blocks, tmp_path):
     exec(compile(way, "sae/README.md", "exec"), names)
     model = names["model"]
     speaking.check(model, "And God said")
-    assert list((tmp_path / "runs/pages").glob("[0-9]*.html"))
+    assert list((tmp_path / "runs/pages/block_1/resid_post/width_64").glob("[0-9]*.html"))
     unsteered = model.run("the sea was").logits
     assert np.abs(names["steered"].logits - unsteered)[:, 1:].max() > 1e-3
 

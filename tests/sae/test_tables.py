@@ -2,6 +2,9 @@
 
 import dataclasses
 import doctest
+import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +12,16 @@ import sae
 from sae.evaluation import tables
 
 ONE = sae.Metrics("layer_3/resid_post", 30_592, 30_000, 20.34, 0.1239, 3.4, 3.52, 7.0, 0.123, 0.9641, 12, 1536, 90)
+
+
+def test_records_are_columns_and_a_data_frame_where_pandas_is_installed(monkeypatch):
+    records = [{"step": 0, "l0": 9.5}, {"step": 50, "l0": 8.0, "fvu": 0.5}]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tables.as_table(records) == {"step": [0, 50], "l0": [9.5, 8.0], "fvu": [None, 0.5]}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    frames = SimpleNamespace(DataFrame=lambda columns: ("frame", columns))
+    monkeypatch.setitem(sys.modules, "pandas", frames)
+    assert tables.as_table(records)[0] == "frame" and tables.as_table(records)[1]["step"] == [0, 50]
 
 
 def test_the_examples():

@@ -1,14 +1,17 @@
 """Which documents are held out depends on their texts alone."""
 
+import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sae.text import Document, Message, read_documents, split, survey
+from sae.text import Document, Message, as_sequences, cut, read_documents, split, survey
 from sae.text.corpus import Corpus
 from sae.text.splitting import text_hash
+from tests.sae.letters import Letters
 
 WORDS = ["the", "king", "sea", "went", "home", "and", "said", "unto", "him", "go", "days", "calm"]
 
@@ -44,6 +47,47 @@ def test_a_documents_side_depends_on_its_text_alone():
 def test_the_share_is_as_asked_in_expectation(share):
     held_out = split(documents(*[12] * 3000), share)[1]
     assert abs(len(held_out) / 3000 - share) < 5 * np.sqrt(share * (1 - share) / 3000)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_sequences_are_divided_as_their_documents_are(tmp_path, folder):
+    some = documents(*[30] * 300)
+    kept = {"folder": tmp_path, "key": "k"} if folder else {}
+    sequences = cut(some, Letters(), 50, **kept)
+    for _ in range(1 + folder):  # the second time, the folder is read
+        train, held_out = split(sequences)
+        for part, side in zip((train, held_out), split(some), strict=True):
+            alone = cut(side, Letters(), 50)
+            np.testing.assert_array_equal(part.tokens, alone.tokens)
+            names = [part.documents[number] for number in part.document]
+            assert names == [alone.documents[number] for number in alone.document]
+        sequences = cut((), Letters(), 50, **kept) if folder else sequences
+
+
+def test_of_a_document_of_nearly_all_sequences_the_last_are_held_out():
+    sequences = cut(documents(2, 400, 2), Letters(), 50)
+    train, held_out = split(sequences)
+    rows = (sequences.document == 1).sum()
+    np.testing.assert_array_equal(
+        held_out.tokens[held_out.document == 1], sequences.tokens[sequences.document == 1][-(rows // 10) :]
+    )
+    assert len(train) + len(held_out) == len(sequences)
+
+
+def test_rows_of_an_array_are_divided_by_their_tokens():
+    tokens = np.random.default_rng(0).integers(3, 30, (400, 9)).astype(np.int32)
+    tokens[:, 0], tokens[7] = Letters.bos, tokens[3]
+    sequences = as_sequences(tokens, SimpleNamespace(vocab_size=31, tokenizer=None, name="letters"))
+    train, held_out = split(sequences)
+    assert 15 < len(held_out) < 80 and len(train) + len(held_out) == 400
+    turned = dataclasses.replace(sequences, tokens=tokens[::-1])
+    np.testing.assert_array_equal(split(turned)[1].tokens, held_out.tokens[::-1])
+    assert ({3, 7} <= set(held_out.document)) != ({3, 7} <= set(train.document))
+
+
+def test_packed_sequences_are_not_divided():
+    with pytest.raises(ValueError, match="divide the documents"):
+        split(cut(documents(*[30] * 20), Letters(), 50, packed=True))
 
 
 def test_duplicates_fall_on_one_side():

@@ -1,0 +1,146 @@
+"""`sae.nearest`: which latent of one autoencoder is most like each latent of another, by their decoder rows.
+
+Similarities are computed in blocks, so that those of all pairs, 131k times 131k, are never held.
+
+Axis letters: A dim of the activation (a crosscoder's sites joined), Z latents of either autoencoder, K neighbours that
+are kept, R latents of a block.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mishax_lite.compiling import jit_program
+from sae import showing
+from sae.released import Released
+
+BLOCK = 4096  # latents on either side of a block: 64 MiB of similarities
+Rows = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nearest:
+    """For each latent of `a`, the latent of `b` whose decoder row points most nearly in the same direction.
+
+    Attributes:
+        index: int32 [Z of a], the latent of b.
+        similarity: float32 [Z of a], the cosine of the two rows; 0 where either row is 0.
+        mutual: bool [Z of a], whether in turn no latent of a is nearer to that one.
+    """
+
+    index: np.ndarray
+    similarity: np.ndarray
+    mutual: np.ndarray
+
+    def __repr__(self) -> str:
+        latents, middle = showing.count(len(self.index), "latent"), float(np.median(self.similarity))
+        return f"Nearest({latents}, median similarity {middle:.3f}, {self.mutual.sum():,} mutual)"
+
+
+def nearest(a: Released, b: Released, *, block: int = BLOCK) -> Nearest:
+    """Matches the latents of two autoencoders by the cosine of their decoder rows.
+
+    So are seeds compared, and sizes (arXiv 2405.14860 and 2501.16615 count latents whose similarity is above 0.7).
+
+    Args:
+        a: whose latents are matched.
+        b: whose latents they are matched with; of activations of the same dim.
+        block: latents of either side whose similarities are held at a time.
+
+    Returns:
+        The nearest latent of b for each of a. Of equally near ones, the first.
+
+    Raises:
+        ValueError: for rows of different lengths.
+
+    Example:
+        >>> match = sae.nearest(autoencoder, autoencoder)
+        >>> bool((match.index == np.arange(autoencoder.width)).all() and match.mutual.all())
+        True
+    """
+    rows_a, rows_b = _rows(a), _rows(b)
+    if rows_a.shape[1] != rows_b.shape[1]:
+        raise ValueError(
+            f"the rows of W_dec have lengths {rows_a.shape[1]:,} in a and {rows_b.shape[1]:,} in b: latents of "
+            "activations of one dim can be compared"
+        )
+    index, similarity = strongest(rows_a, rows_b, 1, block=block)
+    back, _ = strongest(rows_b, rows_a, 1, block=block)
+    return Nearest(index[:, 0], similarity[:, 0], back[index[:, 0], 0] == np.arange(len(index)))
+
+
+def neighbours(autoencoder: Released, count: int, *, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the latents of the same autoencoder that are most like each, itself excepted: index int32 [Z, K] and the
+    cosines float32 [Z, K], the nearest first; K is `count`, or Z - 1 if that is less.
+
+    Example:
+        >>> neighbours(autoencoder, 3)[0].shape == (autoencoder.width, 3)
+        True
+    """
+    rows = _rows(autoencoder)
+    return strongest(rows, rows, min(count, len(rows) - 1), apart=True, block=block)
+
+
+def strongest(
+    rows_a: Rows, rows_b: Rows, count: int, *, apart: bool = False, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of b with the greatest cosines to each row of a: index int32 [Z, K], and the cosines [Z, K].
+
+    Args:
+        rows_a: [Z, A].
+        rows_b: [Z of b, A].
+        count: K.
+        apart: whether a row of the same number is left out.
+        block: rows of either side at a time.
+
+    Example:
+        >>> strongest(np.eye(3)[:2], np.eye(3)[::-1], 1)[0].tolist()
+        [[2], [1]]
+    """
+    sides = [_in_blocks(rows, min(block, max(len(rows_a), len(rows_b)))) for rows in (rows_a, rows_b)]
+    size = sides[0].shape[1]
+    others = jnp.asarray(sides[1])  # once for all blocks
+    width = np.int32(len(rows_b))
+    found = [_program(part, np.int32(i * size), others, width, K=count, apart=apart) for i, part in enumerate(sides[0])]
+    index, similarity = (np.concatenate([np.asarray(pair[k]) for pair in found])[: len(rows_a)] for k in (0, 1))
+    return index, similarity
+
+
+def _strongest_of(rows, first, others, width, *, K, apart):
+    """Of rows [R, A], whose first has the number `first`, among others [blocks, R, A], of which `width` are latents."""
+    R = rows.shape[0]
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)  # noqa: E731
+    rows = unit(rows)
+
+    def add(best, block):
+        number, part = block
+        numbers = number * R + jnp.arange(R)
+        cosines = jnp.matmul(rows, unit(part).T, precision="highest")
+        ours = first + jnp.arange(R)[:, None]
+        cosines = jnp.where((numbers < width) & ~(apart & (numbers == ours)), cosines, -jnp.inf)
+        # Those of before stand first: of equals, top_k takes the first.
+        joined = jnp.concatenate([best[1], cosines], axis=1)
+        indices = jnp.concatenate([best[0], jnp.broadcast_to(numbers, cosines.shape)], axis=1)
+        values, places = jax.lax.top_k(joined, K)
+        return (jnp.take_along_axis(indices, places, axis=1), values), None
+
+    start = jnp.zeros((R, K), jnp.int32), jnp.full((R, K), -jnp.inf, jnp.float32)
+    best, _ = jax.lax.scan(add, start, (jnp.arange(len(others), dtype=jnp.int32), others))
+    return best
+
+
+_program = jit_program(_strongest_of, program="other", static_argnames=("K", "apart"))
+
+
+def _rows(autoencoder: Released) -> np.ndarray:
+    """Decoder rows float32 [Z, A]."""
+    return np.asarray(autoencoder.W_dec, np.float32).reshape(autoencoder.width, -1)
+
+
+def _in_blocks(rows: Rows, size: int) -> np.ndarray:
+    """[blocks, R, A], filled up with zeros."""
+    rows = np.asarray(rows, np.float32)
+    filled = np.pad(rows, ((0, -len(rows) % size), (0, 0)))
+    return filled.reshape(-1, size, rows.shape[1])

@@ -1,0 +1,193 @@
+"""`sae.explore`: the pages of several autoencoders, with the first page that leads to them and the picture of their
+trade-off. Pages that are there already, of the same autoencoder and text, stay."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+
+import jax
+import numpy as np
+
+from mishax_lite.hashing import fingerprint
+from sae import showing
+from sae.autoencoder import bare
+from sae.evaluation import fidelity, kept
+from sae.evaluation.fidelity import Metrics
+from sae.evaluation.latents import latent_statistics, top_tokens
+from sae.evaluation.matching import counted_of
+from sae.explorer import pages, tradeoff
+from sae.explorer.pages import About
+from sae.files import replace_file
+from sae.language_model import LanguageModel, titled
+from sae.progress import Progress, chosen
+from sae.released import Released
+from sae.text import Sequences, as_sequences
+
+VERSION = 2  # of what pages say; those of an earlier one are written again
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An autoencoder whose pages are wanted.
+
+    Attributes:
+        place: where they go, below the folder of the first page.
+        metrics: of the autoencoder.
+        target: the L0 that it aimed at, in words.
+        about: what its pages say of the text.
+        key: what they depend on; with another one they are written again.
+        load: returns it; called where its pages are to be written.
+    """
+
+    place: PurePath
+    metrics: Metrics
+    target: str
+    about: About
+    key: str
+    load: Callable[[], Released]
+
+
+def explore(
+    autoencoders: Released | Sequence[Released] | Mapping[str, Released],
+    model: LanguageModel,
+    sequences: Sequences | np.ndarray,
+    folder: str | Path,
+    *,
+    text: str = "text that the caller gave",
+    progress: Progress | bool | None = None,
+) -> Path:
+    """Measures autoencoders and writes their pages: static files, to be opened in a browser.
+
+    Args:
+        autoencoders: one, several, or several by name; a name is the way to its folder, such as
+            "layer_3/resid_post/width_1536". By default they are named by site and width.
+        model: with its tokenizer.
+        sequences: the text: figures and examples are over it, and the same tokens count as for `sae.evaluate`.
+        folder: where the pages go. Those of the same autoencoder, model and text stay as they are.
+        text: what the pages call the text, after "tokens of".
+        progress: as for `sae.evaluate`.
+
+    Returns:
+        The first page.
+
+    Raises:
+        ValueError: as for `sae.evaluate`, for crosscoders, and for no autoencoder.
+
+    Example:
+        >>> sae.explore(autoencoder, model, sequences, folder).name
+        'index.html'
+    """
+    progress = chosen(progress)
+    named = _named(autoencoders)
+    sequences = as_sequences(sequences, model)
+    metrics = fidelity.evaluate(list(named.values()), model, sequences, progress=progress)
+    of = kept.subject(model, sequences)
+    entries, omissions = [], {}
+    for (name, autoencoder), one in zip(named.items(), metrics, strict=True):
+        info = autoencoder.info
+        about = About(text, counted_of(info, model).omissions())
+        omissions[about.omissions] = None
+        target = kept.target(info, name.rpartition("/")[2])
+        key = f"{kept.COUNTING}:{of}{_hash(autoencoder)}"
+        entries.append(Entry(PurePath(name), one, target, about, key, lambda autoencoder=autoencoder: autoencoder))
+    about = About(text, ", or of others: ".join(omissions))
+    return build(entries, model, sequences, Path(folder), about, progress=progress)
+
+
+def build(
+    entries: Sequence[Entry],
+    model: LanguageModel,
+    sequences: Sequences,
+    folder: Path,
+    about: About,
+    *,
+    progress: Progress,
+) -> Path:
+    """Writes the pages of autoencoders, those excepted that are there already, and returns the first page.
+
+    Args:
+        entries: the autoencoders.
+        model: theirs.
+        sequences: the text of the metrics.
+        folder: of the first page.
+        about: what that page says of the text.
+        progress: called with what is to come, as tqdm is.
+    """
+    rows = []
+    for entry in entries:
+        _write(entry, model, sequences, folder, progress)
+        rows.append({
+            "href": pages.link(entry.place / "index.html"),
+            "site": entry.metrics.site,
+            "width": entry.metrics.width,
+            "target": entry.target,
+            "metrics": entry.metrics,
+        })  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    name = titled(model)
+    metrics = [entry.metrics for entry in entries]
+    tradeoff.draw(metrics, folder / "tradeoff.png", f"JumpReLU autoencoders on {name}")
+    return pages.write_index(folder, name, rows, metrics[0].tokens, about)
+
+
+def _write(entry: Entry, model: LanguageModel, sequences: Sequences, folder: Path, progress: Progress) -> None:
+    out, site = folder / entry.place, entry.metrics.site
+    key = entry.key + hashlib.sha256(repr((VERSION, entry.about)).encode()).hexdigest()[:16]
+    done = out / "identity.txt"
+    if done.exists() and done.read_text(encoding="utf-8") == key:
+        return
+    # Pages of an earlier text or autoencoder must not be taken for these.
+    done.unlink(missing_ok=True)
+    for old in out.glob("*.html"):
+        old.unlink()
+    autoencoder = entry.load()
+    statistics = latent_statistics(autoencoder, model, sequences, autoencoder.info.site, progress=progress)
+    effects = top_tokens(autoencoder, model, site) if model.sites[site].writes_to_residual else None
+    pages.write_latents(
+        out,
+        "../" * len(entry.place.parts),
+        f"{site}, {autoencoder.width} latents, target L0 {entry.target}",
+        autoencoder,
+        statistics,
+        effects,
+        sequences,
+        model.tokenizer,
+        entry.about,
+        progress=progress,
+    )
+    replace_file(done, key)
+
+
+def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released]) -> dict[str, Released]:
+    """Autoencoders by the way to their folders."""
+    if isinstance(autoencoders, Released):
+        autoencoders = [autoencoders]
+    if not isinstance(autoencoders, Mapping):
+        listed, autoencoders = list(autoencoders), {}
+        for one in listed:
+            site = "autoencoder" if getattr(one, "info", None) is None else one.info.site_out
+            name = stem = f"{site}/width_{getattr(one, 'width', '')}"
+            number = 1
+            while name in autoencoders:
+                number += 1
+                name = f"{stem}_{number}"
+            autoencoders[name] = one
+    for name, one in autoencoders.items():
+        if not isinstance(one, Released) or one.several_sites() or one.info is None:
+            raise ValueError(
+                f"sae.explore takes autoencoders of one site, which their `info` says; got {showing.kind(one)}"
+                + (", which does not say its site" if isinstance(one, Released) and one.info is None else "")
+            )
+        path = PurePath(name)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise ValueError(f"the name of an autoencoder is the way to a folder below that of the pages, got {name!r}")
+    if not autoencoders:
+        raise ValueError("sae.explore needs an autoencoder, got none")
+    return dict(autoencoders)
+
+
+def _hash(autoencoder: Released) -> str:
+    """Of the arrays and of the record."""
+    arrays = jax.device_get(bare(autoencoder))
+    return fingerprint(arrays, repr(dataclasses.astuple(autoencoder.info)))[:32]

@@ -1,0 +1,184 @@
+"""`sae.latents`: what is known of each latent of an autoencoder: how often and where it fires, which tokens it
+promotes, which latents are like it.
+
+Axis letters: T tokens of a sequence, Z latents, K neighbours, E examples and tokens that are kept for each latent.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from sae import showing
+from sae.evaluation.fidelity import check_fits
+from sae.evaluation.latents import LatentStatistics, TopTokens, latent_statistics, top_tokens
+from sae.evaluation.nearest_latents import neighbours as nearest_of
+from sae.language_model import LanguageModel, Tokenizer, check_tokenizer
+from sae.progress import Progress, chosen
+from sae.released import Released
+from sae.text import Sequences, as_sequences
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Where a latent fires strongly.
+
+    Attributes:
+        activation: at the peak, raw units.
+        token: at the peak, as a person reads it.
+        text: the sequence, decoded, without padding.
+        document: the id of the token's document.
+        sequence: the number of the sequence.
+        position: of the token in the sequence.
+    """
+
+    activation: float
+    token: str
+    text: str = dataclasses.field(repr=False)
+    document: str
+    sequence: int
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """What is known of one latent.
+
+    Attributes:
+        latent: its number.
+        frequency: the share of the tokens on which it fires.
+        largest: its largest activation, raw units; 0 for one that does not fire.
+        examples: the strongest first, one of each sequence at most.
+        promoted: (token, effect on its logit), the greatest first; empty where the site does not write to the residual
+            stream.
+        suppressed: the same of the least effects.
+        neighbours: (latent, cosine of the decoder rows), the nearest first.
+    """
+
+    latent: int
+    frequency: float
+    largest: float
+    examples: tuple[Example, ...]
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+    neighbours: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Latents:
+    """What `latents` returns: arrays over all latents; `latents[z]` is one of them in words, and iterating goes through
+    those that fire, the most frequent first.
+
+    Attributes:
+        site: where the autoencoder reads.
+        statistics: over the text (`LatentStatistics`), with the examples' places.
+        effects: the tokens that each latent promotes and suppresses (`TopTokens`); None where the site does not write
+            to the residual stream.
+        neighbours: int32 [Z, K], the latents whose decoder rows are most like each one's.
+        similarity: float32 [Z, K], the cosines.
+        sequences: the text.
+        tokenizer: the model's.
+    """
+
+    site: str
+    statistics: LatentStatistics
+    effects: TopTokens | None
+    neighbours: np.ndarray
+    similarity: np.ndarray
+    sequences: Sequences
+    tokenizer: Tokenizer
+
+    def __repr__(self) -> str:
+        fired = np.count_nonzero(self.statistics.fired)
+        tokens = showing.count(self.statistics.tokens, "token")
+        return f"Latents({self.site}: {fired:,} of {showing.count(len(self), 'latent')} fired on {tokens})"
+
+    def __len__(self) -> int:
+        return len(self.statistics.fired)
+
+    def __iter__(self) -> Iterator[Latent]:
+        order = np.argsort(-self.statistics.fired, kind="stable")
+        return (self[z] for z in order[self.statistics.fired[order] > 0].tolist())
+
+    def __getitem__(self, latent: int) -> Latent:
+        if not 0 <= latent < len(self):
+            raise IndexError(f"the autoencoder has latents 0 to {len(self) - 1}, got {latent}")
+        s, effects = self.statistics, self.effects
+        promoted, suppressed = (), ()
+        if effects is not None:
+            promoted = self._tokens(effects.promoted[latent], effects.promotion[latent])
+            suppressed = self._tokens(effects.suppressed[latent], effects.suppression[latent])
+        pairs = zip(self.neighbours[latent].tolist(), self.similarity[latent].tolist(), strict=True)
+        return Latent(
+            int(latent),
+            float(s.fired[latent] / s.tokens),
+            float(s.largest[latent]),
+            tuple(self._example(latent, e) for e in np.flatnonzero(s.example_sequence[latent] >= 0)),
+            promoted,
+            suppressed,
+            tuple(pairs),
+        )
+
+    def _tokens(self, ids: np.ndarray, effects: np.ndarray) -> tuple[tuple[str, float], ...]:
+        return tuple((self.tokenizer.piece(int(i)), float(x)) for i, x in zip(ids, effects, strict=True))
+
+    def _example(self, latent: int, e: int) -> Example:
+        s = self.statistics
+        row, peak = int(s.example_sequence[latent, e]), int(s.example_peak[latent, e])
+        tokens = self.sequences.tokens[row]
+        text = [int(token) for token in tokens if token not in self.tokenizer.special_ids]
+        document, _ = self.sequences.place(row, peak)
+        return Example(
+            float(s.example_activation[latent, e, peak]),
+            self.tokenizer.piece(int(tokens[peak])),
+            self.tokenizer.decode(text),
+            self.sequences.documents[document][0],
+            row,
+            peak,
+        )
+
+
+def latents(
+    autoencoder: Released,
+    model: LanguageModel,
+    sequences: Sequences | np.ndarray,
+    *,
+    examples: int = 8,
+    tokens: int = 10,
+    neighbours: int = 5,
+    progress: Progress | bool | None = None,
+) -> Latents:
+    """Looks at each latent of an autoencoder over a text, in one pass.
+
+    Args:
+        autoencoder: on raw activations; a transcoder's latents fire at its input site and promote tokens from its
+            output site.
+        model: with its tokenizer.
+        sequences: as for `sae.evaluate`; the same tokens count.
+        examples: the most that are kept of each latent, [Z, E, T] numbers in memory.
+        tokens: how many tokens are kept at either end of what a latent promotes.
+        neighbours: how many latents are kept that are most like each.
+        progress: as for `sae.evaluate`.
+
+    Returns:
+        Arrays over all latents, of which `[z]` gives one in words.
+
+    Raises:
+        ValueError: as for `sae.evaluate`; for a crosscoder, and an autoencoder that does not say its site.
+
+    Example:
+        >>> found = sae.latents(autoencoder, model, sequences)
+        >>> latent = next(iter(found))  # the most frequent
+        >>> len(latent.examples), len(latent.promoted), len(latent.neighbours)
+        (8, 10, 5)
+    """
+    if not isinstance(autoencoder, Released) or autoencoder.several_sites():
+        raise ValueError(f"sae.latents takes an autoencoder of one site, got {showing.kind(autoencoder)}")
+    (site,), (site_out,) = check_fits(autoencoder, model)
+    check_tokenizer(model)
+    sequences = as_sequences(sequences, model)
+    statistics = latent_statistics(autoencoder, model, sequences, site, examples=examples, progress=chosen(progress))
+    effects = None
+    if model.sites[site_out].writes_to_residual:
+        effects = top_tokens(autoencoder, model, site_out, tokens)
+    return Latents(site, statistics, effects, *nearest_of(autoencoder, neighbours), sequences, model.tokenizer)

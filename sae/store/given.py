@@ -1,0 +1,228 @@
+"""`sae.rows`: anyone's activations, in memory or memory-mapped, as a source that `sae.train` reads.
+
+Batches come in the order of a store with one segment (`sae/store/order.py`): blocks of neighbouring rows in a random
+order, the rows of each block shuffled anew, so that a memory-mapped file is read in large runs.
+
+Axis letters: R rows, A dim of the activation, its axes joined.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from sae import showing
+from sae.ahead import Ahead
+from sae.counted import Counted
+from sae.language_model import LanguageModel, check_tokenizer
+from sae.parameters import parameters_dtype
+from sae.sites import dim, token_site
+from sae.store import order
+from sae.store.manifest import ROW_FIELDS, Manifest
+from sae.store.moments import Moments
+from sae.store.order import Pass
+from sae.store.source import Generated, Source
+
+STATISTICS = 2**18  # rows that they are over, at most
+NOBODY = "unknown"  # the model, where nobody says which
+
+
+def rows(
+    arrays: Mapping[str, np.ndarray], *, model: LanguageModel | None = None, counted: Counted | None = None
+) -> "Rows":
+    """Makes a source for `sae.train` of activations that are at hand: nothing is copied, and memory maps stay files.
+
+    Args:
+        arrays: {site: rows [R, A]}, or [R, N, H] of heads, which are joined; raw units, any float dtype, equally many
+            rows in one order. Arrays of numpy, memory maps (`numpy.load(..., mmap_mode="r")`), of JAX, and tensors on
+            a CPU.
+        model: whose activations they are, for what the autoencoders record; None where no language model is at hand.
+            The sites are then whatever the names say, and nobody can tell later whether a model is theirs.
+        counted: which tokens the rows are of, for what the autoencoders record. By default all but the special ids of
+            the model's tokenizer; without a model all.
+
+    Returns:
+        A source. Its statistics, and its fingerprint for checkpoints, are over 2^18 rows at most, evenly spread.
+
+    Raises:
+        ValueError: for arrays of no rows, of different numbers of rows, that are no floats or not finite; and with a
+            model, sites that it lacks or that have another shape.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+        >>> source = sae.rows({"x": x})
+        >>> next(source.batches(64))["x"].shape
+        (64, 16)
+    """
+    if not isinstance(arrays, Mapping) or not arrays:
+        raise ValueError(f"sae.rows takes a dict {{site: array [rows, A]}}, got {showing.kind(arrays)}")
+    values = {site: np.asarray(array) for site, array in arrays.items()}
+    for site, array in values.items():
+        _check(site, array)
+    if len({len(array) for array in values.values()}) > 1:
+        lengths = ", ".join(f"{len(array):,} at {site}" for site, array in values.items())
+        raise ValueError(f"the sites of a source have the same rows in the same order, got {lengths}")
+    if model is not None:
+        check_tokenizer(model)
+        for site, array in values.items():
+            _check_site(site, array.shape[1:], model)
+    rule = Counted.or_default(counted, () if model is None else model.tokenizer.special_ids)
+    count = len(next(iter(values.values())))
+    # One sequence for each row: nobody knows the text.
+    manifest = Manifest(
+        model=NOBODY if model is None else model.name,
+        model_fingerprint=None if model is None else model.fingerprint,
+        tokenizer_sha256="" if model is None else model.tokenizer.sha256,
+        sites={site: array.shape[1:] for site, array in values.items()},
+        dtype="float32",
+        corpus_sha256=_fingerprint(values),
+        sequences=count,
+        length=1,
+        sequences_per_segment=count,
+        seed=0,
+        counted=rule,
+        activation_dtype=str(next(iter(values.values())).dtype),
+        parameters_dtype=None if model is None else parameters_dtype(model),
+    )
+    return Rows(values, manifest)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(Source):
+    """Rows that somebody has; `rows` makes it.
+
+    Attributes:
+        arrays: {site: [R, *shape]}.
+        manifest: of which model and sites they are.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    manifest: Manifest
+    kind = "rows"
+    batch_order = order.VERSION
+
+    def __repr__(self) -> str:
+        return f"Rows({showing.count(self.rows, 'row')} at {self.manifest.label})"
+
+    @property
+    def name(self) -> str:
+        return "the rows given"
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.manifest.sequences
+
+    def mean_squared_norm(self, site: str) -> float:
+        """E||x||^2 over the rows of the statistics, in raw units."""
+        return self._statistics(site)["mean_squared_norm"]
+
+    def mean(self, site: str) -> np.ndarray:
+        """E[x], [A] float64, in raw units."""
+        return np.asarray(self._statistics(site)["mean"])
+
+    def median_norm(self, site: str) -> float:
+        """The median of ||x||, in raw units."""
+        return self._statistics(site)["median_norm"]
+
+    def sink_limits(self) -> dict[str, float]:
+        """{site: norm} that the rule has been given; nothing is left out here."""
+        return dict(self.manifest.counted.sink_limits)
+
+    def batches_per_pass(self, batch_size: int) -> int:
+        """Batches in one epoch, which have every row.
+
+        Raises:
+            ValueError: when there are fewer rows than one batch has.
+        """
+        if not 1 <= batch_size <= self.rows:
+            raise ValueError(f"batch_size must be from 1 to the {self.rows} rows given, got {batch_size}")
+        return order.steps_per_pass(self.rows, batch_size)
+
+    def batches(
+        self,
+        batch_size: int,
+        sites: Sequence[str] | None = None,
+        seed: int = 0,
+        start_step: int = 0,
+        *,
+        sharding: jax.sharding.NamedSharding | None = None,
+        passes: Sequence[Pass] = (),
+    ) -> Generated:
+        """Batches {site: [B, A] float32} without end, read one ahead; the batch of a step depends on (seed, step).
+
+        Raises:
+            ValueError: for a site that is missing, a field of rows, or more rows in a batch than there are.
+        """
+        names = self.asked(batch_size, sites, start_step)
+        if fields := [name for name in names if name in ROW_FIELDS]:
+            raise ValueError(f"{self.name} have no {fields[0]}: nobody has said which tokens they are of")
+        return Generated(self._batches(batch_size, names, seed, start_step, sharding))
+
+    def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:
+        widest = max(map(self.width, self.sites))
+        plan = Pass(0, 0, ((0, self.rows),), order.block_rows(widest))
+
+        def make(wanted: Callable[[], bool]) -> Iterator[dict[str, np.ndarray]]:
+            for step in itertools.count(start_step):
+                if not wanted():
+                    return
+                yield self._batch(plan, batch_size, names, seed, step)
+
+        with Ahead(make, name="rows") as coming:
+            for batch in coming:
+                yield batch if sharding is None else jax.device_put(batch, sharding)
+
+    def _batch(self, plan: Pass, batch_size: int, names: Sequence[str], seed: int, step: int) -> dict[str, np.ndarray]:
+        lanes = range(order.lanes_for(batch_size))
+        runs = [run for lane in lanes for run in order.runs(plan, batch_size, seed, step, 1, lane)]
+        numbers = np.concatenate([run.block.start + run.rows for run in runs])
+        return {name: self.arrays[name][numbers].astype(np.float32).reshape(batch_size, -1) for name in names}
+
+    @functools.cached_property
+    def _known(self) -> dict[str, dict]:
+        return {}
+
+    def _statistics(self, site: str) -> dict:
+        self.check_sites([site])
+        if site not in self._known:
+            x = self.arrays[site][_spread(self.rows)].astype(np.float32)
+            x = x.reshape(len(x), -1)
+            moments = Moments.of(x)
+            if not moments.finite():
+                raise ValueError(f"the activations at {site} are not all finite: take those rows out")
+            self._known[site] = moments.statistics(x, np.arange(len(x)))
+        return self._known[site]
+
+
+def _spread(count: int) -> np.ndarray:
+    """The numbers of up to `STATISTICS` rows, evenly spread, rising."""
+    return np.arange(count) if count <= STATISTICS else np.linspace(0, count - 1, STATISTICS).astype(np.int64)
+
+
+def _fingerprint(values: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, shapes and the rows of the statistics: other rows are another source to a checkpoint."""
+    digest = hashlib.sha256()
+    for site, array in sorted(values.items()):
+        digest.update(f"{site} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array[_spread(len(array))]).tobytes())
+    return digest.hexdigest()
+
+
+def _check(site: str, array: np.ndarray) -> None:
+    # Floats of other packages, such as bfloat16, are of the kind "V".
+    floating = array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.names is None)
+    if array.ndim < 2 or not array.size or not floating:
+        raise ValueError(
+            f"the rows at {site} are floats [rows, A], got {showing.kind(array)}: give each token's activation a row"
+        )
+
+
+def _check_site(site: str, shape: tuple[int, ...], model: LanguageModel) -> None:
+    record = token_site(model, site)
+    if int(np.prod(shape)) != dim(record):
+        raise ValueError(f"{site} of {model.name} is {dim(record)} wide, the rows given are {int(np.prod(shape))}")

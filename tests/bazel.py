@@ -21,6 +21,7 @@ DATA = {
     "sae": 'glob(["sae/explorer/templates/**"])',
     "tests": '["pyproject.toml"]',
     "tests/gemma": 'glob(["tests/data/**"])',
+    "tests/sae/test_from_others": '["sae/FROM_TRANSFORMERLENS_AND_SAELENS.md"]',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
     "tests/test_locks": '["setup.py"] + glob(["requirements*.lock"])',
     "tests/test_makefile": '["Makefile"]',

@@ -86,7 +86,7 @@ def test_killed_at_10_random_steps_it_ends_in_the_same_bits(store, tmp_path, dev
     peaceful, killed = contents(tmp_path / "peaceful"), contents(tmp_path / "killed")
     assert peaceful.pop("history") == killed.pop("history")
     arrays = {"W_enc", "b_enc", "threshold", "W_dec", "b_dec", "largest", "tokens"}
-    assert set(peaceful) == {f"{i}/{name}" for i in (0, 1) for name in arrays} | {"1/W_skip"}
+    assert set(peaceful) == {f"{i}/{name}" for i in (0, 1) for name in arrays} | {"1/W_skip", "1/form"}
     for name, values in peaceful.items():
         np.testing.assert_array_equal(values, killed[name], err_msg=name)
 

@@ -138,5 +138,5 @@ def test_meshes_and_processes_agree(store, tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5), (name, a["step"], a["run"])
         assert got.keys() == want.keys()
         for array, values in want.items():
-            if array != "history":
+            if array not in ("history", "1/form"):
                 assert np.linalg.norm(values - got[array]) <= 1e-3 * np.linalg.norm(values), (name, array)

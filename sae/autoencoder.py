@@ -184,7 +184,8 @@ class JumpReLU(Independent):
           ValueError: for activations of another length.
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        return jnp.where(z > self.threshold, z, 0.0)
+        # The other way round, so that what is not a number stays visible.
+        return jnp.where(z <= self.threshold, 0.0, z)
 
 
 def check_values(autoencoder: Released) -> None:

@@ -77,7 +77,8 @@ class CrossLayerTranscoder(Released):
             ValueError: for activations of other lengths.
         """
         z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        f = jnp.where(z > self.threshold, z, 0.0)
+        # The other way round, so that what is not a number stays visible.
+        f = jnp.where(z <= self.threshold, 0.0, z)
         return f.reshape(*f.shape[:-2], -1)
 
     def decode(self, f: jax.Array) -> jax.Array:

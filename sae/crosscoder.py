@@ -70,7 +70,8 @@ class Crosscoder(Independent):
           ValueError: for activations of other lengths.
         """
         z = jnp.einsum("...LA,LAZ->...Z", self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        return jnp.where(z > self.threshold, z, 0.0)
+        # The other way round, so that what is not a number stays visible.
+        return jnp.where(z <= self.threshold, 0.0, z)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, Z] -> raw activations [B, L, A] of all sites."""

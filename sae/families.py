@@ -109,6 +109,11 @@ def _bring_in(parts: dict[str, Any], field: str, value: Any, own: Sequence[str])
         names = ", ".join(kind.__name__ for _, kind in kinds)
         raise ValueError(f"Run: no part has a field {field!r}, and {names} have: give {kinds[0][0]} one of these")
     ((name, kind),) = kinds
+    if name == "autoencoder":
+        raise ValueError(
+            f"Run: {type(parts[name]).__name__} has no field {field!r}, which {kind.__name__} has: to change the "
+            f"architecture, give autoencoder={kind.__name__}({field}=...)"
+        )
     if name in SEVERAL:
         parts[name] = (*parts[name], kind(**{field: value}))
         return

@@ -64,7 +64,8 @@ class Gated(Independent):
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest")
         magnitude = z * jnp.exp(self.r_mag) + self.b_mag
-        return jnp.where(z + self.b_gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
+        # The other way round, so that what is not a number stays visible.
+        return jnp.where(z + self.b_gate <= 0, 0.0, jnp.maximum(magnitude, 0.0))
 
     def shifted(self, shift: jax.Array) -> "Gated":
         """Returns what has the same latents where a shift [A] was added to activations."""

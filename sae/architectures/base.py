@@ -63,6 +63,7 @@ class Architecture(Part, abc.ABC):
     """
 
     registry: ClassVar[Registry] = ARCHITECTURES
+    l0_gradient: ClassVar[bool] = True  # whether `Encoded.l0` and `.fired` have one, which L0 penalties need
 
     @abc.abstractmethod
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> NamedTuple:

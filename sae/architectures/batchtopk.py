@@ -2,7 +2,7 @@
 (arXiv 2412.06410)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class BatchTopK(Architecture):
       aux_coefficient: of AuxK; 0 for none.
     """
 
+    l0_gradient: ClassVar[bool] = False
     k: Number = 64.0
     skip: bool = False
     decay: float = 0.99

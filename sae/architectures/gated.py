@@ -2,7 +2,7 @@
 2404.16014, section 3)."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class Gated(Architecture):
     No gradient of the reconstruction passes the gates. They learn from the penalty and from a second reconstruction, of
     max(g, 0) by a decoder that is held still, whose error is added to the loss.
     """
+
+    l0_gradient: ClassVar[bool] = False
 
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> Params:
         W_enc, W_dec = initialisation.draw(key, dims, sizes)

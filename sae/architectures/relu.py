@@ -2,7 +2,7 @@
 2309.08600): f = max(z, 0), made sparse by an L1 penalty, `sae.sparsity.L1`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class ReLU(Architecture):
       skip: a transcoder has an affine skip.
     """
 
+    l0_gradient: ClassVar[bool] = False
     skip: bool = False
 
     def check_sizes(self, sizes: Sizes) -> None:

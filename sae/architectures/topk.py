@@ -1,7 +1,7 @@
 """The TopK autoencoder while it trains: a token keeps its k largest latents (arXiv 2406.04093, section 2.3)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class TopK(Architecture):
       aux_coefficient: of AuxK; 0 for none.
     """
 
+    l0_gradient: ClassVar[bool] = False
     k: int = 64
     skip: bool = False
     aux_k: int = 512

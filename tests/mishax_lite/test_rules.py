@@ -410,5 +410,5 @@ def test_a_backward_rule_in_a_branch_that_vmap_made_a_select_is_numbered_where_i
     _, values = capture(jax.vmap(jax.grad(f)), "a#2")(x)
     want = [3 * np.sin(x[0]), 3 * np.cos(x[1])]
     np.testing.assert_allclose(values["a#2"], want, rtol=1e-6)
-    with pytest.raises(ValueError, match="site 'a#3', .* is in a branch of a cond that vmap made into a select"):
+    with pytest.raises(ValueError, match=r"site 'a#3', .* is in a branch of a cond that vmap made into a select"):
         capture(jax.vmap(jax.grad(f)), "a#3")(x)

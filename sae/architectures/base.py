@@ -124,6 +124,12 @@ class Architecture(Part, abc.ABC):
         return PartitionSpec(*(["latent"] if shape[:1] == (sizes.width,) else []))
 
 
+def counts(on: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Which latents fire, bool [B, Z] -> the L0 of each token [B], and the share of tokens on which each latent does
+    [Z]."""
+    return on.sum(axis=1).astype(dtype), on.mean(axis=0, dtype=dtype)
+
+
 def unit_rows(W_dec: jax.Array) -> jax.Array:
     """[Z, A] with each row scaled to norm 1."""
     return W_dec / jnp.linalg.norm(W_dec, axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sae import autoencoder
 from sae import gated as released
-from sae.architectures.base import Architecture, Encoded, register
+from sae.architectures.base import Architecture, Encoded, counts, register
 from sae.initialisation import Initialisation
 from sae.parts import Sizes
 
@@ -47,12 +47,11 @@ class Gated(Architecture):
     def encode(self, params: Params, x: jax.Array, state: Any, sizes: Sizes) -> Encoded:
         z = x @ params.W_enc
         if not sizes.transcodes:
-            z = z - params.b_dec @ params.W_enc  # by itself; see `jumprelu.pre_activations`
+            z = z - params.b_dec @ params.W_enc  # by itself; see `affine.pre_activations`
         gate, magnitude = z + params.b_gate, z * jnp.exp(params.r_mag) + params.b_mag
         f = jnp.where(gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
         on = f > 0
-        l0, fired = on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
-        return Encoded(f, l0, fired, gate, jnp.zeros((), z.dtype), magnitude=jnp.maximum(gate, 0.0))
+        return Encoded(f, *counts(on, z.dtype), gate, jnp.zeros((), z.dtype), magnitude=jnp.maximum(gate, 0.0))
 
     def auxiliary(
         self, params: Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array

@@ -12,8 +12,8 @@ import pytest
 
 import sae
 from sae import architectures, objectives, sparsity
-from sae.architectures import Encoded, affine
-from sae.architectures.jumprelu import pre_activations, released_bias
+from sae.architectures import Encoded
+from sae.architectures.affine import Affine, pre_activations, released_bias
 from sae.autoencoder import Info, Largest
 from sae.parts import Number
 from sae.released import Independent, forms
@@ -48,7 +48,7 @@ class CappedForm(Independent):
 
 @architectures.register("capped")
 @dataclasses.dataclass(frozen=True)
-class Capped(architectures.Architecture):
+class Capped(Affine):
     """Latents from 0 to a cap.
 
     Attributes:
@@ -56,9 +56,6 @@ class Capped(architectures.Architecture):
     """
 
     cap: Number = 0.2
-
-    def init(self, key, dims, sizes, initialisation):
-        return affine.begin(key, dims, sizes, initialisation)
 
     def encode(self, params, x, state, sizes):
         z = pre_activations(params, x, sizes)

@@ -237,5 +237,5 @@ def _check(site: str, array: np.ndarray) -> None:
 def _check_site(site: str, shape: tuple[int, ...], model: LanguageModel) -> None:
     record = token_site(model, site)
     if shape not in (tuple(record.shape), (dim(record),)):
-        own = list(record.shape)
-        raise ValueError(f"an activation at {site} of {model.name} is {own}, the rows given are {list(shape)}")
+        expected = list(record.shape)
+        raise ValueError(f"an activation at {site} of {model.name} is {expected}, the rows given are {list(shape)}")

@@ -62,9 +62,8 @@ def test_parameters_and_adams_moments_are_three_times_the_released_autoencoder(o
 def test_an_estimate_without_a_mesh_is_for_the_mesh_that_training_would_take():
     estimate = sae.estimate(config(), {"x": 32})
     assert estimate.mesh == {"data": jax.device_count(), "latent": 1}
-    assert "at 50% of the peak, " in str(estimate) and " TFLOP/s of a device, as this machine multiplied" in str(
-        estimate
-    )
+    text = str(estimate)
+    assert "at 50% of the peak, " in text and " TFLOP/s of a device, as this machine multiplied" in text
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,9 @@ def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
     assert done.stderr.startswith("error: --store_dir is empty: give a value") and done.stderr.count("\n") == 1
 
 
-COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", (ROOT / "README.md").read_text(encoding="utf-8"))
+READMES = [ROOT / name / "README.md" for name in ("", "gemma", "sae", "sae/store", "sae/trainer", "experiments")]
+TEXT = "\n".join(readme.read_text(encoding="utf-8") for readme in READMES)
+COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", TEXT)
 PLAN = next(argv.split() for name, argv in COMMANDS if "--plan_only" in argv)
 
 

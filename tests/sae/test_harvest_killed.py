@@ -98,6 +98,7 @@ def test_killed_at_25_random_moments(where):
     assert contents(killed) == contents(peaceful)
     rows = rows_of(sae.ActivationStore.open(killed))
     identities = np.stack([rows[name] for name in ("document", "position", "token")], axis=1)
+    assert len(np.unique(identities, axis=0)) == len(identities), "a row stands twice"
     print(f"committed segments after each kill: {seen}; {len(identities)} rows")
 
 

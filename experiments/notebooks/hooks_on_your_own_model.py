@@ -6,9 +6,10 @@
 # opened up to see how it does that; then Flax modules, and code of others that cannot be edited. All of it takes less
 # than a minute on a CPU, and runs as it stands on a TPU or a GPU.
 #
-# The next cell installs the package where it is missing. In a checkout (`make env`) it does nothing. In Colab, choose
-# a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` name what to install: `git+https://...` and
-# the address of the repository, or a wheel that you have uploaded.
+# The next cell installs the package where it is missing. In a checkout there is nothing to change (after `make env`
+# it is installed). In Colab, choose a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` say where
+# the package is: `git+https://...`, the address of your copy of the repository, or the path of a wheel that you have
+# uploaded.
 
 # %%
 import glob
@@ -17,13 +18,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = "mishax-lite"
+SOURCE = ""
 if importlib.util.find_spec("mishax_lite") is None:
     here = (Path.cwd(), *Path.cwd().parents)
-    checkout = next((str(folder) for folder in here if (folder / "mishax_lite").is_dir()), None)
+    source = SOURCE or next((str(folder) for folder in here if (folder / "mishax_lite").is_dir()), None)
+    if source is None:
+        raise RuntimeError("the package is not installed, and this is no checkout: let SOURCE say where it is")
     # The extra `tpu` brings the libtpu that goes with JAX's version.
     extra = "[tpu]" if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") else ""
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", (checkout or SOURCE) + extra], check=True)
+    wanted = f"mishax-lite{extra} @ {source}" if "://" in source else source + extra
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
 
 # %%
 import jax

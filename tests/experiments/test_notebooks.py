@@ -35,25 +35,31 @@ def test_every_source_is_a_notebook():
 
 
 @pytest.mark.parametrize(
-    ("folder", "devices", "argument"),
+    ("source", "devices", "argument"),
     [
-        (convert.FOLDER, [], str(clean.ROOT)),
-        (None, [], "mishax-lite"),
-        (None, ["/dev/vfio/0"], "mishax-lite[tpu]"),
-        (convert.FOLDER, ["/dev/accel0"], f"{clean.ROOT}[tpu]"),
+        (None, [], str(clean.ROOT)),
+        (None, ["/dev/accel0"], f"{clean.ROOT}[tpu]"),
+        ("mine.whl", [], "mine.whl"),
+        ("git+https://host/me/fork", ["/dev/vfio/0"], "mishax-lite[tpu] @ git+https://host/me/fork"),
+        ("", [], None),
     ],
 )
 @pytest.mark.parametrize("name", convert.NAMES)
-def test_the_first_cell_installs_what_is_missing(name, folder, devices, argument, tmp_path, monkeypatch):
+def test_the_first_cell_installs_what_is_missing(name, source, devices, argument, tmp_path, monkeypatch):
+    """From the checkout around it, or where SOURCE says; with libtpu where there is a TPU."""
     cell = next(cell for cell in json.loads(convert.notebook(name))["cells"] if cell["cell_type"] == "code")
-    calls = []
-    monkeypatch.chdir(folder or tmp_path)
+    code, calls = "".join(cell["source"]).replace('SOURCE = ""', f"SOURCE = {source or ''!r}"), []
+    monkeypatch.chdir(convert.FOLDER if source is None else tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command))
     monkeypatch.setattr(glob, "glob", lambda pattern: [one for one in devices if one.startswith(pattern[:9])])
-    exec("".join(cell["source"]), {})
+    exec(code, {})
     assert not calls
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    exec("".join(cell["source"]), {})
+    if argument is None:
+        with pytest.raises(RuntimeError, match="let SOURCE say where it is"):
+            exec(code, {})
+        return
+    exec(code, {})
     assert calls == [[sys.executable, "-m", "pip", "install", "--quiet", argument]]
 
 

@@ -109,11 +109,16 @@ for latent in sae.top_latents(autoencoder, model, "And the king said unto him", 
 
 # %% [markdown]
 # And what is a latent about? Where it fires most strongly over a text, and which tokens it makes likelier. Of the
-# latents that fire on one token in fifty at most, those that move a token's logit furthest:
+# latents that promote words and fire on one token in fifty at most, those that move a token's logit furthest:
 
 # %%
 latents = sae.latents(autoencoder, model, held_out)
-rare = [latent for latent in latents if 0.001 < latent.frequency < 0.02]
+word = lambda token: token.startswith(" ") and token.strip().isalpha()
+rare = [
+    latent
+    for latent in latents
+    if 0.001 < latent.frequency < 0.02 and all(word(token) for token, _ in latent.promoted[:3])
+]
 clear = sorted(rare, key=lambda latent: latent.largest * latent.promoted[0][1], reverse=True)
 for latent in clear[:8]:
     peaks = " ".join(example.token for example in latent.examples[:6])
@@ -130,10 +135,10 @@ for latent in clear[:8]:
 # %%
 chosen = clear[0].latent
 print("promotes", " ".join(token for token, _ in latents[chosen].promoted[:8]))
-for strength in (0.0, 1.0, 2.0):
+for strength in (0.0, 0.5, 1.0, 2.0):
     steer = sae.steer(autoencoder, {chosen: sae.of_max(strength)})
     written = gemma.generate(model, "And it came to pass", max_new_tokens=20, edits=steer)
-    print(f"{strength:.0f} x largest: {written.texts[0]}")
+    print(f"{strength:.1f} x largest: {written.texts[0]}")
 
 # %% [markdown]
 # Did it do what the promoted tokens say? Their probability, with and without:

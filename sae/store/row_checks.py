@@ -1,6 +1,6 @@
 """A check of each row of an array, 64 bits, so that rows that change are noticed. It knows nothing of what rows are.
 
-The check of a row is the sum of its 64-bit words modulo 2^64, each mixed and multiplied by an odd constant of its place.
+The check of a row is the sum of its 64-bit words modulo 2^64, each mixed and multiplied by an odd number of its place.
 One word that changes always changes it; several cancel by a rare chance, 2^-30 where only their highest bits change. It
 protects against mistakes, and not against somebody who looks for a collision.
 

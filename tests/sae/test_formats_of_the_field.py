@@ -1,5 +1,6 @@
 """Files of other projects are read as their projects compute, and ours are such files: by numpy, from their texts."""
 
+import doctest
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 import sae
+from sae.formats import folding
 from sae.formats.files import main_files
 from tests.sae import torch_pickles
 
@@ -230,6 +232,11 @@ def test_biases_are_folded_as_in_float64(tmp_path):
     sae.save(sparsify, tmp_path / "d", format="sparsify")
     back = safetensors.numpy.load_file(tmp_path / "d" / "sae.safetensors")["encoder.bias"]
     np.testing.assert_allclose(back, np.asarray(sparsify.b_enc) + shift, rtol=1e-7)
+
+
+def test_examples_of_folding_run():
+    result = doctest.testmod(folding, extraglobs={"np": np})
+    assert result.attempted == 3 and not result.failed
 
 
 def test_sparsifys_own_folders_say_their_site_by_their_names(tmp_path):

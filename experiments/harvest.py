@@ -18,7 +18,7 @@ from sae.store.codec import names as codecs
 from sae.store.places import Place, place
 from sae.text import Sequences
 
-from . import common, running
+from . import common, helping, running
 
 SITES = flags.DEFINE_list(
     "sites",
@@ -51,13 +51,15 @@ SINK_FACTOR = flags.DEFINE_float(
 SHARE = flags.DEFINE_string(
     "share", "0/1", "Which share of the segments this process writes, of how many: 0/4 to 3/4 for four processes."
 )
+helping.seldom("shuffle_rows", "shuffle_bytes", "share")
+REFUSED = ("eval_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, are out of their range, or have no effect."""
-    running.refuse(["eval_sequences"], "a harvest takes no figures")
+    running.refuse(REFUSED, "a harvest takes no figures")
     check_harvest()
 
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from absl import app, flags
 from absl import logging as absl_logging
 
-from . import stopping, terminal
+from . import helping, stopping, terminal
 
 # Of flags that are lists or texts, those for which nothing is a value: no prefixes; no text but BOS.
-MAY_BE_EMPTY = ("matryoshka", "prompt")
+MAY_BE_EMPTY = ("matryoshka", "objective.matryoshka", "prompt")
 
 
 def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> None:
@@ -28,13 +28,14 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
     Args:
       main: the launch.
       check: raises ValueError for flags that contradict one another, from the flags alone. A launch that has it refuses
-        flags that its --help does not list, too: another launch's are defined as well, and would do nothing.
+        flags that its --helpfull does not list, too: another launch's are defined as well, and would do nothing.
     """
     terminal.print_what_it_can()
     if main.__module__ != "__main__":
         _be_main(main.__module__)
 
     def parse(argv):
+        helping.define(lambda full: _help(main, full))
         try:
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
@@ -65,6 +66,13 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
     app.run(guarded, flags_parser=parse)
 
 
+def _help(main: Callable[[], None], full: bool) -> str:
+    """The help of a launch, whose module may name the flags that it refuses in `REFUSED`."""
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(main.__module__))]
+    refused = getattr(sys.modules[main.__module__], "REFUSED", ())
+    return helping.text(sys.modules["__main__"].__doc__ or "", names, refused, full)
+
+
 _CONVERSIONS = {"invalid literal for int": "a whole number", "could not convert string to float": "a number"}
 
 
@@ -76,7 +84,7 @@ def _without_python(problem: str) -> str:
       "--steps takes a whole number, got 'abc'"
     """
     for words, what in _CONVERSIONS.items():
-        if found := re.fullmatch(rf"flag --(\w+)=(.*): {words}.*", problem):
+        if found := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
             return f"--{found[1]} takes {what}, got {found[2]!r}"
     return problem
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 MOST = 2000  # sequences to harvest, unless --max_sequences says how many
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
+_PLACES = ("store_dir", "saes_dir", "checkpoint_dir")
+_OTHERS = {"share": "harvest", "distributed": "train"}
+REFUSED = (*_PLACES, *_OTHERS, "crosscoder", "plan_only", "topology")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)
@@ -28,12 +31,12 @@ flags.adopt_module_key_flags(train)
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or that are for the single steps."""
-    for name in ("store_dir", "saes_dir", "checkpoint_dir"):
+    for name in _PLACES:
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
     if train.CROSSCODER.value or train.PLAN_ONLY.value:
         raise ValueError("--crosscoder and --plan_only are for the launch train: they end without figures and pages")
-    for name, launch in (("share", "harvest"), ("distributed", "train")):
+    for name, launch in _OTHERS.items():
         if flags.FLAGS[name].present and flags.FLAGS[name].value != flags.FLAGS[name].default:
             raise ValueError(f"--{name} is for the launch {launch}: here one process does everything")
     harvest.check_harvest()

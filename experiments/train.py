@@ -2,23 +2,17 @@
 
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
 
-The fields of `sae.Run` and of its parts have flags of their names; several sites, targets, widths, learning rates and
-seeds make a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs
-that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
+The fields of `sae.Run` have flags of their names, and those of its parts too, with the part's name before them or
+without: `--optimizer.beta2=0.99`, `--beta2=0.99` (`--helpfull` says what each means). Several sites, targets, widths,
+learning rates and seeds make a run for each combination. `--plan_only` says what the runs would take, with
+`--topology=v5e:16x16` on TPUs that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
 
     python -m experiments.train --plan_only --model=gemma2-2b --train_sites=layer_12/resid_post --width=131072
 """
 
-import dataclasses
-import inspect
 import itertools
 import json
-import math
-import re
-import types
-import typing
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -27,15 +21,12 @@ from absl import flags
 import gemma
 import sae
 from gemma.model import param_shapes
-from sae.families import FAMILIES
 from sae.files import check_folder, free_bytes, local_path, replace_file
-from sae.parts import of_plain_json
-from sae.recipes import PENALTIES
 from sae.sites import dim, token_site
 from sae.store import places
 from sae.store.source import Source
 
-from . import autoencoders, common, harvest, running, topologies
+from . import autoencoders, common, harvest, helping, numbers, part_flags, running, topologies
 from .harvest import STORE_DIR
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}
@@ -65,68 +56,28 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "For --plan_only: TPUs that nee
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs that are in --saes_dir.")
 TENSORBOARD_DIR = flags.DEFINE_string("tensorboard_dir", None, "Folder for event files. Default: under --saes_dir.")
 WANDB_PROJECT = flags.DEFINE_string("wandb_project", None, "Report to this project of Weights & Biases as well.")
-# Fields that other flags set, or what is trained on.
-_ELSEWHERE = ("site", "width", "steps", "l0_target", "learning_rate", "seed", "data_seed")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """What the fields of a run, or of a kind of part, mean: from its docstring."""
-    attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
-    entries = re.findall(r"(?m)^  (\w+): (.*(?:\n    .*)*)", attributes)
-    capital = lambda text: text[0].upper() + text[1:]  # noqa: E731
-    return {name: capital(" ".join(text.split())) for name, text in entries}
-
-
-class _StepsParser(flags.ArgumentParser):
-    """A number, or a share such as 1/4."""
-
-    syntactic_help = "a number, or a share of the run such as 1/4"
-
-    def parse(self, argument):
-        value = of_plain_json(argument)
-        if isinstance(value, str):
-            try:
-                value = int(value) if value.isdecimal() else float(value)
-            except ValueError:
-                raise ValueError(f"takes {self.syntactic_help}, got {argument!r}") from None
-        return value
-
-
-def _define(field: dataclasses.Field, meaning: str) -> flags.FlagHolder:
-    """A flag for a field, without a value unless the user gives one."""
-    default = field.default if field.default is not dataclasses.MISSING else None
-    text = f"{meaning} Default: the recipe's (by itself: {default})."
-    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    if Fraction in kinds:
-        return flags.DEFINE(_StepsParser(), field.name, None, text)
-    if typing.get_origin(field.type) is typing.Annotated:
-        kinds = typing.get_args(field.type)
-    for kind, define in ((bool, flags.DEFINE_bool), (int, flags.DEFINE_integer), (float, flags.DEFINE_float)):
-        if kind in kinds:
-            return define(field.name, None, text)
-    return (flags.DEFINE_string if str in kinds else flags.DEFINE_list)(field.name, None, text)
-
-
-def _fields() -> dict[str, tuple[dataclasses.Field, str]]:
-    """The fields that have flags, with their meanings: those of a run that are no parts, and those of every kind of
-    part."""
-    kinds = [sae.Run, *(kind for family in FAMILIES.values() for kind in family.registry.values())]
-    found = {}
-    for kind in kinds:
-        meanings = _meanings(kind)
-        for field in dataclasses.fields(kind):
-            if field.name not in _ELSEWHERE and field.name not in FAMILIES:
-                found.setdefault(field.name, (field, meanings[field.name]))
-    return found
-
-
 # Fields that are in the names of folders anyway, or make no other autoencoder.
 _UNNAMED = ("site_out", "skip", "batch_size", "precision")
-FIELDS = {name: _define(*about) for name, about in _fields().items()}
-FIELDS["penalty"] = flags.DEFINE_enum("penalty", None, PENALTIES, "In the L0. Default: the recipe's.")
+FIELDS = part_flags.FIELDS
+helping.seldom(
+    "save_every", "tensorboard_dir", "wandb_project", "topology", "distributed", "crosscoder", "latent_devices"
+)
+helping.section("recipe", lambda: part_flags.described(_examples()), part_flags.covered())
+part_flags.define_part_names()
+REFUSED = common.OF_TEXTS
 # What --help lists.
+flags.adopt_module_key_flags(part_flags)
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("store_dir")
+
+
+def _examples() -> dict[str, sae.Run]:
+    """A run of each recipe, as the launch makes it by default."""
+    aims = {"gemma_scope": {}}
+    return {
+        name: make("layer_0/resid_post", 1024, 1200, **aims.get(name, {"l0_target": 20.0}))
+        for name, make in RECIPES.items()
+    }
 
 
 def check_flags() -> None:
@@ -140,7 +91,7 @@ def check_flags() -> None:
 def check_runs() -> None:
     """As `check_flags`, of the flags that describe runs."""
     fields = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
-    fixed = _numbers("coefficients", COEFFICIENTS.value)
+    fixed = numbers.different("coefficients", COEFFICIENTS.value)
     if fixed and L0_TARGETS.value is not None:
         raise ValueError("--coefficients and --l0_targets exclude each other: fixed lambdas, or L0s to aim at")
     if fixed and "coefficient" in fields:
@@ -160,20 +111,23 @@ def check_runs() -> None:
     if TRAIN_SITES.value and len(set(TRAIN_SITES.value)) < len(TRAIN_SITES.value):
         raise ValueError(f"--train_sites takes different sites, got {','.join(TRAIN_SITES.value)!r}")
     _aims()
-    _numbers("learning_rate", LEARNING_RATE.value)
-    _whole_numbers("width", WIDTH.value)
-    _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0)
-    _numbers("matryoshka", fields.get("matryoshka") or None)
+    numbers.different("learning_rate", LEARNING_RATE.value)
+    numbers.different_whole("width", WIDTH.value)
+    numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0)
+    numbers.different("matryoshka", fields.get("matryoshka") or None)
 
 
 def _aims() -> list[dict]:
     """What the runs of a site aim at, as what recipes take."""
     if COEFFICIENTS.value:
-        return [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
+        return [
+            {"coefficient": number, "l0_target": None}
+            for number in numbers.different("coefficients", COEFFICIENTS.value)
+        ]
     if L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
         return [{}]
     targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
-    return [{"l0_target": number} for number in _numbers("l0_targets", targets)]
+    return [{"l0_target": number} for number in numbers.different("l0_targets", targets)]
 
 
 def configs(widths: Mapping[str, int]) -> list[sae.Run]:
@@ -183,11 +137,11 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
     for site in [*sites, *([out] if out else [])]:
         if site not in widths:
             raise ValueError(f"{site!r} is not among the sites harvested: {', '.join(widths)}")
-    seeds = _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
-    rates = _numbers("learning_rate", LEARNING_RATE.value)
+    seeds = numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
+    rates = numbers.different("learning_rate", LEARNING_RATE.value)
     changes = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
     if "matryoshka" in changes:  # --matryoshka= for none
-        changes["matryoshka"] = tuple(_numbers("matryoshka", changes["matryoshka"] or None))
+        changes["matryoshka"] = tuple(numbers.different("matryoshka", changes["matryoshka"] or None))
     if not sites:
         raise ValueError(f"no site to train on: {out} is what comes out, and the store has no other")
     if CROSSCODER.value and len(sites) < 2:
@@ -202,7 +156,7 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
         )
         for site in ([tuple(sites)] if CROSSCODER.value else sites)
         for width, aim, rate, seed in itertools.product(
-            _whole_numbers("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
+            numbers.different_whole("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
         )
     ]
 
@@ -301,32 +255,6 @@ def describe(run: sae.Run) -> str:
         f"{run.steps} steps (learning rate {adam.warmup_steps(run.steps)}, lambda {run.warm_from}; the paper: 1,000 "
         "and 10,000)"
     )
-
-
-def _numbers(flag: str, words: list[str] | None, least: float | None = None) -> list[float]:
-    """Different numbers above 0, or from `least` on; none where the flag has no value."""
-    if words is None:
-        return []
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        raise ValueError(f"--{flag} takes numbers with commas between them, got {','.join(words)!r}") from None
-    low = any(not number > 0 if least is None else number < least for number in numbers)
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"--{flag} takes finite numbers, got {','.join(words)!r}")
-    # As they stand in the names of folders (`naming.run_names`); whole numbers stand there in full.
-    different = {f"{number:g}" if least is None else number for number in numbers}
-    if not numbers or low or len(different) < len(numbers):
-        bound = "above 0" if least is None else f"from {least} on"
-        raise ValueError(f"--{flag} takes different numbers {bound}, got {','.join(words)!r}")
-    return numbers
-
-
-def _whole_numbers(flag: str, words: list[str] | None, least: int = 1) -> list[int]:
-    numbers = _numbers(flag, words, least)
-    if any(number != int(number) for number in numbers):
-        raise ValueError(f"--{flag} takes whole numbers, got {','.join(words)!r}")
-    return [int(number) for number in numbers]
 
 
 def main():

@@ -175,6 +175,58 @@ def test_a_warm_up_is_a_number_or_a_share_of_the_run(given):
         flags.FLAGS(["program", "--coefficient_warmup=a/b"])
 
 
+def test_the_flag_of_a_field_has_its_parts_name_before_it_or_not(given):
+    given(train, "--sparsity.l0_target=40", "--optimizer.learning_rate=1e-3,2e-3", "--optimizer.beta2=0.5")
+    runs = train.configs({"layer_1/mlp_out": 64})
+    assert [run.optimizer.learning_rate for run in runs] == [1e-3, 2e-3]
+    assert {(run.l0_target, run.optimizer.beta2) for run in runs} == {(40.0, 0.5)}
+    given(train, "--beta2=0.75", "--sparsity.coefficient_warmup=1/8", "--steps=80", "--objective.matryoshka=0.25")
+    run = train.configs({"layer_1/mlp_out": 64})[0]
+    assert (run.optimizer.beta2, run.warm_from, run.objective.matryoshka) == (0.75, 10, (0.25,))
+    (folder, _) = train.folders_of(runs, Path("saes"))
+    assert "beta2" in folder.name
+
+
+def test_a_part_flag_that_does_not_exist_is_refused_with_near_names(given):
+    with pytest.raises(
+        flags.Error, match=r"Unknown command line flag 'optimizer\.beta'\. Did you mean: .*optimizer\.beta"
+    ):
+        given(train, "--optimizer.beta=0.5")
+    with pytest.raises(flags.Error, match=r"optimizer\.beta2"):
+        given(train, "--optimizer.beta2=x")
+    with pytest.raises(flags.Error, match=r"optimizer\.beta2 has no effect in this launch"):
+        given(evaluate, "--optimizer.beta2=0.5")
+
+
+def help_of(tmp_path, name, flag):
+    command = [sys.executable, "-m", f"experiments.{name}", flag]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_help_is_of_thirty_flags_at_most_and_of_none_that_are_refused(tmp_path):
+    names = re.findall(r"(?m)^  --(?:\[no\])?([\w.]+)[:=]", help_of(tmp_path, "scope", "--help"))
+    assert {"corpus", "l0_targets", "out_dir", "recipe", "width"} <= set(names) and len(names) <= 30
+    assert not set(names) & {"store_dir", "saes_dir", "share", "plan_only", "crosscoder", "distributed", "topology"}
+
+
+def test_the_full_help_has_every_field_of_every_part_with_the_recipes_values(tmp_path):
+    printed = help_of(tmp_path, "scope", "--helpfull")
+    for place, family in FAMILIES.items():
+        for kind in family.registry.values():
+            if kind.__module__.startswith("sae."):
+                for field in dataclasses.fields(kind):
+                    assert f"--{place}.{field.name}: " in printed
+    words = " ".join(printed.split())
+    # As the recipes' sources have them (sae/recipes.py, and arXiv 2408.05147 for gemma_scope).
+    beta2 = "--optimizer.beta2: Of the second moment. (short_run 0.99, gemma_scope 0.999, gemma_scope_2 0.999)"
+    assert beta2 in words and "--autoencoder.bandwidth: Eps" in words and "short_run 0.02, gemma_scope 0.001" in words
+    assert "--store_dir" not in printed.partition("flags:")[2] and "--shuffle_rows" in printed
+
+
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
     """In a process, in an empty folder: nothing is written."""
     command = [sys.executable, "-m", "experiments.harvest", "--store_dir=", "--sites=layer_1/mlp_out"]

@@ -163,7 +163,7 @@ def test_what_is_there_already_is_not_lost_to_other_flags(whole):
         ("--sites=layer_2/resid_post", "holds other activations:"),
         ("--length=32", "holds other activations:"),
         ("--steps=70", "has the autoencoder of another run: steps is 60 there, 70 here"),
-        ("--width=128", "holds the checkpoint of another run: configs[0].width is 256 there, 128 asked for"),
+        ("--width=128", "holds the checkpoint of another run: runs[0].width is 256 there, 128 asked for"),
     ):
         name = flag.split("=")[0]
         done = launch(f"--out_dir={out}", *(f for f in SMALL if not f.startswith(name)), flag)

@@ -86,7 +86,7 @@ def test_killed_at_10_random_steps_it_ends_in_the_same_bits(store, tmp_path, dev
     peaceful, killed = contents(tmp_path / "peaceful"), contents(tmp_path / "killed")
     assert peaceful.pop("history") == killed.pop("history")
     arrays = {"W_enc", "b_enc", "threshold", "W_dec", "b_dec", "largest", "tokens"}
-    assert set(peaceful) == {f"{i}/{name}" for i in (0, 1) for name in arrays} | {"1/W_skip"}
+    assert set(peaceful) == {f"{i}/{name}" for i in (0, 1) for name in arrays} | {"1/W_skip", "1/form"}
     for name, values in peaceful.items():
         np.testing.assert_array_equal(values, killed[name], err_msg=name)
 
@@ -138,5 +138,5 @@ def test_meshes_and_processes_agree(store, tmp_path):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5), (name, a["step"], a["run"])
         assert got.keys() == want.keys()
         for array, values in want.items():
-            if array != "history":
+            if array not in ("history", "1/form"):
                 assert np.linalg.norm(values - got[array]) <= 1e-3 * np.linalg.norm(values), (name, array)

@@ -192,9 +192,9 @@ def test_a_part_flag_that_does_not_exist_is_refused_with_near_names(given):
         flags.Error, match=r"Unknown command line flag 'optimizer\.beta'\. Did you mean: .*optimizer\.beta"
     ):
         given(train, "--optimizer.beta=0.5")
-    with pytest.raises(flags.Error, match=r"optimizer\.beta2"):
+    with pytest.raises(flags.Error, match=r"--beta2=x: could not convert"):
         given(train, "--optimizer.beta2=x")
-    with pytest.raises(flags.Error, match=r"optimizer\.beta2 has no effect in this launch"):
+    with pytest.raises(flags.Error, match=r"beta2 has no effect in this launch"):
         given(evaluate, "--optimizer.beta2=0.5")
 
 

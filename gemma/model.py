@@ -314,7 +314,10 @@ class Model:
                 f"a value {'of the residual stream' if site is None else f'at {site}'} is [..., "
                 f"{', '.join(map(str, shape))}], got {list(jnp.shape(value))}"
             )
-        ids = None if tokens is None else arguments.token_ids(jnp.atleast_2d(jnp.asarray(tokens)), self.config)[0]
+        ids = None if tokens is None else jnp.asarray(tokens)
+        if ids is not None and ids.ndim != 1:
+            raise ValueError(f"tokens are ids [K], the same for every value; got an array {list(ids.shape)}")
+        ids = None if ids is None else arguments.token_ids(ids[None], self.config)[0]
         *within, last = sites.divisions(record)
         if scales is not None and (missing := [name for name in (*within, last) if name not in scales]):
             raise ValueError(f"scales lack {missing[0]}: capture it with the value, or give no scales")

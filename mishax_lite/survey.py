@@ -188,25 +188,41 @@ def first_runs(taps: tuple[Tap, ...]) -> dict[int, int]:
 def in_source_order(taps: tuple[Tap, ...], positions: list[int]) -> list[int]:
     """Positions of taps, ordered as the source has them.
 
-    That is the order of the program, but for a cond that vmap made a select, whose branches stand in JAX's order.
+    That is the order of the program, but for a cond that vmap made a select, whose branches stand in JAX's order. They
+    stand together: a tap outside, or a branch that comes again, belongs to the next run of that cond, as a backward
+    pass has one.
     """
-    anchors: dict[Any, int] = {}
+    runs: dict[Any, _Run] = {}
+    keys: dict[int, list[int]] = {}
+    for position in positions:
+        around = _branches(taps[position]) if taps[position].selected else []
+        runs = {cond: runs[cond] for cond, _ in around if cond in runs}
+        key = []
+        for depth, (cond, place) in enumerate(around):
+            if cond not in runs or (place != runs[cond].last and place in runs[cond].seen):
+                for inner, _ in around[depth:]:
+                    runs.pop(inner, None)
+                runs[cond] = _Run(position)
+            runs[cond].last = place
+            runs[cond].seen.add(place)
+            key += [runs[cond].start, place]
+        keys[position] = [*key, position]
+    return sorted(positions, key=keys.__getitem__)
 
-    def branches(tap: Tap) -> list[tuple[Any, int]]:
-        """The conds around a tap, outermost first: what its branches have in common, and which one it is."""
-        path = tap.params["path"]
-        return [((path[:k], number), place) for k, (number, place) in enumerate(path) if place != identity.NO_BRANCH]
 
-    selected = [position for position in positions if taps[position].selected]
-    for position in selected:
-        for cond, _ in branches(taps[position]):
-            anchors.setdefault(cond, position)
+@dataclasses.dataclass
+class _Run:
+    """Of a cond that vmap made a select: the position of its first tap, its branches so far and the last of them."""
 
-    def key(position: int) -> list[int]:
-        around = branches(taps[position]) if taps[position].selected else []
-        return [*(part for cond, place in around for part in (anchors[cond], place)), position]
+    start: int
+    seen: set[int] = dataclasses.field(default_factory=set)
+    last: int | None = None
 
-    return sorted(positions, key=key) if selected else positions
+
+def _branches(tap: Tap) -> list[tuple[Any, int]]:
+    """The conds around a tap, outermost first: what its branches have in common, and which one it is."""
+    path = tap.params["path"]
+    return [((path[:k], number), place) for k, (number, place) in enumerate(path) if place != identity.NO_BRANCH]
 
 
 def numbered(taps: tuple[Tap, ...], firsts: dict[int, int]) -> list[str]:

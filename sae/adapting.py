@@ -211,13 +211,15 @@ class AdaptedModel:
             float32 [..., V], or [..., K] with `tokens`; heads one by one, [..., N, V].
 
         Raises:
-            ValueError: as for `logit_directions`.
+            ValueError: as for `logit_directions`, and for ids of another shape or outside the vocabulary.
         """
+        if tokens is not None and np.ndim(tokens) != 1:
+            raise ValueError(f"tokens are ids [K], the same for every value; got an array {list(np.shape(tokens))}")
         vectors = jnp.asarray(value, jnp.float32)
         if site is not None:
             vectors = self._added(site, site_kinds.one_by_one(vectors, tuple(site_of(self, site).shape)))
         logits = self.direct(self.params, vectors).astype(jnp.float32)
-        return logits if tokens is None else logits[..., jnp.asarray(tokens)]
+        return logits if tokens is None else logits[..., self._checked(jnp.asarray(tokens)[None])[0]]
 
     def _added(self, site: str, vectors: jax.Array) -> jax.Array:
         """What vectors [..., A] at a site add to the residual stream, [..., D]."""

@@ -16,7 +16,7 @@ from sae import showing
 from sae.counted import Counted, Sinks
 from sae.fields import check_fields, of_json
 from sae.records import Record
-from sae.released import Axes, Independent, Released, forms
+from sae.released import Axes, Independent, Released, above, forms
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class JumpReLU(Independent):
           ValueError: for activations of another length.
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        return jnp.where(z > self.threshold, z, 0.0)
+        return above(z, self.threshold)
 
 
 def check_values(autoencoder: Released) -> None:

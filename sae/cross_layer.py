@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sae.autoencoder import Info, Largest
-from sae.released import Axes, Released, forms
+from sae.released import Axes, Released, above, forms
 
 
 @forms.register("CrossLayerTranscoder")
@@ -77,7 +77,7 @@ class CrossLayerTranscoder(Released):
             ValueError: for activations of other lengths.
         """
         z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        f = jnp.where(z > self.threshold, z, 0.0)
+        f = above(z, self.threshold)
         return f.reshape(*f.shape[:-2], -1)
 
     def decode(self, f: jax.Array) -> jax.Array:

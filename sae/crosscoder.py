@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sae import showing
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, forms
+from sae.released import Axes, Independent, above, forms
 
 
 @forms.register("Crosscoder")
@@ -70,7 +70,7 @@ class Crosscoder(Independent):
           ValueError: for activations of other lengths.
         """
         z = jnp.einsum("...LA,LAZ->...Z", self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        return jnp.where(z > self.threshold, z, 0.0)
+        return above(z, self.threshold)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, Z] -> raw activations [B, L, A] of all sites."""

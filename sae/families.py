@@ -63,7 +63,7 @@ def by_part(parts: dict[str, Any], changes: Mapping[str, Any], own: Sequence[str
     Raises:
       ValueError: for a field that no part has, or several.
     """
-    found: dict[Place, dict[str, Any]] = {}
+    by_place: dict[Place, dict[str, Any]] = {}
     for field, value in changes.items():
         places = _places(parts, field)
         if not places:
@@ -72,17 +72,17 @@ def by_part(parts: dict[str, Any], changes: Mapping[str, Any], own: Sequence[str
         if len(places) > 1:
             names = ", ".join(name for name, _ in places)
             raise ValueError(f"Run: several parts ({names}) have a field {field!r}: replace the part that is meant")
-        found.setdefault(places[0], {})[field] = value
-    return found
+        by_place.setdefault(places[0], {})[field] = value
+    return by_place
 
 
 def _places(parts: dict[str, Any], field: str) -> list[Place]:
-    found = []
+    places = []
     for name in FAMILIES:
         for index, part in enumerate(parts[name] if name in SEVERAL else (parts[name],)):
             if field in {f.name for f in dataclasses.fields(part)}:
-                found.append((name, index if name in SEVERAL else None))
-    return found
+                places.append((name, index if name in SEVERAL else None))
+    return places
 
 
 def _bring_in(parts: dict[str, Any], field: str, value: Any, own: Sequence[str]) -> None:
@@ -98,17 +98,22 @@ def _bring_in(parts: dict[str, Any], field: str, value: Any, own: Sequence[str])
         if field in {f.name for f in dataclasses.fields(kind)}
     ]
     if not kinds:
-        known = {
+        names = {
             f.name for family in FAMILIES.values() for k in family.registry.values() for f in dataclasses.fields(k)
         }
-        known = [*own, *sorted(known)]
-        near = difflib.get_close_matches(field, known, n=3)
+        names = [*own, *sorted(names)]
+        near = difflib.get_close_matches(field, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "run.fields() has those that there are"
         raise ValueError(f"Run has no field {field!r}, and no part has: {hint}")
     if len(kinds) > 1:
         names = ", ".join(kind.__name__ for _, kind in kinds)
         raise ValueError(f"Run: no part has a field {field!r}, and {names} have: give {kinds[0][0]} one of these")
     ((name, kind),) = kinds
+    if name == "autoencoder":
+        raise ValueError(
+            f"Run: {type(parts[name]).__name__} has no field {field!r}, which {kind.__name__} has: to change the "
+            f"architecture, give autoencoder={kind.__name__}({field}=...)"
+        )
     if name in SEVERAL:
         parts[name] = (*parts[name], kind(**{field: value}))
         return

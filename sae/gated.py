@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, forms
+from sae.released import Axes, Independent, above, forms
 
 
 @forms.register("Gated")
@@ -64,7 +64,7 @@ class Gated(Independent):
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest")
         magnitude = z * jnp.exp(self.r_mag) + self.b_mag
-        return jnp.where(z + self.b_gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
+        return above(z + self.b_gate, 0.0, jnp.maximum(magnitude, 0.0))
 
     def shifted(self, shift: jax.Array) -> "Gated":
         """Returns what has the same latents where a shift [A] was added to activations."""

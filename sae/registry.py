@@ -56,6 +56,14 @@ class Registry(Mapping[str, T]):
 
         return decorate
 
+    def remove(self, name: str) -> None:
+        """Takes an entry out, such as one that a test or a notebook has added.
+
+        Raises:
+          UnknownName: for a name that no entry has.
+        """
+        del self._entries[self._known(name)]
+
     def name_of(self, entry: T) -> str:
         """Returns the name of an entry.
 
@@ -76,8 +84,12 @@ class Registry(Mapping[str, T]):
         Raises:
           UnknownName: a ValueError and a KeyError, for a name that no entry has; it offers near names.
         """
+        return self._entries[self._known(name)]
+
+    def _known(self, name: str) -> str:
         try:
-            return self._entries[name]
+            self._entries[name]
+            return name
         except (KeyError, TypeError):
             near = difflib.get_close_matches(str(name), self._entries, n=3) or list(self._entries) or ["none yet"]
             raise UnknownName(f"no {self.noun} is named {name!r}: did you mean {', '.join(near)}?") from None

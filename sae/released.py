@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 Axes = Mapping[str, tuple[str, ...]]
 
 
+def above(z: jax.Array, threshold: jax.Array | float, values: jax.Array | None = None) -> jax.Array:
+    """Returns values, by default z itself, where z is above a threshold or is not a number, which stays visible; else
+    0."""
+    return jnp.where(z <= threshold, 0.0, z if values is None else values)
+
+
 class Released(abc.ABC):
     """A released autoencoder: raw activations go in and come out.
 

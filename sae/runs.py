@@ -233,6 +233,12 @@ class Run:
                     raise ValueError(
                         f"Run: {name} takes parts of the kinds {', '.join(family.registry)}; got {showing.kind(part)}"
                     )
+        if not self.autoencoder.l0_gradient and (idle := [term for term in self.sparsity if term.reads_l0]):
+            raise ValueError(
+                f"Run: {type(idle[0]).__name__} acts through the L0, which has no gradient in a "
+                f"{type(self.autoencoder).__name__}, so that it would change nothing: give sparsity=() where k latents "
+                "are kept, else sparsity=(L1(...),)"
+            )
 
 
 _PLAIN = ("site", "width", "steps", "batch_size", "seed", "data_seed", "site_out", "dead_tokens")

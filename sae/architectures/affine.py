@@ -1,14 +1,15 @@
 """What architectures share whose latents come of z = (x - b_dec) W_enc + b_enc alone: parameters, their start, and the
 loss that lets dead latents explain what the others leave over."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sae.architectures.base import Architecture, Encoded
 from sae.initialisation import Initialisation
 from sae.objectives.base import base
-from sae.parts import Sizes
+from sae.parts import Number, Sizes
 from sae.topk import keep_largest
 
 
@@ -22,19 +23,68 @@ class Params(NamedTuple):
     W_skip: jax.Array | None = None  # [A, A], of the width that goes in and the one that comes out
 
 
-def begin(
-    key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation, skip: bool = False
-) -> Params:
-    """Returns the parameters at the start; biases and the skip are zero."""
-    W_enc, W_dec = initialisation.draw(key, dims, sizes)
-    zeros = jnp.zeros((sizes.width,), jnp.float32), jnp.zeros((dims[1],), jnp.float32)
-    return Params(W_enc, zeros[0], W_dec, zeros[1], jnp.zeros(dims, jnp.float32) if skip else None)
+class Affine(Architecture):
+    """An architecture with these parameters and no others; those with more add theirs to `init`.
+
+    Attributes:
+      skip: a transcoder has an affine skip; where that is no field, none has.
+    """
+
+    skip: bool = False
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        if self.skip and not sizes.transcodes:
+            name = type(self).__name__
+            raise ValueError(f"{name}: skip is for transcoders; an autoencoder could pass its input through it")
+
+    def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> NamedTuple:
+        W_enc, W_dec = initialisation.draw(key, dims, sizes)
+        zeros = jnp.zeros((sizes.width,), jnp.float32), jnp.zeros((dims[1],), jnp.float32)
+        return Params(W_enc, zeros[0], W_dec, zeros[1], jnp.zeros(dims, jnp.float32) if self.skip else None)
 
 
-def check_skip(name: str, skip: bool, sizes: Sizes) -> None:
-    """Raises ValueError for a skip in an autoencoder."""
-    if skip and not sizes.transcodes:
-        raise ValueError(f"{name}: skip is for transcoders; an autoencoder could pass its input through it")
+class KeepsLargest(Affine):
+    """An architecture that keeps k latents of a token, and has dead ones revived by AuxK.
+
+    Attributes:
+      k: how many latents a token has.
+      aux_k: how many dead latents of a token explain what is left over.
+      aux_coefficient: of AuxK; 0 for none.
+    """
+
+    l0_gradient: ClassVar[bool] = False
+    k: float
+    aux_k: int
+    aux_coefficient: Number
+
+    def check(self) -> None:
+        self._positive("k", "aux_k")
+        self._not_negative("aux_coefficient")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        super().check_sizes(sizes)
+        if self.k > sizes.width:
+            raise ValueError(f"{type(self).__name__}: k is at most the width {sizes.width}, got {self.k}")
+
+    @property
+    def l0_aim(self) -> float:
+        return float(self.k)
+
+    def auxiliary(
+        self, params: Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array
+    ) -> jax.Array:
+        return self.aux_coefficient * explained_by_dead(params, encoded.f, encoded.z, x, y, dead, self.aux_k)
+
+
+def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
+    """Scaled activations [B, A] -> z = (x - b_dec) W_enc + b_enc [B, Z]; x as it is for transcoders."""
+    # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
+    return x @ params.W_enc + released_bias(params, sizes)
+
+
+def released_bias(params, sizes: Sizes) -> jax.Array:
+    """b_enc [Z] of an encoder before which b_dec is not subtracted."""
+    return params.b_enc if sizes.transcodes else params.b_enc - params.b_dec @ params.W_enc
 
 
 def explained_by_dead(

@@ -63,6 +63,7 @@ class Architecture(Part, abc.ABC):
     """
 
     registry: ClassVar[Registry] = ARCHITECTURES
+    l0_gradient: ClassVar[bool] = True  # whether `Encoded.l0` and `.fired` have one, which L0 penalties need
 
     @abc.abstractmethod
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> NamedTuple:
@@ -121,6 +122,12 @@ class Architecture(Part, abc.ABC):
         if name in _SPECS:
             return _SPECS[name]
         return PartitionSpec(*(["latent"] if shape[:1] == (sizes.width,) else []))
+
+
+def counts(on: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Which latents fire, bool [B, Z] -> the L0 of each token [B], and the share of tokens on which each latent does
+    [Z]."""
+    return on.sum(axis=1).astype(dtype), on.mean(axis=0, dtype=dtype)
 
 
 def unit_rows(W_dec: jax.Array) -> jax.Array:

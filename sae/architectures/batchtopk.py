@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sae import autoencoder as released
-from sae.architectures import affine
-from sae.architectures.base import Architecture, Encoded, register
-from sae.architectures.jumprelu import pre_activations, released_bias
-from sae.initialisation import Initialisation
+from sae.architectures.affine import KeepsLargest, Params, pre_activations, released_bias
+from sae.architectures.base import Encoded, counts, register
 from sae.parts import Number, Sizes
 
 
@@ -29,7 +27,7 @@ class Running(NamedTuple):
 
 @register("batchtopk")
 @dataclasses.dataclass(frozen=True)
-class BatchTopK(Architecture):
+class BatchTopK(KeepsLargest):
     """Latents that are among the k B largest of a batch of B tokens, where they are above 0. It needs no sparsity term:
     give the run `sparsity=()`. Released as a `sae.JumpReLU` whose thresholds are all the mean over the last batches of
     the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each other.
@@ -52,29 +50,18 @@ class BatchTopK(Architecture):
     aux_coefficient: Number = 1 / 32
 
     def check(self) -> None:
-        self._positive("k", "aux_k")
-        self._not_negative("decay", "aux_coefficient")
+        super().check()
+        self._not_negative("decay")
         if self.decay >= 1:
             raise ValueError(f"BatchTopK: decay is below 1, got {self.decay}")
 
     def check_sizes(self, sizes: Sizes) -> None:
-        affine.check_skip("BatchTopK", self.skip, sizes)
-        if self.k > sizes.width:
-            raise ValueError(f"BatchTopK: k is at most the width {sizes.width}, got {self.k}")
+        super().check_sizes(sizes)
         if sizes.width * sizes.batch_size >= 2**31:
             raise ValueError(
                 f"BatchTopK: {sizes.batch_size:,} tokens have {sizes.width * sizes.batch_size:,} latents, and at most "
                 f"{2**31 - 1:,} can be counted: lower batch_size"
             )
-
-    @property
-    def l0_aim(self) -> float:
-        return self.k
-
-    def init(
-        self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation
-    ) -> affine.Params:
-        return affine.begin(key, dims, sizes, initialisation, self.skip)
 
     def state(self, sizes: Sizes) -> Running:
         return Running(jnp.float32(0.0), jnp.float32(0.0))
@@ -83,23 +70,17 @@ class BatchTopK(Architecture):
         new = 1.0 - self.decay
         return Running(self.decay * state.total + new * encoded.threshold, self.decay * state.weight + new)
 
-    def encode(self, params: affine.Params, x: jax.Array, state: Running, sizes: Sizes) -> Encoded:
+    def encode(self, params: Params, x: jax.Array, state: Running, sizes: Sizes) -> Encoded:
         z = pre_activations(params, x, sizes)
         positive = jnp.maximum(jax.lax.stop_gradient(z), 0.0)
         smallest = nth_largest(positive, jnp.maximum(1, jnp.round(self.k * len(x)).astype(jnp.int32)))
         on = (positive >= smallest) & (positive > 0)
-        l0, fired = on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
-        return Encoded(jnp.where(on, z, 0.0), l0, fired, z, smallest)
+        return Encoded(jnp.where(on, z, 0.0), *counts(on, z.dtype), z, smallest)
 
-    def auxiliary(
-        self, params: affine.Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Running, dead: jax.Array
-    ) -> jax.Array:
-        return self.aux_coefficient * affine.explained_by_dead(params, encoded.f, encoded.z, x, y, dead, self.aux_k)
-
-    def records(self, params: affine.Params, state: Running, sizes: Sizes) -> dict[str, jax.Array]:
+    def records(self, params: Params, state: Running, sizes: Sizes) -> dict[str, jax.Array]:
         return {"threshold_mean": state.mean}
 
-    def release(self, params: affine.Params, state: Running, sizes: Sizes) -> released.JumpReLU:
+    def release(self, params: Params, state: Running, sizes: Sizes) -> released.JumpReLU:
         b_enc, threshold = released_bias(params, sizes), jnp.full((sizes.width,), state.mean)
         return released.JumpReLU(params.W_enc, b_enc, params.W_dec, params.b_dec, threshold, params.W_skip)
 

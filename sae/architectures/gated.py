@@ -2,14 +2,14 @@
 2404.16014, section 3)."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sae import autoencoder
 from sae import gated as released
-from sae.architectures.base import Architecture, Encoded, register
+from sae.architectures.base import Architecture, Encoded, counts, register
 from sae.initialisation import Initialisation
 from sae.parts import Sizes
 
@@ -37,6 +37,8 @@ class Gated(Architecture):
     max(g, 0) by a decoder that is held still, whose error is added to the loss.
     """
 
+    l0_gradient: ClassVar[bool] = False
+
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> Params:
         W_enc, W_dec = initialisation.draw(key, dims, sizes)
         zeros = [jnp.zeros((sizes.width,), jnp.float32) for _ in range(3)]
@@ -45,12 +47,11 @@ class Gated(Architecture):
     def encode(self, params: Params, x: jax.Array, state: Any, sizes: Sizes) -> Encoded:
         z = x @ params.W_enc
         if not sizes.transcodes:
-            z = z - params.b_dec @ params.W_enc  # by itself; see `jumprelu.pre_activations`
+            z = z - params.b_dec @ params.W_enc  # by itself; see `affine.pre_activations`
         gate, magnitude = z + params.b_gate, z * jnp.exp(params.r_mag) + params.b_mag
         f = jnp.where(gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
         on = f > 0
-        l0, fired = on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
-        return Encoded(f, l0, fired, gate, jnp.zeros((), z.dtype), magnitude=jnp.maximum(gate, 0.0))
+        return Encoded(f, *counts(on, z.dtype), gate, jnp.zeros((), z.dtype), magnitude=jnp.maximum(gate, 0.0))
 
     def auxiliary(
         self, params: Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from sae import autoencoder as released
-from sae.architectures.base import Architecture, Encoded, register
+from sae.architectures.affine import Affine, pre_activations, released_bias
+from sae.architectures.base import Encoded, counts, register
 from sae.initialisation import Initialisation
 from sae.parts import Course, Number, Sizes
 
@@ -32,7 +33,7 @@ class Params(NamedTuple):
 
 @register("jumprelu")
 @dataclasses.dataclass(frozen=True)
-class JumpReLU(Architecture):
+class JumpReLU(Affine):
     """Latents above a threshold each; the defaults are Gemma Scope's. Released as a `sae.JumpReLU`.
 
     Attributes:
@@ -52,21 +53,10 @@ class JumpReLU(Architecture):
     def check(self) -> None:
         self._positive("bandwidth", "threshold_init", "threshold_learning_rate")
 
-    def check_sizes(self, sizes: Sizes) -> None:
-        if self.skip and not sizes.transcodes:
-            raise ValueError("JumpReLU: skip is for transcoders; an autoencoder could pass its input through it")
-
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> Params:
-        W_enc, W_dec = initialisation.draw(key, dims, sizes)
         threshold = jnp.full((sizes.width,), self.threshold_init, jnp.float32)
-        return Params(
-            W_enc=W_enc,
-            b_enc=jnp.zeros((sizes.width,), jnp.float32),
-            W_dec=W_dec,
-            b_dec=jnp.zeros((dims[1],), jnp.float32),
-            threshold=jnp.log(threshold) if self.log_threshold else threshold,
-            W_skip=jnp.zeros(dims, jnp.float32) if self.skip else None,
-        )
+        shared = super().init(key, dims, sizes, initialisation)
+        return Params(threshold=jnp.log(threshold) if self.log_threshold else threshold, **shared._asdict())
 
     def theta(self, params: Params) -> jax.Array:
         """The thresholds themselves [Z]."""
@@ -113,17 +103,6 @@ class JumpReLU(Architecture):
         return released.JumpReLU(params.W_enc, b_enc, params.W_dec, params.b_dec, self.theta(params), params.W_skip)
 
 
-def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
-    """Scaled activations [B, A] -> z = (x - b_dec) W_enc + b_enc [B, Z]; x as it is for transcoders."""
-    # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
-    return x @ params.W_enc + released_bias(params, sizes)
-
-
-def released_bias(params, sizes: Sizes) -> jax.Array:
-    """b_enc [Z] of an encoder before which b_dec is not subtracted."""
-    return params.b_enc if sizes.transcodes else params.b_enc - params.b_dec @ params.W_enc
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def activate(z: jax.Array, threshold: jax.Array, bandwidth: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pre-activations [B, Z] -> latents f = z * 1[z > theta] [B, Z]; ||f||_0 [B]; the share of tokens on which each
@@ -133,7 +112,7 @@ def activate(z: jax.Array, threshold: jax.Array, bandwidth: float) -> tuple[jax.
     -(1/eps) through each 1[z > theta] that is counted. z has the hard mask's through f, and none through the counts.
     """
     on = z > threshold
-    return jnp.where(on, z, 0.0), on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
+    return jnp.where(on, z, 0.0), *counts(on, z.dtype)
 
 
 def _activate_fwd(z, threshold, bandwidth):

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from sae import topk as released
-from sae.architectures import affine
-from sae.architectures.base import Architecture, Encoded, register
-from sae.architectures.jumprelu import pre_activations, released_bias
-from sae.initialisation import Initialisation
+from sae.architectures.affine import KeepsLargest, Params, pre_activations, released_bias
+from sae.architectures.base import Encoded, counts, register
 from sae.parts import Number, Sizes
 
 
 @register("topk")
 @dataclasses.dataclass(frozen=True)
-class TopK(Architecture):
+class TopK(KeepsLargest):
     """Latents that are among the k largest of their token, where they are above 0. It needs no sparsity term: give the
     run `sparsity=()`. Released as a `sae.TopK`.
 
@@ -35,41 +33,20 @@ class TopK(Architecture):
     aux_k: int = 512
     aux_coefficient: Number = 1 / 32
 
-    def check(self) -> None:
-        self._positive("k", "aux_k")
-        self._not_negative("aux_coefficient")
-
     def check_sizes(self, sizes: Sizes) -> None:
-        affine.check_skip("TopK", self.skip, sizes)
-        if self.k > sizes.width:
-            raise ValueError(f"TopK: k is at most the width {sizes.width}, got {self.k}")
+        super().check_sizes(sizes)
         if sizes.sites > 1:
             raise ValueError("TopK: a crosscoder has a threshold for each latent: take BatchTopK, or one site")
 
-    @property
-    def l0_aim(self) -> float:
-        return float(self.k)
-
-    def init(
-        self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation
-    ) -> affine.Params:
-        return affine.begin(key, dims, sizes, initialisation, self.skip)
-
-    def encode(self, params: affine.Params, x: jax.Array, state: Any, sizes: Sizes) -> Encoded:
+    def encode(self, params: Params, x: jax.Array, state: Any, sizes: Sizes) -> Encoded:
         z = pre_activations(params, x, sizes)
         largest = released.keep_largest(jnp.maximum(jax.lax.stop_gradient(z), 0.0), self.k)
         on = largest > 0
         # The smallest that is kept differs from token to token: the history and revival take its mean.
         smallest = jnp.where(on, largest, jnp.inf).min(axis=1)
         threshold = jnp.where(jnp.isfinite(smallest), smallest, 0.0).mean()
-        l0, fired = on.sum(axis=1).astype(z.dtype), on.mean(axis=0, dtype=z.dtype)
-        return Encoded(jnp.where(on, z, 0.0), l0, fired, z, threshold)
+        return Encoded(jnp.where(on, z, 0.0), *counts(on, z.dtype), z, threshold)
 
-    def auxiliary(
-        self, params: affine.Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array
-    ) -> jax.Array:
-        return self.aux_coefficient * affine.explained_by_dead(params, encoded.f, encoded.z, x, y, dead, self.aux_k)
-
-    def release(self, params: affine.Params, state: Any, sizes: Sizes) -> released.TopK:
+    def release(self, params: Params, state: Any, sizes: Sizes) -> released.TopK:
         b_enc = released_bias(params, sizes)
         return released.TopK(params.W_enc, b_enc, params.W_dec, params.b_dec, self.k, params.W_skip)

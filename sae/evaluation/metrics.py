@@ -74,8 +74,8 @@ class Fidelity(Suite):
 
     def add(self, batch: Batch) -> dict[str, np.ndarray]:
         """As `programs.reconstruct` says, and the loss with the reconstruction spliced in."""
-        made = programs.reconstruct(batch.autoencoder, batch.inputs, batch.outputs, batch.text)
-        spliced, parts = batch.finish(made)
+        reconstruction = programs.reconstruct(batch.autoencoder, batch.inputs, batch.outputs, batch.text)
+        spliced, parts = batch.finish(reconstruction)
         parts = jax.device_get(parts)
         return parts | {"errors": parts["errors"].sum(dtype=np.float64), "loss_spliced": batch.loss(spliced)}
 

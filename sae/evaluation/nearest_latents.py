@@ -103,8 +103,8 @@ def strongest(
     size = sides[0].shape[1]
     others = jnp.asarray(sides[1])  # once for all blocks
     width = np.int32(len(rows_b))
-    found = [_program(part, np.int32(i * size), others, width, K=count, apart=apart) for i, part in enumerate(sides[0])]
-    index, similarity = (np.concatenate([np.asarray(pair[k]) for pair in found])[: len(rows_a)] for k in (0, 1))
+    pairs = [_program(part, np.int32(i * size), others, width, K=count, apart=apart) for i, part in enumerate(sides[0])]
+    index, similarity = (np.concatenate([np.asarray(pair[k]) for pair in pairs])[: len(rows_a)] for k in (0, 1))
     return index, similarity
 
 

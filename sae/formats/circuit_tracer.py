@@ -33,7 +33,7 @@ class CircuitTracer(Format):
     def read(self, file: Path) -> Contents:
         """Reads the files of all layers, one at a time into their place."""
         folder = file.parent
-        count = _layers(folder)
+        count = safetensors_files.count_layers(folder, "W_enc_{}.safetensors", "W_dec_{}.safetensors")
         first = safetensors_files.read(folder / "W_enc_0.safetensors", ("W_enc_0",))["W_enc_0"]
         if first.ndim != 2:
             raise ValueError(f"{file}: W_enc_0 must have 2 axes, got {list(first.shape)}")
@@ -89,16 +89,6 @@ class CircuitTracer(Format):
                 config[f"feature_{way}_hook"] = _HOOKS.get(kind, kind)
         files[_CONFIG] = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items()).encode()
         return files
-
-
-def _layers(folder: Path) -> int:
-    matches = (re.fullmatch(r"W_enc_(\d+)\.safetensors", path.name) for path in folder.iterdir())
-    there = sorted(int(found[1]) for found in matches if found)
-    for layer in range(there[-1] + 1):
-        for name in (f"W_enc_{layer}.safetensors", f"W_dec_{layer}.safetensors"):
-            if not (folder / name).exists():
-                raise ValueError(f"{folder} has no {name}, while it has W_enc_{there[-1]}.safetensors")
-    return len(there)
 
 
 def _put(file: Path, place: np.ndarray, value: np.ndarray, name: str) -> None:

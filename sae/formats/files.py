@@ -97,11 +97,11 @@ def find(path: Path) -> tuple[Format, Path]:
     names = " or ".join(main_files())
     if not path.is_dir():
         raise ValueError(f"no autoencoder at {path}: a file of a known format is called {names}")
-    there = [(format, file) for format in every if (file := format.of_folder(path)) is not None]
-    if len(there) == 1:
-        return there[0]
-    if there:
-        listed = ", ".join(file.name for _, file in there)
+    candidates = [(format, file) for format in every if (file := format.of_folder(path)) is not None]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        listed = ", ".join(file.name for _, file in candidates)
         raise ValueError(f"{path} has autoencoders of several formats, {listed}: name the file")
     below = sorted({file.parent for name in main_files() for file in path.rglob(name)})
     hint = ""

@@ -49,6 +49,7 @@ def autoencoder_folders(root: Path) -> list[Path]:
 def _autoencoder_files(root: Path) -> list[Path]:
     """Through links too, which Path.rglob does not follow; what several names lead to once, by a name without links."""
     paths: dict[str, Path] = {}
+    main_files = set(files.main_files())
     for follow in (False, True):
         seen = set()
         for folder, subfolders, names in os.walk(root, followlinks=follow):
@@ -56,7 +57,7 @@ def _autoencoder_files(root: Path) -> list[Path]:
                 subfolders.clear()
                 continue
             seen.add(real)
-            for name in set(files.main_files()).intersection(names):
+            for name in main_files.intersection(names):
                 paths.setdefault(os.path.realpath(Path(folder, name)), Path(folder, name))
     return list(paths.values())
 

@@ -24,6 +24,7 @@ from sae.released import Released
 _CONFIG = "config.json"
 _TENSORS = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
 _SKIP = "affine_skip_connection"
+_NAME = "params_layer_{}.safetensors"
 
 
 @formats.register("gemma_scope_2_layers")
@@ -37,20 +38,20 @@ class GemmaScope2Layers(Format):
         """Reads the files of all layers, one at a time into their place."""
         config_file = current(file.parent, _CONFIG) or file.parent / _CONFIG
         config = read_json(config_file) if config_file.exists() else {}
-        count = _layers(file.parent)
+        count = safetensors_files.count_layers(file.parent, _NAME)
         values: dict[str, np.ndarray] = {}
         for layer in range(count):
-            part = file.parent / _name(layer)
+            part = file.parent / _NAME.format(layer)
             tensors = safetensors_files.read(part, list(_TENSORS.values()))
             wanted = _TENSORS | ({"W_skip": _SKIP} if _SKIP in tensors else {})
             for name, own in wanted.items():
                 if layer == 0:
                     values[name] = np.empty((count, *tensors[own].shape), np.float32)
                 if name not in values or tensors[own].shape != values[name].shape[1:]:
-                    raise ValueError(f"{part}: {own} {list(tensors[own].shape)} is another than {_name(0)} has")
+                    raise ValueError(f"{part}: {own} {list(tensors[own].shape)} is another than {_NAME.format(0)} has")
                 values[name][layer] = tensors[own]
             if missing := set(values) - set(wanted):
-                raise ValueError(f"{part}: it has no {_SKIP}, which {_name(0)} has ({missing.pop()})")
+                raise ValueError(f"{part}: it has no {_SKIP}, which {_NAME.format(0)} has ({missing.pop()})")
         return Contents(CrossLayerTranscoder, values, info=_info(config, count))
 
     def lacks(self, autoencoder: Released) -> str | None:
@@ -66,7 +67,7 @@ class GemmaScope2Layers(Format):
         count, _, width = contents.values["W_enc"].shape
         for layer in range(count):
             tensors = {own: contents.values[name][layer] for name, own in wanted.items()}
-            files[_name(layer)] = safetensors_files.writer(tensors)
+            files[_NAME.format(layer)] = safetensors_files.writer(tensors)
         config: dict[str, Any] = {
             "width": count * width,
             "architecture": "jump_relu",
@@ -81,20 +82,6 @@ class GemmaScope2Layers(Format):
         return files
 
 
-def _name(layer: int) -> str:
-    return f"params_layer_{layer}.safetensors"
-
-
-def _layers(folder: Path) -> int:
-    """How many files there are, without a gap."""
-    matches = (re.fullmatch(r"params_layer_(\d+)\.safetensors", path.name) for path in folder.iterdir())
-    there = sorted(int(found[1]) for found in matches if found)
-    if there != list(range(len(there))):
-        missing = next(layer for layer in range(len(there)) if layer not in there)
-        raise ValueError(f"{folder} has no {_name(missing)}, while it has {_name(there[-1])}")
-    return len(there)
-
-
 def _hook(sites: str | tuple[str, ...]) -> str:
     """Paths of several layers as one, `model.layers.{5,9}.output`; as they are where they differ in more."""
     paths = [names.hugging_face_path(site) for site in ((sites,) if isinstance(sites, str) else sites)]
@@ -105,11 +92,11 @@ def _hook(sites: str | tuple[str, ...]) -> str:
 
 
 def _sites(hook: str, count: int) -> tuple[str, ...] | None:
-    found = re.fullmatch(r"(.*)\{([\d,\s]+|all)\}(.*)", hook)
-    if not found:
+    match = re.fullmatch(r"(.*)\{([\d,\s]+|all)\}(.*)", hook)
+    if not match:
         return None
-    layers = range(count) if found[2] == "all" else [int(layer) for layer in found[2].split(",")]
-    return tuple(names.site_of(f"{found[1]}{layer}{found[3]}") for layer in layers)
+    layers = range(count) if match[2] == "all" else [int(layer) for layer in match[2].split(",")]
+    return tuple(names.site_of(f"{match[1]}{layer}{match[3]}") for layer in layers)
 
 
 def _info(config: Mapping[str, Any], count: int) -> Info | None:

@@ -67,9 +67,9 @@ def hugging_face_path(site: str) -> str:
 
 
 def _hook(site: str, prefix: str, kinds: dict[str, str]) -> str:
-    found = re.fullmatch(r"layer_(\d+)/(.+)", site)
+    match = re.fullmatch(r"layer_(\d+)/(.+)", site)
     hooks = {kind: hook for hook, kind in kinds.items()}
-    return f"{prefix}.{found[1]}.{hooks[found[2]]}" if found and found[2] in hooks else site
+    return f"{prefix}.{match[1]}.{hooks[match[2]]}" if match and match[2] in hooks else site
 
 
 def model_of(name: str) -> str:

@@ -45,7 +45,7 @@ def read(file: Path, needed: Collection[str]) -> dict[str, np.ndarray]:
 
 def headers(file: Path) -> dict[str, jax.ShapeDtypeStruct] | None:
     """The shapes and dtypes of an archive's arrays, of which nothing else is read; None where that cannot be done."""
-    found = {}
+    shapes = {}
     try:
         with zipfile.ZipFile(current(file.parent, file.name) or file) as archive:
             for name in archive.namelist():
@@ -55,10 +55,10 @@ def headers(file: Path) -> dict[str, jax.ShapeDtypeStruct] | None:
                     read_header = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
                     shape, _, dtype = read_header(member)
                     if dtype.kind not in "USO":  # a text, which JAX has no dtype for
-                        found[name.removesuffix(".npy")] = jax.ShapeDtypeStruct(shape, dtype)
+                        shapes[name.removesuffix(".npy")] = jax.ShapeDtypeStruct(shape, dtype)
     except (*ARCHIVE_ERRORS, OSError, ValueError):
         return None
-    return found
+    return shapes
 
 
 def some(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ Nothing of a file is believed before it is checked against the file's size.
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -50,6 +51,25 @@ def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
             values = np.frombuffer(stream.read(end - begin), dtype).reshape(shape)
             tensors[name] = values if dtype.kind == "i" else values.astype(np.float32)
     return tensors
+
+
+def count_layers(folder: Path, *names: str) -> int:
+    """How many layers a folder has files of.
+
+    Args:
+        folder: with files of one layer or more.
+        names: of the files of each layer, with `{}` for its number.
+
+    Raises:
+        ValueError: where a file is missing up to the last layer.
+    """
+    pattern = re.escape(names[0]).replace(re.escape("{}"), r"(\d+)")
+    last = max(int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name)))
+    for layer in range(last + 1):
+        for name in names:
+            if not (folder / name.format(layer)).exists():
+                raise ValueError(f"{folder} has no {name.format(layer)}, while it has {names[0].format(last)}")
+    return last + 1
 
 
 def _header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, tuple], int]:

@@ -170,10 +170,10 @@ def _pairs(items: list[Any]) -> dict:
 def _storage(identity: Any, storage: Callable[[str, np.dtype], np.ndarray]) -> np.ndarray:
     """The numbers that ("storage", type, key, device, count) names."""
     kind, name, key, _, count = identity
-    found = isinstance(name, _Name) and name.text.startswith("torch.") and _STORAGES.get(name.text.split(".")[-1])
-    if kind != "storage" or not found or not isinstance(key, str):
+    dtype = isinstance(name, _Name) and name.text.startswith("torch.") and _STORAGES.get(name.text.split(".")[-1])
+    if kind != "storage" or not dtype or not isinstance(key, str):
         raise ValueError(f"its pickle names {identity!r:.80} as the place of numbers")
-    numbers = storage(key, found)
+    numbers = storage(key, dtype)
     if len(numbers) != count:
         raise ValueError(f"its storage {key} has {len(numbers):,} numbers, {count:,} are named")
     return numbers

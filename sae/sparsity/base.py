@@ -35,6 +35,7 @@ class SparsityTerm(Part, abc.ABC):
     """
 
     registry: ClassVar[Registry] = TERMS
+    reads_l0: ClassVar[bool] = False  # whether it is differentiated by `encoded.l0` or `encoded.fired`
 
     def init(self, sizes: Sizes) -> Any:
         """Returns what it keeps from step to step, at the start."""

@@ -1,6 +1,7 @@
 """Gemma Scope 2's penalty on latents that fire on too many tokens."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -19,6 +20,7 @@ class Frequency(SparsityTerm):
       frequency_limit: share of the tokens.
     """
 
+    reads_l0: ClassVar[bool] = True
     frequency_factor: Number = 0.1
     frequency_limit: float = 0.1
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from fractions import Fraction
+from typing import ClassVar
 
 import jax
 
@@ -20,6 +21,8 @@ class Linear(Warmed):
       coefficient_warmup: lambda grows linearly over so many steps, or over such a share of the run.
     """
 
+    reads_l0: ClassVar[bool] = True
+
     def penalty(self, encoded: Encoded, state: tuple, now: Now, sizes) -> jax.Array:
         return (self.strength(state, now.step, sizes) * encoded.l0).mean()
 
@@ -36,6 +39,7 @@ class Controlled(Aimed):
       controller: how fast lambda follows; see `sae.sparsity.lambdas.Aimed`.
     """
 
+    reads_l0: ClassVar[bool] = True
     coefficient_warmup: int | Fraction = Fraction(1, 4)
     controller: float | Fraction = Fraction(1, 24)
 

@@ -1,6 +1,7 @@
 """Gemma Scope 2's penalty on the distance of the L0 from its target."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class Quadratic(Aimed):
       l0_target: the L0 to aim at.
       controller: how fast lambda follows the L0; 0 for a fixed lambda. See `sae.sparsity.lambdas.Aimed`.
     """
+
+    reads_l0: ClassVar[bool] = True
 
     def of_tokens(self, l0: jax.Array, strength: jax.Array) -> jax.Array:
         """The penalty of each token, [B] -> [B]."""

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae import showing
@@ -60,6 +61,8 @@ def rows(
     """
     if not isinstance(arrays, Mapping) or not arrays:
         raise ValueError(f"sae.rows takes a dict {{site: array [rows, A]}}, got {showing.kind(arrays)}")
+    if masked := [site for site, array in arrays.items() if isinstance(array, np.ma.MaskedArray)]:
+        raise ValueError(f"the rows at {masked[0]} are a masked array: leave the masked rows out")
     values = {site: np.asarray(array) for site, array in arrays.items()}
     for site, array in values.items():
         _check(site, array)
@@ -72,12 +75,15 @@ def rows(
             _check_site(site, array.shape[1:], model)
     rule = Counted.or_default(counted, () if model is None else model.tokenizer.special_ids)
     count = len(next(iter(values.values())))
+    shapes = {site: array.shape[1:] for site, array in values.items()}
+    if model is not None:  # heads may come joined
+        shapes = {site: tuple(token_site(model, site).shape) for site in shapes}
     # One sequence for each row: nobody knows the text.
     manifest = Manifest(
         model=NOBODY if model is None else model.name,
         model_fingerprint=None if model is None else model.fingerprint,
         tokenizer_sha256="" if model is None else model.tokenizer.sha256,
-        sites={site: array.shape[1:] for site, array in values.items()},
+        sites=shapes,
         dtype="float32",
         corpus_sha256=_fingerprint(values),
         sequences=count,
@@ -106,7 +112,8 @@ class Rows(Source):
     batch_order = order.VERSION
 
     def __repr__(self) -> str:
-        return f"Rows({showing.count(self.rows, 'row')} at {self.manifest.label})"
+        widths = ", ".join(str(self.width(site)) for site in self.sites)
+        return f"Rows({showing.count(self.rows, 'row')} at {self.manifest.label}, {widths} wide)"
 
     @property
     def name(self) -> str:
@@ -181,7 +188,11 @@ class Rows(Source):
         lanes = range(order.lanes_for(batch_size))
         runs = [run for lane in lanes for run in order.runs(plan, batch_size, seed, step, 1, lane)]
         numbers = np.concatenate([run.block.start + run.rows for run in runs])
-        return {name: self.arrays[name][numbers].astype(np.float32).reshape(batch_size, -1) for name in names}
+        batch = {name: self.arrays[name][numbers].astype(np.float32).reshape(batch_size, -1) for name in names}
+        for name, x in batch.items():
+            if not (finite := np.isfinite(x).all(axis=1)).all():
+                raise ValueError(f"row {numbers[~finite][0]:,} at {name} is not finite in float32: take such rows out")
+        return batch
 
     @functools.cached_property
     def _known(self) -> dict[str, dict]:
@@ -214,15 +225,17 @@ def _fingerprint(values: Mapping[str, np.ndarray]) -> str:
 
 
 def _check(site: str, array: np.ndarray) -> None:
-    # Floats of other packages, such as bfloat16, are of the kind "V".
-    floating = array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.names is None)
-    if array.ndim < 2 or not array.size or not floating:
+    if array.dtype.kind == "V" and array.dtype.name.startswith("void"):  # as np.load gives bfloat16
+        raise ValueError(f"the rows at {site} have no type of numbers, {array.dtype}: array.view(ml_dtypes.bfloat16)?")
+    if array.ndim not in (2, 3) or not array.size or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"the rows at {site} are floats [rows, A], got {showing.kind(array)}: give each token's activation a row"
+            f"the rows at {site} are floats [rows, A] (or [rows, N, H]), got {showing.kind(array)}: give each token's "
+            "activation a row"
         )
 
 
 def _check_site(site: str, shape: tuple[int, ...], model: LanguageModel) -> None:
     record = token_site(model, site)
-    if int(np.prod(shape)) != dim(record):
-        raise ValueError(f"{site} of {model.name} is {dim(record)} wide, the rows given are {int(np.prod(shape))}")
+    if shape not in (tuple(record.shape), (dim(record),)):
+        expected = list(record.shape)
+        raise ValueError(f"an activation at {site} of {model.name} is {expected}, the rows given are {list(shape)}")

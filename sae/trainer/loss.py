@@ -62,12 +62,12 @@ def loss_of(
     # In full float32 by default, also where an accelerator's default is less: a window of width eps has to be met.
     with jax.default_matmul_precision(parts.objective.precision):
         encoded = architecture.encode(params, x, kept, sizes)
-        found = parts.objective.errors(params, encoded.f, x, y)
+        errors = parts.objective.errors(params, encoded.f, x, y)
         added = architecture.auxiliary(params, encoded, x, y, kept, now.dead)
-    total, penalty = sum(found) / len(found), None
+    total, penalty = sum(errors) / len(errors), None
     for term, state in zip(parts.sparsity, terms, strict=True):
         value = term.penalty(encoded, state, now, sizes)
         penalty = value if penalty is None else penalty + value
     penalty = total * 0.0 if penalty is None else penalty
     total = total + penalty
-    return total if added is None else total + added, Values(found[0], penalty, encoded)
+    return total if added is None else total + added, Values(errors[0], penalty, encoded)

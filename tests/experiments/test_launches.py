@@ -245,7 +245,7 @@ def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
     done = train("--train_sites=layer_3/attn_z", "--width=64,96", "--train_seeds=0,1", "--penalty=quadratic")
     assert done.returncode == 0, done.stderr
     names = [line.rsplit("attn_z/", 1)[1] for line in done.stdout.splitlines() if "attn_z/" in line]
-    aim = "target_l0_8_penalty_quadratic"
+    aim = "target_l0_8_sparsity_quadratic+revival"
     assert names == [f"width_{width}/{aim}_seed_{seed}" for width in (64, 96) for seed in (0, 1)]
     for name in names:
         assert len(list((tmp_path / "saes" / "tensorboard" / "layer_3" / "attn_z" / name).glob("events*"))) == 1

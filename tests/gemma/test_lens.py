@@ -122,6 +122,7 @@ def test_neither_is_a_site_of_a_capture_around_it_and_both_can_be_jitted():
         ),
         ({"scales": {"final_scale": jnp.ones((3, 1))}}, r"got \[3, 1\] for vectors \[2, 32\]: take the same tokens"),
         ({"tokens": [96]}, "vocabulary of mine is 0 to 95"),
+        ({"tokens": [[1, 2], [3, 4]]}, r"tokens are ids \[K\], the same for every value; got an array \[2, 2\]"),
     ],
 )
 def test_what_cannot_be_is_said(arguments, message):

@@ -388,3 +388,27 @@ def test_one_site_of_several_is_edited_in_the_rule_of_what_a_rule_differentiates
     f = calling("jvp", lambda x: jnp.sin(tap("h", 2 * x)))
     got = jax.grad(edit(lambda x: f(x).sum(), {"h#1": lambda v, s: 3 * v}))(X)
     np.testing.assert_allclose(got, jax.grad(lambda x: (jnp.cos(jnp.sin(6 * x)) + x).sum())(X), rtol=1e-4)
+
+
+def test_a_backward_rule_in_a_branch_that_vmap_made_a_select_is_numbered_where_it_runs():
+    """After what the forward pass runs behind the cond, as without vmap."""
+
+    def body(x):
+        return jnp.sin(tap("a", x))
+
+    rule = jax.custom_vjp(body)
+    rule.defvjp(lambda x: (body(x), x), lambda x, ct: jax.vjp(body, x)[1](1.5 * ct))
+
+    def f(x):
+        y = jax.lax.switch((x[0] > 0).astype(int), [jnp.cos, lambda x: rule(x), lambda x: 2 * rule(x)], x)
+        return jnp.sum(tap("a", 3 * y))
+
+    x = jnp.asarray([[0.5, 1.0], [-0.5, 2.0]])
+    inside = sites(jax.grad(f), x[0])
+    behind = [name for name, value in inside.items() if hasattr(value, "shape")]
+    assert len(inside) == 5 and behind == ["a#2"]  # two branches, what stands behind them, their backward rules
+    _, values = capture(jax.vmap(jax.grad(f)), "a#2")(x)
+    want = [3 * np.sin(x[0]), 3 * np.cos(x[1])]
+    np.testing.assert_allclose(values["a#2"], want, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"site 'a#3', .* is in a branch of a cond that vmap made into a select"):
+        capture(jax.vmap(jax.grad(f)), "a#3")(x)

@@ -110,6 +110,10 @@ def test_the_lens_reads_any_value_of_the_stream_and_direct_logits_take_heads_one
     np.testing.assert_allclose(some, want.sum(axis=2)[..., [4, 2]], atol=1e-4)
     stream = np.asarray(forward.values[STREAM])
     np.testing.assert_allclose(model().direct_logits(stream), model().direct_logits(stream, STREAM), atol=1e-5)
+    with pytest.raises(ValueError, match=r"tokens are ids \[K\], the same for every value; got an array \[2, 2\]"):
+        model().direct_logits(stream, tokens=[[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="the token id 99999 has no row"):
+        model().direct_logits(stream, tokens=[99999])
 
 
 def test_the_fingerprint_is_of_the_values_and_of_what_decides_beside_them():

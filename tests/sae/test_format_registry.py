@@ -14,6 +14,7 @@ from sae.autoencoder import Largest
 from sae.formats import files
 from sae.formats.format import Contents, Format, formats
 from sae.released import Independent, forms
+from tests.registering import registered
 
 A, Z = 4, 8
 RNG = np.random.default_rng(0)
@@ -68,12 +69,10 @@ def arrays():
 
 
 @pytest.fixture
-def added(monkeypatch):
+def added():
     files.main_files()  # the others are found
-    for registry in (formats, forms):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    formats.register("in_json")(InJson)
-    forms.register("Softplus")(Softplus)
+    with registered((formats, "in_json", InJson), (forms, "Softplus", Softplus)):
+        yield
 
 
 @pytest.mark.parametrize("format", ["in_json", "mishax_lite", None])

@@ -75,7 +75,7 @@ def kill_at_random(where, kills, rng, seconds, **about):
 
 def writing(where, host):
     """Whether a machine has claimed a segment."""
-    claims = [where.read(name) for name in where.names("") if "writers/" in name and name.endswith(".json")]
+    claims = [where.read(name) for name in where.names("") if re.search(r"writers/segment_\d+\.json$", name)]
     return any(claim and json.loads(claim)["host"] == host for claim in claims)
 
 

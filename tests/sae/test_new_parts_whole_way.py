@@ -12,18 +12,18 @@ import pytest
 
 import sae
 from sae import architectures, objectives, sparsity
-from sae.architectures import Encoded, affine
-from sae.architectures.jumprelu import pre_activations, released_bias
+from sae.architectures import Encoded
+from sae.architectures.affine import Affine, pre_activations, released_bias
 from sae.autoencoder import Info, Largest
 from sae.parts import Number
 from sae.released import Independent, forms
 from sae.text import cut
+from tests.registering import registered
 from tests.sae.models import whole_way
 
 SITE = "layer_2/resid_post"
 
 
-@forms.register("Capped")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class CappedForm(Independent):
@@ -46,9 +46,8 @@ class CappedForm(Independent):
         return dataclasses.replace(super().scaled(gain), cap=gain * self.cap)
 
 
-@architectures.register("capped")
 @dataclasses.dataclass(frozen=True)
-class Capped(architectures.Architecture):
+class Capped(Affine):
     """Latents from 0 to a cap.
 
     Attributes:
@@ -56,9 +55,6 @@ class Capped(architectures.Architecture):
     """
 
     cap: Number = 0.2
-
-    def init(self, key, dims, sizes, initialisation):
-        return affine.begin(key, dims, sizes, initialisation)
 
     def encode(self, params, x, state, sizes):
         z = pre_activations(params, x, sizes)
@@ -71,7 +67,6 @@ class Capped(architectures.Architecture):
         return CappedForm(params.W_enc, released_bias(params, sizes), params.W_dec, params.b_dec, cap)
 
 
-@sparsity.register("root")
 @dataclasses.dataclass(frozen=True)
 class Root(sparsity.SparsityTerm):
     """The square roots of the latents, summed.
@@ -86,7 +81,6 @@ class Root(sparsity.SparsityTerm):
         return self.root_coefficient * jnp.sqrt(encoded.f + 1e-4).sum(axis=1).mean()
 
 
-@objectives.register("absolute")
 @dataclasses.dataclass(frozen=True)
 class Absolute(objectives.Objective):
     """The sum of the absolute errors of a token.
@@ -101,9 +95,16 @@ class Absolute(objectives.Objective):
         return (jnp.abs(f @ params.W_dec + params.b_dec - y).sum(axis=-1).mean(),)
 
 
+@pytest.fixture
+def added():
+    kinds = (architectures.ARCHITECTURES, "capped", Capped), (sparsity.TERMS, "root", Root)
+    with registered((forms, "Capped", CappedForm), *kinds, (objectives.OBJECTIVES, "absolute", Absolute)):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sae.TrainingWarning")  # a run of a few steps
-def test_an_architecture_a_term_and_an_objective_of_a_test_go_the_whole_way(tiny, tmp_path):
+def test_an_architecture_a_term_and_an_objective_of_a_test_go_the_whole_way(added, tiny, tmp_path):
     sequences = cut(whole_way.documents(), tiny.tokenizer, 24)
     store = sae.harvest(tiny, sequences, [SITE], tmp_path / "store")
     run = sae.Run(SITE, 32, 30, batch_size=64, autoencoder=Capped(), sparsity=(Root(),), objective=Absolute())

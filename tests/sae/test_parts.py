@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sae.architectures import ReLU, TopK
 from sae.families import FAMILIES, recorded_fields
 from sae.objectives import Matryoshka
 from sae.parts import Number, Part, number_names, numbers_of, steps_of
@@ -115,6 +116,8 @@ def test_a_field_that_no_part_has_brings_in_the_one_kind_that_has_it():
         ValueError, match=r"no part has a field 'l0_target', and Controlled, Quadratic have: give spars"
     ):
         run.replace(l0_target=3.0)
+    with pytest.raises(ValueError, match=r"JumpReLU has no field 'decay', which BatchTopK has: to change the arch"):
+        run.replace(decay=0.9)
     with pytest.raises(ValueError, match=r"Run has no field 'l0_tagret', and no part has: did you mean l0_target\?"):
         run.replace(l0_tagret=3.0)
     two = dataclasses.replace(run, sparsity=(Linear(), Quadratic(l0_target=4.0)))
@@ -130,6 +133,11 @@ def test_a_field_that_no_part_has_brings_in_the_one_kind_that_has_it():
         (lambda: Run("s", 64, 10, sparsity=Linear()), r"sparsity is a tuple of parts, got .*: put it in a tuple"),
         (lambda: Run("s", 64, 10, sparsity=(Matryoshka(),)), r"sparsity takes parts of the kinds .*linear.*; got"),
         (lambda: Run("s", 64, 10, objective="matryoshka"), r"objective takes parts of the kinds .*; got the text"),
+        (
+            lambda: Run("s", 64, 10, autoencoder=TopK(k=4)),
+            "Linear acts through the L0, .* no gradient in a TopK",
+        ),
+        (lambda: Run("s", 64, 10, autoencoder=ReLU(), sparsity=(Frequency(),)), "Frequency acts through the L0, which"),
         (lambda: Run("s", 48, 10, objective=Matryoshka()), "the width must be a multiple of 32, got 48"),
         (lambda: Linear(coefficient="1"), "Linear: coefficient must be a number, got '1'"),
         (lambda: Linear(coefficient_warmup=0.5), "coefficient_warmup must be a whole number or a fraction such as"),

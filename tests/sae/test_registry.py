@@ -53,6 +53,15 @@ def test_a_cell_that_runs_again_replaces_its_own_type():
     assert shapes["circle"] is again is not Circle
 
 
+def test_what_is_removed_makes_room():
+    shapes, _ = filled()
+    with pytest.raises(ValueError, match="no shape is named 'disc': did you mean circle"):
+        shapes.remove("disc")
+    shapes.remove("circle")
+    shapes.register("circle")(int)
+    assert shapes["circle"] is int
+
+
 def test_a_type_that_nobody_registered_has_no_name():
     with pytest.raises(ValueError, match="int is no registered shape"):
         filled()[0].name_of(int)

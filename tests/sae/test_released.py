@@ -130,3 +130,10 @@ def test_the_forms_are_registered_by_the_names_of_their_classes():
     ours = {name: form for name, form in forms.items() if form.__module__.startswith("sae.")}
     assert {name: form.__name__ for name, form in ours.items()} == {name: name for name in ours}
     assert {"JumpReLU", "Crosscoder", "TopK", "ReLU", "Gated"} <= set(ours)
+
+
+def test_what_is_not_a_number_stays_visible():
+    eye, none = jnp.eye(4), jnp.zeros(4)
+    x = jnp.float32([[np.nan, 1, 2, 3]])
+    for form in (sae.JumpReLU(eye, none, eye, none, none), sae.Gated(eye, none, none, none, eye, none)):
+        assert np.isnan(np.asarray(form.encode(x))).any(), form

@@ -6,6 +6,7 @@ import pytest
 import sae
 from sae.store import verifying
 from sae.store.codec import Codec, codec, codecs
+from tests.registering import registered
 from tests.sae import examples
 
 SITE = "layer_0/resid_post"
@@ -40,10 +41,10 @@ class Halves(Codec):
 
 
 @pytest.fixture
-def halves(monkeypatch):
+def halves():
     codec("float32")  # the others are found
-    monkeypatch.setattr(codecs, "_entries", dict(codecs._entries))
-    codecs.register("halves")(Halves)
+    with registered((codecs, "halves", Halves)):
+        yield
 
 
 def test_a_codec_of_ones_own_goes_from_harvest_to_training(halves, tiny, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import sae
 from sae.evaluation.suite import Suite, suites, suites_of
+from tests.registering import registered
 from tests.sae import examples
 
 
@@ -33,10 +34,10 @@ class CosineSuite(Suite):
 
 
 @pytest.fixture
-def cosine(monkeypatch):
+def cosine():
     suites_of("fidelity")  # the others are found
-    monkeypatch.setattr(suites, "_entries", dict(suites._entries))
-    suites.register("cosine")(CosineSuite)
+    with registered((suites, "cosine", CosineSuite)):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,19 @@ import numpy as np
 import pytest
 
 import sae
+from sae import architectures, objectives, sparsity
 from sae.architectures import JumpReLU
-from sae.architectures import register as architecture
 from sae.objectives import Objective
-from sae.objectives import register as objective
 from sae.parts import Number
 from sae.sparsity import SparsityTerm
-from sae.sparsity import register as term
 from sae.trainer import programs
 from sae.trainer.sweeps import Sweep
 from tests import compilations
+from tests.registering import registered
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
 
-@architecture("running")
 @dataclasses.dataclass(frozen=True)
 class Running(JumpReLU):
     """A JumpReLU that keeps a running mean of the L0, and how often each latent has fired.
@@ -56,7 +54,6 @@ class Running(JumpReLU):
         return dataclasses.replace(super().release(params, state, sizes), threshold=state["fired"])
 
 
-@term("magnitude")
 @dataclasses.dataclass(frozen=True)
 class Magnitude(SparsityTerm):
     """The sum of the latents, whose strength grows by a tenth with each step.
@@ -80,7 +77,6 @@ class Magnitude(SparsityTerm):
         return 1.1 * state
 
 
-@objective("halved")
 @dataclasses.dataclass(frozen=True)
 class Halved(Objective):
     """Half of the squared error.
@@ -93,6 +89,13 @@ class Halved(Objective):
 
     def errors(self, params, f, x, y):
         return (0.5 * jnp.square(f @ params.W_dec + params.b_dec - y).sum(axis=-1).mean(),)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def added():
+    kinds = (architectures.ARCHITECTURES, "running", Running), (sparsity.TERMS, "magnitude", Magnitude)
+    with registered(*kinds, (objectives.OBJECTIVES, "halved", Halved)):
+        yield
 
 
 class Stop(Exception):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import sae
-from sae.architectures import jumprelu
+from sae.architectures import affine, jumprelu
 from sae.architectures.base import unit_rows
 from sae.architectures.jumprelu import Params
 from sae.inputs import Units
@@ -185,7 +185,7 @@ def test_what_is_released_does_on_raw_activations_what_was_trained_on_scaled_one
     }
     raw = {site: jnp.float32(37.5 * rng.normal(size=(128, widths[site]))) + folded[site].centre for site in widths}
     x = jnp.concatenate([(raw[site] - folded[site].centre) / folded[site].scale for site in c.sites], axis=1)
-    f, _, _ = jumprelu.activate(jumprelu.pre_activations(p, x, c.sizes), p.threshold, c.autoencoder.bandwidth)
+    f, _, _ = jumprelu.activate(affine.pre_activations(p, x, c.sizes), p.threshold, c.autoencoder.bandwidth)
     made = f @ p.W_dec + p.b_dec + (x @ p.W_skip if c.autoencoder.skip else 0.0)
     want = np.split(np.asarray(made), len(c.sites_out), axis=1)
     want = [folded[site].scale * part + folded[site].centre for site, part in zip(c.sites_out, want, strict=True)]

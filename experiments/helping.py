@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterable
 from absl import flags
 
 _seldom: set[str] = set()
-_sections: dict[str, tuple[Callable[[], str], Collection[str]]] = {}
-_WIDTH = 100
+_sections: dict[str, tuple[Callable[[], str], Callable[[], Collection[str]]]] = {}
+WIDTH = 100
+# What absl puts after the meaning of flags that may be given several times.
+_ADDITIONS = (";\n    repeat this option to specify a list of values",)
 
 
 def seldom(*names: str) -> None:
@@ -24,13 +26,13 @@ def seldom(*names: str) -> None:
     _seldom.update(names)
 
 
-def section(name: str, text: Callable[[], str], covered: Collection[str]) -> None:
+def section(name: str, text: Callable[[], str], covered: Callable[[], Collection[str]]) -> None:
     """Adds a text to the `--helpfull` of every launch that has a flag.
 
     Args:
       name: of the flag.
       text: makes the text when it is printed.
-      covered: names of flags that the text tells of, so that the list does not.
+      covered: returns the names of flags that the text tells of, so that the list does not.
     """
     _sections[name] = text, covered
 
@@ -55,7 +57,7 @@ def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool) -
     """
     names = set(names)
     sections = [_sections[name] for name in sorted(names & set(_sections))] if full else []
-    covered = {name for _, several in sections for name in several}
+    covered = {name for _, several in sections for name in several()}
     lines = [doc.strip(), "", "flags:"]
     for name in listed(names - covered, refused, full):
         lines += _entry(flags.FLAGS[name])
@@ -69,11 +71,14 @@ def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool) -
 def _entry(flag: flags.Flag) -> list[str]:
     """A flag in lines: its name, its meaning, and its default where the meaning has none."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    meaning = f"{name}: {flag.help}"  # where values are few, absl has put them before the meaning
-    if flag.default is not None and "efault" not in flag.help:
+    words = flag.help
+    for addition in _ADDITIONS:
+        words = words.removesuffix(addition)
+    meaning = f"{name}: {words}"  # where values are few, absl has put them before the meaning
+    if flag.default is not None and "efault" not in words:
         default = flag.default_as_str.strip("'")
         meaning += f" Default: {default}."
-    return textwrap.wrap(meaning, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
+    return textwrap.wrap(meaning, WIDTH, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
 
 
 class _HelpFlag(flags.BooleanFlag):

@@ -14,7 +14,7 @@ from absl import flags
 from sae.files import local_path
 from sae.sites import dim
 
-from . import common, evaluate, explore, harvest, recorded, running, train
+from . import common, evaluate, explore, harvest, recorded, run_words, running, train
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def main():
     train.folders_of(runs, out / "saes")
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
     print(f"  {harvest.describe(store)}")
-    print(f"  {train.describe(runs[0])}")
+    print(f"  {run_words.about(train.RECIPE.value, runs[0])}")
     folders = stage("train", lambda: train.train(runs, store, out / "saes", out / "checkpoints"))
     found = stage("evaluate", lambda: evaluate.evaluate(model, folders, held_out))
     first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))

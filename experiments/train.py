@@ -1,11 +1,13 @@
-"""Trains JumpReLU autoencoders from a store, one for each site and target L0, all in one pass over it.
+"""Trains autoencoders from a store, one for each site and target L0, all in one pass over it.
 
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
+    python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --autoencoder=topk --l0_targets=10,20,40
 
-The fields of `sae.Run` have flags of their names, and those of its parts too, with the part's name before them or
-without: `--optimizer.beta2=0.99`, `--beta2=0.99` (`--helpfull` says what each means). Several sites, targets, widths,
-learning rates and seeds make a run for each combination. `--plan_only` says what the runs would take, with
-`--topology=v5e:16x16` on TPUs that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
+Flags name the kinds of a run's parts, and set their fields, with the part's name before them or without:
+`--sparsity=quadratic,frequency`, `--optimizer.beta2=0.99`, `--beta2=0.99` (`--helpfull` lists them all). Several sites,
+targets, widths, learning rates and seeds make a run for each combination. `--plan_only` says what the runs would take,
+with `--topology=v5e:16x16` on TPUs that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no
+store:
 
     python -m experiments.train --plan_only --model=gemma2-2b --train_sites=layer_12/resid_post --width=131072
 """
@@ -14,6 +16,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -26,7 +29,7 @@ from sae.sites import dim, token_site
 from sae.store import places
 from sae.store.source import Source
 
-from . import autoencoders, common, harvest, helping, numbers, part_flags, running, topologies
+from . import autoencoders, common, harvest, helping, numbers, part_flags, run_words, running, topologies
 from .harvest import STORE_DIR
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}
@@ -40,7 +43,7 @@ WIDTH = flags.DEFINE_list("width", None, "Latents. Default: 8 times the activati
 L0_TARGETS = flags.DEFINE_list(
     "l0_targets", None, "Active latents per token to aim at. Default: 10,20,40; none for the recipe gemma_scope."
 )
-COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the linear penalty.")
+COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the sparsity term.")
 LEARNING_RATE = flags.DEFINE_list("learning_rate", None, "Adam's. Default: the recipe's.")
 TRAIN_SEEDS = flags.DEFINE_list("train_seeds", None, "Seeds of initial weights. Default: --seed.")
 STEPS = flags.DEFINE_integer("steps", 450, "Optimizer steps.", lower_bound=1)
@@ -53,31 +56,32 @@ DISTRIBUTED = flags.DEFINE_bool(
 )
 PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Say what the runs would take, and stop.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "For --plan_only: TPUs that need not be there, such as v5e:16x16.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs that are in --saes_dir.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs.")
 TENSORBOARD_DIR = flags.DEFINE_string("tensorboard_dir", None, "Folder for event files. Default: under --saes_dir.")
 WANDB_PROJECT = flags.DEFINE_string("wandb_project", None, "Report to this project of Weights & Biases as well.")
 # Fields that are in the names of folders anyway, or make no other autoencoder.
-_UNNAMED = ("site_out", "skip", "batch_size", "precision")
+_UNNAMED = ("site_out", "skip", "batch_size", "precision", "l0_target")
 FIELDS = part_flags.FIELDS
+for name in part_flags.define():
+    flags.declare_key_flag(name)
+running.define_late("recipe", part_flags.define)
 helping.seldom(
     "save_every", "tensorboard_dir", "wandb_project", "topology", "distributed", "crosscoder", "latent_devices"
 )
-helping.section("recipe", lambda: part_flags.described(_examples()), part_flags.covered())
-part_flags.define_part_names()
+helping.section("recipe", lambda: run_words.described(_examples()), part_flags.covered)
 REFUSED = common.OF_TEXTS
 # What --help lists.
-flags.adopt_module_key_flags(part_flags)
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("store_dir")
 
 
 def _examples() -> dict[str, sae.Run]:
     """A run of each recipe, as the launch makes it by default."""
-    aims = {"gemma_scope": {}}
-    return {
-        name: make("layer_0/resid_post", 1024, 1200, **aims.get(name, {"l0_target": 20.0}))
-        for name, make in RECIPES.items()
-    }
+    return {name: _example(name, {} if name == "gemma_scope" else {"l0_target": 20.0}) for name in RECIPES}
+
+
+def _example(recipe: str, fields: Mapping[str, Any]) -> sae.Run:
+    return RECIPES[recipe]("layer_0/resid_post", 2**18, 1200, **fields)
 
 
 def check_flags() -> None:
@@ -90,16 +94,25 @@ def check_flags() -> None:
 
 def check_runs() -> None:
     """As `check_flags`, of the flags that describe runs."""
-    fields = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
+    given = part_flags.given()
+    fields = {part_flags.field_of(name): value for name, value in given.items()}
     fixed = numbers.different("coefficients", COEFFICIENTS.value)
-    if fixed and L0_TARGETS.value is not None:
-        raise ValueError("--coefficients and --l0_targets exclude each other: fixed lambdas, or L0s to aim at")
+    target, targets = part_flags.values_of("l0_target")
+    rate, rates = part_flags.values_of("learning_rate")
+    if fixed and targets is not None:
+        raise ValueError(f"--coefficients and --{target} exclude each other: fixed lambdas, or L0s to aim at")
     if fixed and "coefficient" in fields:
         raise ValueError("--coefficient is for runs with --l0_targets; --coefficients has the lambdas of the others")
-    if fixed and fields.get("penalty") == "quadratic":
-        raise ValueError("--coefficients are of the linear penalty: --penalty=quadratic goes with --l0_targets")
+    aimed = [kind for kind in part_flags.kinds_given().get("sparsity", []) if kind.aim]
+    if fixed and (fields.get("penalty") == "quadratic" or aimed):
+        penalty = "penalty=quadratic" if fields.get("penalty") else f"sparsity={','.join(given['sparsity'])}"
+        raise ValueError(f"--coefficients are of the linear penalty: --{penalty} goes with --l0_targets")
     if fixed and fields.get("controller"):
         raise ValueError("--coefficients are fixed lambdas, which --controller would move: it goes with --l0_targets")
+    if "penalty" in given and "sparsity" in given:
+        raise ValueError("--penalty and --sparsity both say what makes latents sparse: give one of them")
+    if targets is not None and (aim := part_flags.aim_given()):
+        raise ValueError(f"--{aim} and --{target} both say how many latents a token has: give one of them")
     if fields.get("skip") and "site_out" not in fields:
         raise ValueError("--skip is for transcoders: it goes with --site_out")
     if CROSSCODER.value and "site_out" in fields:
@@ -110,24 +123,30 @@ def check_runs() -> None:
         raise ValueError("--plan_only is of one process: leave --distributed out")
     if TRAIN_SITES.value and len(set(TRAIN_SITES.value)) < len(TRAIN_SITES.value):
         raise ValueError(f"--train_sites takes different sites, got {','.join(TRAIN_SITES.value)!r}")
-    _aims()
-    numbers.different("learning_rate", LEARNING_RATE.value)
+    aim = _aims()[0]  # which may be too large for the width of an example
+    aim |= {"l0_target": 1.0} if aim.get("l0_target") else {}
+    numbers.different(rate, rates)
     numbers.different_whole("width", WIDTH.value)
     numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0)
-    numbers.different("matryoshka", fields.get("matryoshka") or None)
+    first = {name: value for name, value in aim.items() if name != "coefficient"}
+    example = _example(RECIPE.value, first | {name: given[name] for name in ("penalty",) if name in given})
+    lists = {"coefficients": "coefficient"} if fixed else {}
+    if aim.get("l0_target"):
+        lists[target] = target if "." in target else "l0_target"
+    part_flags.check(example, lists | ({rate: rate} if rates else {}))
 
 
 def _aims() -> list[dict]:
     """What the runs of a site aim at, as what recipes take."""
     if COEFFICIENTS.value:
-        return [
-            {"coefficient": number, "l0_target": None}
-            for number in numbers.different("coefficients", COEFFICIENTS.value)
-        ]
-    if L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
-        return [{}]
-    targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
-    return [{"l0_target": number} for number in numbers.different("l0_targets", targets)]
+        none = {} if "sparsity" in part_flags.given() else {"l0_target": None}
+        return [{"coefficient": number} | none for number in numbers.different("coefficients", COEFFICIENTS.value)]
+    name, targets = part_flags.values_of("l0_target")
+    if targets is None:
+        if RECIPE.value == "gemma_scope" or not part_flags.wants_target():
+            return [{}]
+        targets = ["10", "20", "40"]
+    return [{"l0_target": number} for number in numbers.different(name, targets)]
 
 
 def configs(widths: Mapping[str, int]) -> list[sae.Run]:
@@ -138,10 +157,8 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
         if site not in widths:
             raise ValueError(f"{site!r} is not among the sites harvested: {', '.join(widths)}")
     seeds = numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
-    rates = numbers.different("learning_rate", LEARNING_RATE.value)
-    changes = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
-    if "matryoshka" in changes:  # --matryoshka= for none
-        changes["matryoshka"] = tuple(numbers.different("matryoshka", changes["matryoshka"] or None))
+    rates = numbers.different(*part_flags.values_of("learning_rate"))
+    changes = part_flags.given()
     if not sites:
         raise ValueError(f"no site to train on: {out} is what comes out, and the store has no other")
     if CROSSCODER.value and len(sites) < 2:
@@ -173,9 +190,11 @@ def folders_of(runs: list[sae.Run], saes_dir: Path, source: Source | None = None
     Raises:
       ValueError: where the autoencoder of another run is, unless --overwrite says that it may be replaced.
     """
-    given = {"sparsity" if name == "penalty" else name for name, flag in FIELDS.items() if flag.value is not None}
-    named = [name for name in given if name not in _UNNAMED]
-    named += ["learning_rate"] if LEARNING_RATE.value else []
+    values = {name for run in runs for name in run.fields()}
+    aims = {part.aim for run in runs for _, part in run.parts()}
+    named = [name if name in values else part_flags.field_of(name) for name in part_flags.given()]
+    named = ["sparsity" if name == "penalty" else name for name in named if name not in (*_UNNAMED, *aims)]
+    named += ["learning_rate"] if part_flags.values_of("learning_rate")[1] else []
     named += ["seed"] if any(run.seed for run in runs) else []
     suffix = "" if RECIPE.value == RECIPE.default else f"_recipe_{RECIPE.value}"
     folders = autoencoders.folders_of(saes_dir, runs, named, suffix)
@@ -241,22 +260,6 @@ def check_dtype(store: sae.ActivationStore) -> None:
         )
 
 
-def describe(run: sae.Run) -> str:
-    """One line on how a recipe for short runs departs from the paper's constants; empty for the others."""
-    if RECIPE.value != "short_run":
-        return ""
-    fields, adam = run.fields(), run.optimizer
-    theta = "log(theta)" if fields["log_threshold"] else "theta itself"
-    return (
-        f"recipe short_run: the paper's loss, gradients, constraint and folding; but {theta} is trained with a "
-        f"learning rate of its own, {fields['threshold_learning_rate']:g}, and bandwidth {fields['bandwidth']:g}; "
-        f"inputs are {'' if fields['centre'] else 'not '}centred; Adam's betas are {adam.beta1:g} and {adam.beta2:g}; "
-        f"the decoder learns at {adam.decoder_rate_factor:g} times the encoder's rate; and the warm-ups are scaled to "
-        f"{run.steps} steps (learning rate {adam.warmup_steps(run.steps)}, lambda {run.warm_from}; the paper: 1,000 "
-        "and 10,000)"
-    )
-
-
 def main():
     if DISTRIBUTED.value:
         jax.distributed.initialize()
@@ -267,7 +270,7 @@ def main():
     store = sae.ActivationStore.open(STORE_DIR.value)
     check_dtype(store)
     runs = configs({site: store.width(site) for site in store.sites})
-    print(describe(runs[0]))
+    print(run_words.about(RECIPE.value, runs[0]))
     for folder in train(runs, store, local_path(SAES_DIR.value), local_path(CHECKPOINT_DIR.value)):
         print(folder)
 

@@ -227,6 +227,19 @@ def _kinds_at(parts: Mapping[str, Any], places: Sequence[Place]) -> list[str]:
     return [_at(parts, place).kind for place in places]
 
 
+def comes_in(name: str, chosen: Collection[str] = ()) -> bool:
+    """Returns whether a change that is meant for no part brings one in: where one kind of objective or sparsity term
+    alone has the field.
+
+    Args:
+      name, chosen: as in `by_part`. The name of a kind before the field's is of a part that the run has.
+    """
+    kinds = kinds_with(name)
+    within = name.rpartition(".")[0]
+    place = kinds[0][0] if len(kinds) == 1 else None
+    return place in ("objective", "sparsity") and place not in chosen and within in ("", place)
+
+
 def _bring_in(parts: dict[str, Any], name: str, value: Any, own: Sequence[str], chosen: Collection[str]) -> None:
     """Puts the one kind of part that has a field in its place.
 
@@ -246,7 +259,7 @@ def _bring_in(parts: dict[str, Any], name: str, value: Any, own: Sequence[str], 
         names = ", ".join(kind.__name__ for _, kind in kinds)
         raise ValueError(f"Run: no part has a field {name!r}, and {names} have: give {place} one of these")
     field = field_of(name)
-    if place not in ("objective", "sparsity") or place in chosen:
+    if not comes_in(name, chosen):
         before = parts[place] if place in SEVERAL else (parts[place],)
         names = ", ".join(type(part).__name__ for part in before) or f"a run with {place}=()"
         change = "the architecture" if place == "autoencoder" else "it"

@@ -1,6 +1,5 @@
 """Flags that are empty, no numbers, or contradict one another: refused by name before anything is loaded."""
 
-import dataclasses
 import importlib
 import os
 import re
@@ -17,7 +16,7 @@ from absl.testing import flagsaver
 
 import sae
 from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, topologies, train
-from sae.families import FAMILIES
+from tests.experiments.checking import check
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 def given():
     """A function of a launch and flags, which checks them as the launch does."""
     with flagsaver.flagsaver():
-
-        def check(module, *argv):
-            flags.FLAGS(["a launch", *argv])
-            running.check_values()
-            running.check_names(module.__name__)
-            module.check_flags()
-
         yield check
 
 
@@ -128,7 +120,7 @@ def test_refused_by_name(given, module, argv, message):
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        (train, ["--matryoshka=", "--coefficients=1e-3", "--controller=0", "--penalty=linear"]),
+        (train, ["--matryoshka=", "--coefficients=1e-3", "--penalty=linear"]),
         (train, ["--l0_targets=5", "--coefficient=1e-3", "--plan_only", "--topology=v5e:4x4"]),
         (scope, ["--share=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
         (generate, ["--prompt=", "--prompt= ", "--temperature=0.8", "--top_k=5"]),
@@ -154,77 +146,6 @@ def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
     running.say_warnings("sae")
     warnings.showwarning(sae.TrainingWarning("Raise bandwidth"), sae.TrainingWarning, "train.py", 7)
     assert capsys.readouterr().err == "warning: Raise bandwidth\n"
-
-
-def test_the_help_says_what_each_field_of_a_part_means():
-    kinds = [kind for family in FAMILIES.values() for kind in family.registry.values()]
-    # Other tests add kinds of their own, of which launches know nothing if they are imported first.
-    kinds = [kind for kind in kinds if kind.__module__.startswith("sae.")]
-    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert fields - {"l0_target", "learning_rate"} <= set(train.FIELDS)
-    assert flags.FLAGS["beta2"].help == "Of the second moment. Default: the recipe's (by itself: 0.999)."
-    assert flags.FLAGS["controller"].help.startswith("How fast lambda follows")
-    assert "\n" not in flags.FLAGS["controller"].help
-
-
-def test_a_warm_up_is_a_number_or_a_share_of_the_run(given):
-    given(train, "--coefficient_warmup=1/8", "--learning_rate_warmup=7", "--controller=0.01", "--steps=80")
-    run = train.configs({"layer_1/mlp_out": 64})[0]
-    assert (run.warm_from, run.optimizer.learning_rate_warmup, run.sparsity[0].controller) == (10, 7, 0.01)
-    with pytest.raises(flags.Error, match="a number, or a share of the run such as 1/4, got 'a/b'"):
-        flags.FLAGS(["program", "--coefficient_warmup=a/b"])
-
-
-def test_the_flag_of_a_field_has_its_parts_name_before_it_or_not(given):
-    given(train, "--sparsity.l0_target=40", "--optimizer.learning_rate=1e-3,2e-3", "--optimizer.beta2=0.5")
-    runs = train.configs({"layer_1/mlp_out": 64})
-    assert [run.optimizer.learning_rate for run in runs] == [1e-3, 2e-3]
-    assert {(run.l0_target, run.optimizer.beta2) for run in runs} == {(40.0, 0.5)}
-    given(train, "--beta2=0.75", "--sparsity.coefficient_warmup=1/8", "--steps=80", "--objective.matryoshka=0.25")
-    run = train.configs({"layer_1/mlp_out": 64})[0]
-    assert (run.optimizer.beta2, run.warm_from, run.objective.matryoshka) == (0.75, 10, (0.25,))
-    (folder, _) = train.folders_of(runs, Path("saes"))
-    assert "beta2" in folder.name
-
-
-def test_a_part_flag_that_does_not_exist_is_refused_with_near_names(given):
-    with pytest.raises(
-        flags.Error, match=r"Unknown command line flag 'optimizer\.beta'\. Did you mean: .*optimizer\.beta"
-    ):
-        given(train, "--optimizer.beta=0.5")
-    with pytest.raises(flags.Error, match=r"--beta2=x: could not convert"):
-        given(train, "--optimizer.beta2=x")
-    with pytest.raises(flags.Error, match=r"beta2 has no effect in this launch"):
-        given(evaluate, "--optimizer.beta2=0.5")
-
-
-def help_of(tmp_path, name, flag):
-    command = [sys.executable, "-m", f"experiments.{name}", flag]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def test_help_is_of_thirty_flags_at_most_and_of_none_that_are_refused(tmp_path):
-    names = re.findall(r"(?m)^  --(?:\[no\])?([\w.]+)[:=]", help_of(tmp_path, "scope", "--help"))
-    assert {"corpus", "l0_targets", "out_dir", "recipe", "width"} <= set(names) and len(names) <= 30
-    assert not set(names) & {"store_dir", "saes_dir", "share", "plan_only", "crosscoder", "distributed", "topology"}
-
-
-def test_the_full_help_has_every_field_of_every_part_with_the_recipes_values(tmp_path):
-    printed = help_of(tmp_path, "scope", "--helpfull")
-    for place, family in FAMILIES.items():
-        for kind in family.registry.values():
-            if kind.__module__.startswith("sae."):
-                for field in dataclasses.fields(kind):
-                    assert f"--{place}.{field.name}: " in printed
-    words = " ".join(printed.split())
-    # As the recipes' sources have them (sae/recipes.py, and arXiv 2408.05147 for gemma_scope).
-    beta2 = "--optimizer.beta2: Of the second moment. (short_run 0.99, gemma_scope 0.999, gemma_scope_2 0.999)"
-    assert beta2 in words and "--autoencoder.bandwidth: Eps" in words and "short_run 0.02, gemma_scope 0.001" in words
-    assert "--store_dir" not in printed.partition("flags:")[2] and "--shuffle_rows" in printed
 
 
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):

@@ -250,6 +250,10 @@ def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
     for name in names:
         assert len(list((tmp_path / "saes" / "tensorboard" / "layer_3" / "attn_z" / name).glob("events*"))) == 1
         assert len(json.loads((tmp_path / "saes" / "layer_3" / "attn_z" / name / "history.json").read_text())) == 2
+    done = train("--train_sites=layer_3/attn_z", "--width=64", "--autoencoder=topk", "--aux_k=16", name="topk")
+    assert done.returncode == 0 and "recipe short_run: autoencoder topk; inputs are centred" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "topk" / "layer_3" / "attn_z" / "width_64").iterdir()
+    assert folder.name == "target_l0_8_autoencoder_topk_aux_k_16" and sae.load(folder).k == 8
     pair = "--train_sites=layer_3/mlp_out,layer_3/resid_post"
     done = train("--crosscoder", pair, "--width=64", name="cross")
     assert done.returncode == 0, done.stderr

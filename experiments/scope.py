@@ -21,7 +21,7 @@ T = TypeVar("T")
 MOST = 2000  # sequences to harvest, unless --max_sequences says how many
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
 _PLACES = ("store_dir", "saes_dir", "checkpoint_dir")
-_OTHERS = {"share": "harvest", "distributed": "train"}
+_OTHERS = {"worker": "harvest", "silent_seconds": "harvest", "distributed": "train"}
 REFUSED = (*_PLACES, *_OTHERS, "crosscoder", "plan_only", "topology")
 # What --help lists.
 flags.adopt_module_key_flags(common)

@@ -240,7 +240,16 @@ def test_help_is_of_thirty_flags_at_most_and_the_full_help_of_all(launch):
 def test_the_help_of_the_whole_way_has_what_is_set_often():
     names = set(names_in(help_of(scope, False)))
     assert {"corpus", "l0_targets", "out_dir", "recipe", "width", "autoencoder", "sparsity"} <= names
-    assert not names & {"store_dir", "saes_dir", "share", "plan_only", "crosscoder", "distributed", "topology", "beta2"}
+    assert not names & {
+        "store_dir",
+        "saes_dir",
+        "worker",
+        "plan_only",
+        "crosscoder",
+        "distributed",
+        "topology",
+        "beta2",
+    }
 
 
 def test_the_full_help_has_every_field_of_every_part_with_the_recipes_values():

@@ -41,7 +41,9 @@ CROSSCODER = flags.DEFINE_bool("crosscoder", False, "One crosscoder over all sit
 RECIPE = flags.DEFINE_enum("recipe", "short_run", list(RECIPES), "short_run for minutes to hours, the others for days.")
 WIDTH = flags.DEFINE_list("width", None, "Latents. Default: 8 times the activation's width.")
 L0_TARGETS = flags.DEFINE_list(
-    "l0_targets", None, "Active latents per token to aim at. Default: 10,20,40; none for the recipe gemma_scope."
+    "l0_targets",
+    None,
+    "Active latents per token to aim at, or to keep. Default: 10,20,40; none for the recipe gemma_scope.",
 )
 COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the sparsity term.")
 LEARNING_RATE = flags.DEFINE_list("learning_rate", None, "Adam's. Default: the recipe's.")

@@ -20,6 +20,7 @@ from absl import flags
 
 import sae
 from sae.families import FAMILIES, SEVERAL, choose, comes_in, field_of, kinds_with, places_of
+from sae.fields import options
 from sae.parts import Part
 from sae.recipes import PENALTIES
 
@@ -54,8 +55,9 @@ class _Parser(flags.ArgumentParser):
     def parse(self, argument):
         if not isinstance(argument, str):
             return argument
-        items = {typing.get_args(kind)[0] for kind in self.kinds if typing.get_origin(kind) is tuple}
-        if items:
+        tuples = [typing.get_args(kind)[0] for kind in self.kinds if typing.get_origin(kind) is tuple]
+        if tuples:
+            items = set().union(*map(types_of, tuples))
             return tuple(_value(word, items, several=True) for word in argument.split(",")) if argument else ()
         return _value(argument, self.kinds)
 
@@ -76,11 +78,7 @@ def _value(word: str, kinds: set[Any], several: bool = False) -> Any:
 
 def types_of(annotation: Any) -> set[Any]:
     """Returns the types of values that a field takes; None is no value of a flag."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return types_of(typing.get_args(annotation)[0])
-    if isinstance(annotation, types.UnionType):
-        return set().union(*map(types_of, typing.get_args(annotation)))
-    return set() if annotation is types.NoneType else {annotation}
+    return set(options(annotation)) - {types.NoneType}
 
 
 def _wanted() -> dict[str, tuple[set[Any], str]]:

@@ -36,7 +36,7 @@ setup(
     entry_points={"console_scripts": [f"mishax-{name} = {LAUNCHES}.commands:main" for name in COMMANDS]},
     package_data={
         "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.txt", "tiny/*.jsonl", "tiny/weights/**/*"],
-        "sae": ["explorer/templates/*"],
+        "sae": ["explorer/templates/*", "text/*.jsonl"],
     },
     install_requires=[
         "chex>=0.1.90",

@@ -18,7 +18,7 @@ package(default_visibility = ["//visibility:public"])
 # What a target needs beside Python files, as Starlark.
 DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
-    "sae": 'glob(["sae/explorer/templates/**"])',
+    "sae": 'glob(["sae/explorer/templates/**", "sae/text/*.jsonl"])',
     "tests": '["pyproject.toml"]',
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',

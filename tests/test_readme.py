@@ -19,9 +19,14 @@ NOT_RUN = {
         "tests/gemma/test_checkpoints*.py load models from all of these"
     ),
 }
-# Numbers that would take minutes, and a bucket that is not there: (as the README has it, in its place here).
-TINY = [("steps=600", "steps=6"), ("max_new_tokens=40", "max_new_tokens=4"), ('"gs://bucket/store"', '"runs/bucket"')]
+# Numbers that would take minutes, a bucket and a hub that are not there: (as the README has it, in its place here).
 SCOPE = "runs/scope/saes/layer_3/resid_post/width_1536/target_l0_20"
+TINY = [
+    ("steps=600", "steps=6"),
+    ("max_new_tokens=40", "max_new_tokens=4"),
+    ('"gs://bucket/store"', '"runs/bucket"'),
+    ('"google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71"', f'"{SCOPE}"'),  # tests/sae/test_hub.py
+]
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_every_block_runs_in_order(reader, capsys):
     assert all(any(line in block for block in BLOCKS) for line in NOT_RUN)
     names: dict = {}
     run = [block for block in BLOCKS if not any(line in block for line in NOT_RUN)]
-    assert len(run) == len(BLOCKS) - len(NOT_RUN) == 7
+    assert len(run) == len(BLOCKS) - len(NOT_RUN) == 8
     code = "\n".join(run)
     for typed, tiny in TINY:
         assert typed in code, f"{typed} is no longer in the README: take its substitute out"

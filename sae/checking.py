@@ -26,6 +26,7 @@ from sae.usage import Captured, Fit, Usage
 
 Problem = Literal["site", "gain", "skip", "scale", "BOS", "unknown"]
 TOKENS = 2048
+_LATENTS = 2**26  # tokens times latents of a trial: 65,536 latents are tried on 1,024 tokens, a million on 256
 _ENOUGH = 0.1  # FVU at which nothing else is tried
 _FAR = 1.5  # times the L0 that the file claims, or less than one over it
 _BETTER = 0.8  # of the score that another usage needs, to be the one that is meant
@@ -164,7 +165,7 @@ def check(
             package (`sae.text.sample`).
         site: where it belongs, in place of what its `info` says; where neither says it, every site of the model is
             tried.
-        tokens: at most so many are measured, from all over the text.
+        tokens: at most so many are measured, from all over the text; where much is tried with many latents, fewer.
 
     Returns:
         What fits. Printed, it says so in a sentence or three.
@@ -184,7 +185,7 @@ def check(
     with warnings.catch_warnings():  # of records that published files do not have: this is what replaces them
         warnings.simplefilter("ignore", RecordWarning)
         check_model(info, model)
-        rule = counted_of(info, model).for_text(sequences.left_out is not None)
+        rule = dataclasses.replace(counted_of(info, model), left_out=sequences.left_out is not None)
     usage = None
     if site is not None:
         usage = Usage(site, site)
@@ -207,6 +208,7 @@ def check(
         every = {name for sites, outs in pairs.items() for group in (sites, *outs) for name in group}
         if not every:
             raise ValueError(f"{model.name} has no site of {autoencoder.dims[0]} dimensions where this could belong")
+        tokens = min(tokens, _LATENTS // autoencoder.width)
         captured = capture(tuple(name for name in model.sites if name in every or name in names))
         pairs = without_copies(pairs, captured)
         best = claimed = None if claimed is None else captured.fit(autoencoder, usage)

@@ -9,7 +9,7 @@ import pytest
 from tests import clean
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
+COMMANDS = ("convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,7 @@ def test_only_the_files_of_one_autoencoder_are_fetched(hub):
     loaded = sae.load(NAME, PLACE)
     np.testing.assert_array_equal(loaded.W_enc, want.W_enc)
     assert (loaded.info.model, loaded.info.site) == ("gemma2-2b", "layer_20/resid_post")
+    assert json.loads(loaded.info.training)["gemma_scope"]["folder"] == PLACE
     assert fetched(hub) == [f"{PLACE}/params.npz"]
     file = sae.load(NAME, f"{PLACE}/params.npz")
     np.testing.assert_array_equal(file.W_enc, want.W_enc)

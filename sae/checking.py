@@ -5,7 +5,6 @@ Where an autoencoder reconstructs what its file claims, nothing else is tried. A
 """
 
 import dataclasses
-import math
 import warnings
 from typing import Literal
 
@@ -21,17 +20,13 @@ from sae.language_model import LanguageModel, check_tokenizer
 from sae.released import Released
 from sae.text import Sequences, as_sequences
 from sae.text.shipped import SAMPLE, sample
-from sae.trials import changes, differ_by_a_gain, neighbours, site_pairs, without_copies
+from sae.trials import ENOUGH, NOTHING, differ_by_a_gain, is_far, neighbours, search, site_pairs, without_copies
 from sae.usage import Captured, Fit, Usage
 
 Problem = Literal["site", "gain", "skip", "scale", "BOS", "unknown"]
 TOKENS = 2048
 _LATENTS = 2**26  # tokens times latents of a trial: 65,536 latents are tried on 1,024 tokens, a million on 256
-_ENOUGH = 0.1  # FVU at which nothing else is tried
-_FAR = 1.5  # times the L0 that the file claims, or less than one over it
-_BETTER = 0.8  # of the score that another usage needs, to be the one that is meant
-_NOTHING = 0.9  # FVU from which on an autoencoder says nothing about its site
-_ROUNDS = 3  # mistakes that are made together
+_SPECIAL = 0.3  # error at BOS, of its spread, from which on and from twice the FVU on it is not what was trained on
 
 
 class CheckWarning(UserWarning):
@@ -203,7 +198,7 @@ def check(
         claimed = captured.fit(autoencoder, usage)
         tried.append(claimed)
     best = claimed
-    if best is None or best.fvu > _ENOUGH or _far(best, l0_claimed):
+    if best is None or best.fvu > ENOUGH or is_far(best, l0_claimed):
         pairs = site_pairs(model, usage, autoencoder)
         every = {name for sites, outs in pairs.items() for group in (sites, *outs) for name in group}
         if not every:
@@ -212,7 +207,7 @@ def check(
         captured = capture(tuple(name for name in model.sites if name in every or name in names))
         pairs = without_copies(pairs, captured)
         best = claimed = None if claimed is None else captured.fit(autoencoder, usage)
-        best = _search(captured, autoencoder, usage, best, pairs, l0_claimed, tried)
+        best = search(captured, autoencoder, usage, best, pairs, l0_claimed, tried)
     special_error = captured.special_error(autoencoder, best.usage)
     problems = _problems(captured, best, usage if claimed is not None else None, special_error)
     if claimed is not None:
@@ -234,51 +229,8 @@ def _possible(autoencoder: Released, model: LanguageModel, usage: Usage) -> bool
     return True
 
 
-def _far(fit: Fit, l0: float | None) -> bool:
-    return l0 is not None and not 1 / _FAR <= max(fit.l0, 1e-3) / l0 <= _FAR
-
-
-def _score(fit: Fit, l0: float | None) -> float:
-    """The FVU, and the root of how many times the L0 is off: on another text than the publisher's, the L0 of a right
-    autoencoder is off by tens of percents."""
-    ratio = 1.0 if l0 is None else max(fit.l0, 1e-3) / l0
-    return fit.fvu * math.sqrt(max(ratio, 1 / ratio))
-
-
-def _search(captured, autoencoder, usage, best, pairs, l0, tried) -> Fit:
-    """The fit of what is meant: from what is claimed, changed in one respect at a time, as long as that fits far
-    better."""
-    for _ in range(_ROUNDS):
-        start = usage if best is None else best.usage
-        if start is None:
-            first = next(iter(pairs))[0]
-            start = Usage(first, first)
-        trials = list(changes(captured, autoencoder, start, pairs))
-        tried.extend(trials)
-        trials = [fit for fit in trials if best is None or _convinces(fit, best, l0)]
-        if not trials:
-            break
-        nearest = min(trials, key=lambda fit: _score(fit, l0))
-        # Of a transcoder's two sites, one is more often wrong than both.
-        one = [fit for fit in trials if fit.usage.site == start.site or fit.usage.site_out == start.site_out]
-        single = min(one, key=lambda fit: _score(fit, l0), default=nearest)
-        best = single if _score(single, l0) <= 1.1 * _score(nearest, l0) else nearest
-        if best.fvu <= _ENOUGH and not _far(best, l0):
-            break
-    return best
-
-
-def _convinces(fit: Fit, best: Fit, l0: float | None) -> bool:
-    """Whether a fit is so much better than the best one up to now that it is what is meant."""
-    if fit.fvu >= min(best.fvu, _NOTHING) or _score(fit, l0) > _BETTER * _score(best, l0):
-        return False
-    # More latents reconstruct more, at any scale: that is no sign that a scale is missing.
-    rescaled = (fit.usage.scale, fit.usage.scale_out) != (best.usage.scale, best.usage.scale_out)
-    return not rescaled or l0 is not None or best.fvu > _NOTHING or fit.l0 <= 1.2 * best.l0
-
-
 def _problems(captured: Captured, best: Fit, usage: Usage | None, special_error: float | None) -> tuple[Problem, ...]:
-    if best.fvu >= _NOTHING:
+    if best.fvu >= NOTHING:
         return ("unknown",)
     problems: list[Problem] = []
     found = best.usage
@@ -293,6 +245,6 @@ def _problems(captured: Captured, best: Fit, usage: Usage | None, special_error:
         problems.append("skip")
     if (found.scale, found.scale_out) != (1, 1):
         problems.append("scale")
-    if special_error is not None and special_error > max(0.5, 2 * best.fvu):
+    if special_error is not None and special_error > max(_SPECIAL, 2 * best.fvu):
         problems.append("BOS")
     return tuple(dict.fromkeys(problems))

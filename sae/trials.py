@@ -17,10 +17,15 @@ from sae.released import Released
 from sae.sites import dim
 from sae.usage import Captured, Fit, Usage, can_transpose
 
+ENOUGH = 0.1  # FVU at which nothing else is tried
+_FAR = 1.5  # times the L0 that the file claims, or less than one over it
+_BETTER = 0.8  # of the score that another usage needs, to be the one that is meant
+NOTHING = 0.9  # FVU from which on an autoencoder says nothing about its site
+_ROUNDS = 3  # mistakes that are made together
 _FEW = 512  # tokens for a first look at many scales
 _SCALES = tuple(2.0**power for power in range(-12, 13))
 _REFINED = 8  # steps of a search between two scales
-_AS_GOOD = 1.05  # a scale of a convention is taken where its FVU is at most this many times the best scale's
+_AS_GOOD = 1.25  # a scale of a convention is taken where its FVU is at most this many times the best scale's
 SAME_SCALE = 1.5  # scales nearer to 1 than this factor are no mistake of conventions, but shrinkage
 
 
@@ -140,12 +145,14 @@ def best_scale(captured: Captured, autoencoder: Released, usage: Usage) -> Fit |
         else:
             low = left
     best = fit(math.exp((low + high) / 2))
-    for convention, scale in _conventions(captured.at(usage.site)[~captured.special]).items():
-        if abs(math.log(scale / best.usage.scale)) < math.log(2):
-            named = fit(scale, convention=convention)
-            if named.fvu <= _AS_GOOD * best.fvu:
-                best = named
-                break
+    near = [
+        fit(scale, convention=convention)
+        for convention, scale in _conventions(captured.at(usage.site)[~captured.special]).items()
+        if abs(math.log(scale / best.usage.scale)) < math.log(2)
+    ]
+    named = min(near, key=lambda one: one.fvu, default=None)
+    if named is not None and named.fvu <= _AS_GOOD * best.fvu:
+        best = named
     moved = [abs(math.log(scale)) for scale in (best.usage.scale, best.usage.scale_out) if 0 < scale < math.inf]
     return best if len(moved) == 2 and max(moved) > math.log(SAME_SCALE) else None
 
@@ -166,3 +173,70 @@ def _conventions(x: np.ndarray) -> dict[str, float]:
         "sqrt(A), as embeddings are scaled": math.sqrt(A),
         "1/sqrt(A), the scale of embeddings undone": 1 / math.sqrt(A),
     }
+
+
+def is_far(fit: Fit, l0: float | None) -> bool:
+    """Whether an L0 is far from the one that the file claims."""
+    return l0 is not None and not 1 / _FAR <= max(fit.l0, 1e-3) / l0 <= _FAR
+
+
+def _score(fit: Fit, l0: float | None) -> float:
+    """The FVU, and the root of how many times the L0 is off: on another text than the publisher's, the L0 of a right
+    autoencoder is off by tens of percents."""
+    ratio = 1.0 if l0 is None else max(fit.l0, 1e-3) / l0
+    return fit.fvu * math.sqrt(max(ratio, 1 / ratio))
+
+
+def search(
+    captured: Captured,
+    autoencoder: Released,
+    usage: Usage | None,
+    best: Fit | None,
+    pairs: dict[Sites, list[Sites]],
+    l0: float | None,
+    tried: list[Fit],
+) -> Fit:
+    """Returns the fit of what is meant: from what is claimed, changed in one respect at a time, as long as that fits
+    far better.
+
+    Args:
+        captured: activations at all sites of `pairs`.
+        autoencoder: as it was loaded.
+        usage: what is claimed; None where nothing is.
+        best: its fit; None where the model has no such sites.
+        pairs: the sites that may come out, by those that may go in.
+        l0: the L0 that the file claims.
+        tried: every fit that is measured is added to it.
+    """
+    for _ in range(_ROUNDS):
+        start = usage if best is None else best.usage
+        if start is None:
+            first = next(iter(pairs))[0]
+            start = Usage(first, first)
+        trials = list(changes(captured, autoencoder, start, pairs))
+        tried.extend(trials)
+        convincing = [fit for fit in trials if best is None or _convinces(fit, best, l0)]
+        if not convincing and can_transpose(autoencoder):  # a skip the wrong way round hides all else
+            turned = dataclasses.replace(start, transposed_skip=not start.transposed_skip)
+            trials = list(changes(captured, autoencoder, turned, pairs))
+            tried.extend(trials)
+            convincing = [fit for fit in trials if _convinces(fit, best, l0)]
+        if not (trials := convincing):
+            break
+        nearest = min(trials, key=lambda fit: _score(fit, l0))
+        # Of a transcoder's two sites, one is more often wrong than both.
+        one = [fit for fit in trials if fit.usage.site == start.site or fit.usage.site_out == start.site_out]
+        single = min(one, key=lambda fit: _score(fit, l0), default=nearest)
+        best = single if _score(single, l0) <= 1.1 * _score(nearest, l0) else nearest
+        if best.fvu <= ENOUGH and not is_far(best, l0):
+            break
+    return best
+
+
+def _convinces(fit: Fit, best: Fit, l0: float | None) -> bool:
+    """Whether a fit is so much better than the best one up to now that it is what is meant."""
+    if fit.fvu >= min(best.fvu, NOTHING) or _score(fit, l0) > _BETTER * _score(best, l0):
+        return False
+    # More latents reconstruct more, at any scale: that is no sign that a scale is missing.
+    rescaled = (fit.usage.scale, fit.usage.scale_out) != (best.usage.scale, best.usage.scale_out)
+    return not rescaled or l0 is not None or best.fvu > NOTHING or fit.l0 <= 1.2 * best.l0

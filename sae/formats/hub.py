@@ -110,16 +110,18 @@ def _fetched(hub: "_Hub", inside: str, mains: tuple[str, ...]) -> Path:
         folder = inside.rpartition("/")[0]
         if hub.entries(folder).get(_joined(folder, name)) is not None:
             hub.download(_joined(folder, name))
-    places = [hub.download(_joined(inside, name)) for name in (*_beside(main, sizes), main)]
+    beside = _beside(main, sizes, whole=main in mains)
+    places = [hub.download(_joined(inside, name)) for name in (*beside, main)]
     if len({place.parent for place in places}) > 1:
         raise HubError(f"{hub.label} has changed while {inside or 'it'} was fetched: try again")
     return places[-1] if named else places[-1].parent
 
 
-def _beside(main: str, sizes: Mapping[str, int]) -> list[str]:
+def _beside(main: str, sizes: Mapping[str, int], whole: bool) -> list[str]:
     """The other files of the autoencoder whose main file this is: configs, and files of other layers, which are called
-    alike but for the layer's number, and whether they are of an encoder or a decoder."""
-    alike = re.sub(r"\d+", r"\\d+", re.escape(main)).replace("enc", "(?:enc|dec)") if re.search(r"\d", main) else None
+    alike but for the layer's number, and whether they are of an encoder or a decoder; not these where a file was named
+    that is an autoencoder by itself (not `whole`)."""
+    alike = re.sub(r"\d+", r"\\d+", re.escape(main)).replace("enc", "(?:enc|dec)") if whole else None
     return [
         name
         for name, size in sizes.items()

@@ -23,7 +23,7 @@ def _forward(params, tokens):
     counts = jnp.arange(1, tokens.shape[1] + 1)[:, None]
     for i in range(LAYERS):
         x = tap(f"layer_{i}/resid_pre", x)
-        mixed = jnp.cumsum(x, axis=1) / counts
+        mixed = (jnp.cumsum(x, axis=1) - x[:, :1]) / counts  # BOS is a sink: nobody reads what it has
         x = tap(f"layer_{i}/resid_mid", x + tap(f"layer_{i}/attn_out", mixed @ params["mix"][i]))
         normed = tap(f"layer_{i}/mlp_normed", x / jnp.sqrt(jnp.square(x).mean(axis=-1, keepdims=True)))
         mlp_in = tap(f"layer_{i}/mlp_in", normed * params["gain"][i])
@@ -86,7 +86,9 @@ def fitted(x, y, info, *, width=256, share=0.9, skip=False, seed=0) -> sae.JumpR
     f = z * (z > threshold)
     parts = np.concatenate([f, np.ones((len(x), 1)), *([x] if skip else [])], axis=1).astype(np.float64)
     products = parts.T @ parts
-    solved = np.linalg.solve(products + 1e-4 * np.diag(np.diag(products)), parts.T @ y).astype(np.float32)
+    sizes = np.diag(products)
+    ridge = np.diag(1e-4 * sizes + 1e-9 * sizes.max())
+    solved = np.linalg.solve(products + ridge, parts.T @ y).astype(np.float32)
     arrays = (W_enc, -mean @ W_enc, solved[:width], solved[width], threshold)
     W_skip = jnp.asarray(solved[width + 1 :]) if skip else None
     return sae.JumpReLU(*(jnp.asarray(array, jnp.float32) for array in arrays), W_skip=W_skip, info=info)

@@ -113,7 +113,13 @@ def test_two_mistakes_together():
     assert set(check(wrong).problems) == {"site", "skip"}
 
 
-@pytest.mark.parametrize("site", [POST, OUT, IN, NORMED, "layer_0/attn_out", "embed", "layer_2/resid_mid"])
+# Each takes a second or two.
+MORE = [
+    pytest.param(site, marks=pytest.mark.slow) for site in (OUT, IN, NORMED, "layer_0/attn_out", "layer_2/resid_mid")
+]
+
+
+@pytest.mark.parametrize("site", [POST, "embed", *MORE])
 def test_silent_about_right_autoencoders(site):
     result = check(right(site))
     assert result.fits and result.problems == () and str(result).startswith(f"Check({site} of small fits: FVU 0."), (
@@ -123,7 +129,7 @@ def test_silent_about_right_autoencoders(site):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("site", [IN, NORMED, "layer_1/resid_mid"])
+@pytest.mark.parametrize("site", [IN, *MORE[2:3], pytest.param("layer_1/resid_mid", marks=pytest.mark.slow)])
 def test_silent_about_right_transcoders(site, skip):
     assert check(right(site, OUT, skip)).fits
 
@@ -165,6 +171,7 @@ def cross_layer(skip=False, **changes):
     return sae.CrossLayerTranscoder(W_dec=W_dec, info=info, **arrays)
 
 
+@pytest.mark.slow  # over 5 s
 def test_mistakes_of_autoencoders_of_several_sites():
     assert check(cross_layer()).fits
     normed = ("layer_0/mlp_normed", "layer_1/mlp_normed")

@@ -30,7 +30,7 @@ from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
-from sae.trainer.reporting import TensorBoard, WeightsAndBiases
+from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Preempted",
     "Published",
     "ReLU",
+    "Report",
     "Run",
     "Sinks",
     "Site",

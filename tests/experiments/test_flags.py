@@ -103,6 +103,7 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--plan_only", "--store_dir=a", "--model=a"], "--model has no effect here"),
         (evaluate, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
         (explore, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
+        (explore, ["--explainer=token"], "no explainer is named 'token': did you mean tokens?"),
         (harvest, ["--eval_sequences=5"], "--eval_sequences has no effect here"),
         (
             inspect_store,

@@ -119,6 +119,7 @@ def test_stopped_at_every_stage_it_goes_on_to_the_same_result(whole, tmp_path):
     assert contents(tmp_path / "out" / "store", "*") == contents(expected / "store", "*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

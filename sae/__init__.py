@@ -28,7 +28,7 @@ from sae.store.given import rows
 from sae.store.reading import ActivationStore
 from sae.streaming import stream
 from sae.topk import TopK
-from sae.trainer.planning import Plan, plan
+from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
@@ -41,6 +41,7 @@ __all__ = [
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
+    "Estimate",
     "Firing",
     "Gated",
     "Info",
@@ -49,7 +50,6 @@ __all__ = [
     "Latents",
     "Metrics",
     "Nearest",
-    "Plan",
     "Preempted",
     "Published",
     "ReLU",
@@ -66,6 +66,7 @@ __all__ = [
     "as_table",
     "check",
     "clamp",
+    "estimate",
     "evaluate",
     "explore",
     "fingerprint",
@@ -77,7 +78,6 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
-    "plan",
     "releases",
     "rows",
     "save",

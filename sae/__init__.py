@@ -4,6 +4,7 @@ measuring and looking at what comes out."""
 from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
 from sae.autoencoder import Info, JumpReLU
+from sae.checking import Check, CheckWarning, check
 from sae.counted import Counted, Sinks
 from sae.cross_layer import CrossLayerTranscoder
 from sae.crosscoder import Crosscoder
@@ -12,6 +13,7 @@ from sae.evaluation.nearest_latents import Nearest, nearest
 from sae.evaluation.tables import as_table
 from sae.firing import Firing, top_latents
 from sae.formats.files import load, save
+from sae.formats.releases import Published, releases
 from sae.gated import Gated
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
@@ -34,6 +36,8 @@ from sae.training import TrainingWarning, train
 __all__ = [
     "ActivationStore",
     "AdaptedModel",
+    "Check",
+    "CheckWarning",
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
@@ -47,6 +51,7 @@ __all__ = [
     "Metrics",
     "Nearest",
     "Preempted",
+    "Published",
     "ReLU",
     "Report",
     "Run",
@@ -59,6 +64,7 @@ __all__ = [
     "WeightsAndBiases",
     "ablate",
     "as_table",
+    "check",
     "clamp",
     "estimate",
     "evaluate",
@@ -72,6 +78,7 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
+    "releases",
     "rows",
     "save",
     "short_run",

@@ -18,7 +18,7 @@ package(default_visibility = ["//visibility:public"])
 # What a target needs beside Python files, as Starlark.
 DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
-    "sae": 'glob(["sae/explorer/templates/**"])',
+    "sae": 'glob(["sae/explorer/templates/**", "sae/text/*.jsonl"])',
     "tests": '["pyproject.toml"]',
     "tests/experiments/test_notebooks": 'glob(["experiments/notebooks/*"])',
     "tests/gemma": 'glob(["tests/data/**"])',

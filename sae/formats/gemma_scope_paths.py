@@ -44,6 +44,8 @@ def info_of(folder: Path) -> Info | None:
     at, found = matches[-1]
     repository, size, kind = found[1], found[2], found[4]
     inside = parts[at + 1 :]
+    if inside[:1] == ("snapshots",):  # of the hub's cache, and then a commit
+        inside = inside[2:]
     layers = [layer[1] for part in inside if (layer := re.fullmatch(r"layer_(\d+)", part))]
     if len(layers) == 1:
         site, site_out = (f"layer_{int(layers[0])}/{name}" for name in _SITES[kind])

@@ -30,6 +30,7 @@ from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
+from sae.transcoder_set import TranscoderSet
 
 __all__ = [
     "ActivationStore",
@@ -55,6 +56,7 @@ __all__ = [
     "TensorBoard",
     "TopK",
     "TrainingWarning",
+    "TranscoderSet",
     "WeightsAndBiases",
     "ablate",
     "as_table",

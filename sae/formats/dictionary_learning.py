@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
-from sae.files import read_json
-from sae.formats import names, torch_files
+from sae.formats import configs, names, torch_files
 from sae.formats.format import Contents, Format, formats
 from sae.gated import Gated
 from sae.relu import ReLU
@@ -39,14 +38,7 @@ class DictionaryLearning(Format):
             ValueError: for a class that is not read, by its name, a missing tensor, and a pickle that calls anything
                 but what rebuilds tensors.
         """
-        place = file.parent / _CONFIG
-        config = read_json(place) if place.exists() else None
-        trainer = config.get("trainer") if isinstance(config, dict) else None
-        if not isinstance(trainer, dict):
-            raise ValueError(f"{file} has no {_CONFIG} beside it with a trainer in it, which says what it holds")
-        kind = trainer.get("dict_class")
-        if kind not in _READERS:
-            raise ValueError(f"{place}: the class {kind!r} is not read; {', '.join(_READERS)} are")
+        kind, trainer = _trainer(file)
         state = torch_files.read(file)
         if not isinstance(state, dict):
             raise ValueError(f"{file} holds no state dict")
@@ -57,6 +49,31 @@ class DictionaryLearning(Format):
         except _MissingTensor as error:
             raise ValueError(f"{file}: {error}") from None
         return Contents(contents.form, contents.values, contents.numbers, _info(trainer))
+
+    def shapes(self, file: Path) -> Contents | None:
+        """By the config and the pickle, without the numbers."""
+        kind, trainer = _trainer(file)
+        state = torch_files.headers(file)
+        form = _FORMS[kind]
+        name, turned = ("encoder.weight", True) if "encoder.weight" in state else ("W_enc", False)
+        shape = getattr(state.get(name) if isinstance(state, dict) else None, "shape", ())
+        if len(shape) != 2 or (form is TopK and getattr(state.get("k"), "shape", None) != ()):
+            return None  # `read` says what is wrong
+        A, width = shape[::-1] if turned else shape
+        numbers = {"k": int(state["k"])} if form is TopK else {}
+        return Contents.of_sizes(form, {"A": A, "Z": width}, numbers=numbers, info=_info(trainer))
+
+
+def _trainer(file: Path) -> tuple[str, Mapping[str, Any]]:
+    """The class that the config names, and all that it says of the training."""
+    place = file.parent / _CONFIG
+    trainer = (configs.read(place) or {}).get("trainer")
+    if not isinstance(trainer, dict):
+        raise ValueError(f"{file} has no {_CONFIG} beside it with a trainer in it, which says what it holds")
+    kind = trainer.get("dict_class")
+    if kind not in _READERS:
+        raise ValueError(f"{place}: the class {kind!r} is not read; {', '.join(_READERS)} are")
+    return kind, trainer
 
 
 class _MissingTensor(ValueError):
@@ -135,6 +152,17 @@ _READERS = {
     "BatchTopKSAE": _batch_topk,
     "MatryoshkaBatchTopKSAE": _matryoshka,
     "JumpReluAutoEncoder": _jumprelu,
+}
+
+
+_FORMS = {
+    "AutoEncoder": ReLU,
+    "AutoEncoderNew": ReLU,
+    "GatedAutoEncoder": Gated,
+    "AutoEncoderTopK": TopK,
+    "BatchTopKSAE": JumpReLU,
+    "MatryoshkaBatchTopKSAE": JumpReLU,
+    "JumpReluAutoEncoder": JumpReLU,
 }
 
 

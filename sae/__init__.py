@@ -17,6 +17,7 @@ from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
 from sae.looking import Latents, latents
+from sae.normed_topk import NormedTopK
 from sae.patching import patch_grid
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
@@ -46,6 +47,7 @@ __all__ = [
     "Latents",
     "Metrics",
     "Nearest",
+    "NormedTopK",
     "Plan",
     "Preempted",
     "ReLU",

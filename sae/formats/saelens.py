@@ -15,7 +15,7 @@ import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
 from sae.counted import Counted
-from sae.formats import configs, names, safetensors_files
+from sae.formats import configs, llamascopium, names, safetensors_files
 from sae.formats.format import Contents, Files, Format, formats
 from sae.gated import Gated
 from sae.released import Released
@@ -45,6 +45,15 @@ class SAELens(Format):
     title = "SAELens's format"
     main = "sae_weights.safetensors"
     beside = (r"cfg\.json", r"activation_scaler\.json", r"sparsity\.safetensors")
+
+    def of_folder(self, folder: Path) -> Path | None:
+        """The weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
+        file = super().of_folder(folder)
+        return None if file is None or llamascopium.is_folder(folder) else file
+
+    def takes(self, file: Path) -> bool:
+        """The weights, unless the config beside them is Llamascopium's."""
+        return super().takes(file) and not llamascopium.is_folder(file.parent)
 
     def read(self, file: Path) -> Contents:
         """Reads the weights by what the config beside them says.

@@ -11,6 +11,7 @@ from typing import Any
 from sae.files import current
 
 _LONGEST = 1 << 20  # bytes; the configs of the field are below ten thousand
+_DEEPEST = 50
 
 
 def read(file: Path) -> dict[str, Any] | None:
@@ -39,6 +40,11 @@ def read(file: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file} is damaged: it is not JSON, or {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} is damaged: it holds no object")
+    level: list[Any] = [config]
+    for _ in range(_DEEPEST):
+        level = [one for value in level for one in _inside(value)]
+    if level:  # what keeps the config as text would not come back from there
+        raise ValueError(f"{file} is damaged: it is nested more than {_DEEPEST} deep")
     return config
 
 
@@ -70,6 +76,12 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is there twice")
         result[name] = value
     return result
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _text(file: Path) -> str | None:

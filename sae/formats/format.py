@@ -19,8 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sae.autoencoder import Info
-from sae.files import NEW, current, read_json, replace_together
-from sae.formats import largest
+from sae.files import NEW, current, replace_together
+from sae.formats import configs, largest
 from sae.registry import Registry
 from sae.released import Released
 
@@ -248,10 +248,9 @@ def read_info(folder: Path, otherwise: Info | None = None) -> Info | None:
     Raises:
         ValueError: for a damaged file, by its name.
     """
-    file = current(folder, INFO)
-    if file is None or not file.exists():
+    file = folder / INFO
+    if (facts := configs.read(file)) is None:
         return otherwise
-    facts = read_json(file)
     try:
         return Info.of_json(facts)
     except (KeyError, TypeError, ValueError) as error:

@@ -81,17 +81,23 @@ def _state(file: Path, state: Any) -> dict[str, Any]:
 def _form(file: Path, state: dict[str, Any]) -> tuple[type, dict[str, int]]:
     """By the name of the activation's class; ReLU where there is none, as OpenAI's own reader takes it."""
     activation, facts = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
-    if activation == "ReLU":
+    if isinstance(activation, str) and activation == "ReLU":
         return ReLU, {}
-    if activation != "TopK" or not isinstance(facts, dict):
-        raise ValueError(f"{file}: the activation {activation!r:.60} is not read; ReLU and TopK are")
-    if (after := facts.get("postact_fn", "ReLU")) != "ReLU":
-        raise ValueError(f"{file}: {after!r:.60} after TopK is not read; ReLU is")
+    if not isinstance(activation, str) or activation != "TopK" or not isinstance(facts, dict):
+        raise ValueError(f"{file}: the activation {_shown(activation)} is not read; ReLU and TopK are")
+    after = facts.get("postact_fn", "ReLU")
+    if not isinstance(after, str) or after != "ReLU":
+        raise ValueError(f"{file}: {_shown(after)} after TopK is not read; ReLU is")
     k = facts.get("k")
     k = k.item() if isinstance(k, np.ndarray) and k.size == 1 else k
     if type(k) is not int or k < 1:
-        raise ValueError(f"{file}: k must be a whole number above 0, got {k!r:.60}")
+        raise ValueError(f"{file}: k must be a whole number above 0, got {_shown(k)}")
     return NormedTopK, {"k": k}
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a message; of what is nested, as deep as somebody likes, its type alone."""
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _info(file: Path) -> Info | None:

@@ -7,6 +7,7 @@ cannot be folded into weights; those by a constant have it in `activation_scaler
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def _config(file: Path) -> dict[str, Any]:
     metadata = config.get("metadata")
     config["metadata"] = metadata if isinstance(metadata, dict) else {}
     version = str(config.get("sae_lens_version") or config["metadata"].get("sae_lens_version") or "0")
-    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6:
+    if not re.match(r"[0-9]+(\.|$)", version) or int(version.split(".")[0]) < 6:
         config = {_OLD.get(name, name): value for name, value in config.items()}
         config.setdefault("architecture", "standard")
         if config["architecture"] == "standard" and config.get("activation_fn") == "topk":
@@ -135,7 +136,7 @@ def _config(file: Path) -> dict[str, Any]:
 def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool, list[str]]:
     """The form, whether it is a transcoder, and the tensors that it needs."""
     architecture = config.get("architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{file}: the architecture {architecture!r} is not read; {', '.join(_ARCHITECTURES)} are")
     if (activation := config.get("activation_fn", "relu")) not in ("relu", "topk"):
         raise ValueError(f"{file}: the activation function {activation!r} is not read")

@@ -166,7 +166,7 @@ def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
             _container(stack[-1], list).extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            _container(stack[-1], dict)[key] = value
+            _container(stack[-1], dict).update(_pairs([key, value]))
         elif name == "SETITEMS":
             items = since_mark()
             _container(stack[-1], dict).update(_pairs(items))
@@ -210,6 +210,8 @@ def _container(value: Any, kind: Any) -> Any:
 
 
 def _pairs(items: list[Any]) -> dict:
+    if wrong := [key for key in items[::2] if not isinstance(key, str | int)]:  # hashing deep ones ends the process
+        raise ValueError(f"its pickle has a {type(wrong[0]).__name__} for a key")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -222,7 +224,9 @@ def _call(called: Any, arguments: tuple) -> Any:
     if text == "torch._utils._rebuild_parameter":
         return _container(arguments[0], np.ndarray | jax.ShapeDtypeStruct)
     if text == "collections.OrderedDict":
-        return collections.OrderedDict(*arguments)
+        if arguments != ():
+            raise ValueError("its pickle makes an ordered dict of arguments")
+        return collections.OrderedDict()
     raise ValueError(f"its pickle calls {text}")
 
 

@@ -7,8 +7,7 @@ import pytest
 import safetensors.numpy
 
 import sae
-from sae.formats.files import outline
-from tests.sae import torch_pickles
+from tests.sae import outlines, torch_pickles
 
 L, A, Z, K = 3, 4, 8, 3
 RNG = np.random.default_rng(19)
@@ -50,7 +49,7 @@ def test_clt_forges_factors_are_folded(tmp_path, cross):
     want = y / t["estimated_norm_scaling_factor_out"][:, None]
     np.testing.assert_allclose(loaded(X), want, rtol=1e-4, atol=1e-4)
     assert (loaded.info.model, loaded.info.site[1]) == ("gemma2-2b", "layer_1/mlp_normed")
-    assert outline(tmp_path).W_dec.shape == loaded.W_dec.shape
+    outlines.check(tmp_path)
 
 
 def test_what_of_clt_forges_is_not_read_is_refused_by_name(tmp_path):
@@ -87,7 +86,7 @@ def test_qwen_scopes_layers_are_read_one_by_one(tmp_path, config):
         np.testing.assert_allclose(loaded(x), f @ t["W_dec"].T + t["b_dec"], rtol=1e-4, atol=1e-4)
         info = loaded.info
         assert (loaded.k, info.model, info.site) == (K, "Qwen/Qwen3-8B-Base", f"layer_{layer}/resid_post")
-    assert outline(folder / "layer2.sae.pt").W_enc.shape == (A, Z)
+    outlines.check(folder / "layer2.sae.pt")
     with pytest.raises(ValueError, match=r"has 3 autoencoders, layer0.sae.pt, layer2.sae.pt, layer10.sae.pt: name one"):
         sae.load(folder)
 

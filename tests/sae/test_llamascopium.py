@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 import sae
-from sae.formats.files import outline
+from tests.sae import outlines
 
 A, Z, L, K = 6, 16, 3, 4
 RNG = np.random.default_rng(17)
@@ -64,7 +64,7 @@ def test_its_normalisations_are_folded(tmp_path, act_fn, scaled, norm_activation
         want = want * (np.linalg.norm(t["W_D"], axis=1) if scaled else 1)
     np.testing.assert_allclose(loaded.encode(X), want, rtol=1e-4, atol=1e-4)
     assert (loaded.info.site, loaded.info.site_out, loaded.info.model) == (*SITES, "unknown")
-    assert outline(tmp_path).W_dec.shape == (Z, A) and type(outline(tmp_path)) is type(loaded)
+    outlines.check(tmp_path)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -98,7 +98,7 @@ def test_its_cross_layer_transcoders(tmp_path, scaled):
     np.testing.assert_allclose(loaded.encode(x).reshape(5, L, Z), f / scale[:L, None], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(loaded(x), y / scale[L:, None], rtol=1e-4, atol=1e-4)
     assert loaded.info.model == "gemma2-2b" and loaded.info.site[2] == "layer_2/resid_mid"
-    assert outline(tmp_path).W_dec.shape == (L, Z, L, A)
+    outlines.check(tmp_path)
 
 
 @pytest.mark.parametrize(

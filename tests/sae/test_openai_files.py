@@ -5,7 +5,7 @@ import pytest
 
 import sae
 from sae.formats.files import outline
-from tests.sae import torch_pickles
+from tests.sae import outlines, torch_pickles
 
 A, Z, K = 6, 16, 3
 RNG = np.random.default_rng(13)
@@ -50,7 +50,7 @@ def test_topk_normalises_each_token_and_gives_it_its_moments_back(tmp_path):
     f = np.array(loaded.encode(X))
     f[:, 5] = 0
     np.testing.assert_allclose(loaded(X) + loaded.decode(f) - loaded.decode(loaded.encode(X)), without, atol=1e-3)
-    assert outline(file).W_enc.shape == (A, Z) and outline(file).k == K
+    outlines.check(file)
 
 
 @pytest.mark.parametrize("entries", [{}, {"activation": "ReLU", "activation_state_dict": {}}])
@@ -61,6 +61,7 @@ def test_relu_subtracts_and_adds_the_bias_and_normalises_nothing(tmp_path, entri
     loaded = sae.load(file.parent)  # the only one in its folder
     np.testing.assert_allclose(loaded.encode(X), f, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(loaded(X), f @ t["decoder.weight"].T + t["pre_bias"], rtol=1e-4, atol=1e-4)
+    outlines.check(file.parent)
     assert isinstance(loaded, sae.ReLU) and loaded.info.site == "layer_3/mlp_hidden"
     theirs(file.with_name("10.pt"))
     with pytest.raises(ValueError, match=r"autoencoders has 2 autoencoders, 3.pt, 10.pt: name one"):

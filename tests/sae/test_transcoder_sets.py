@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 
 import sae
-from sae.formats.files import outline
 from sae.formats.finding import autoencoder_folders
+from tests.sae import outlines
 
 L, A, Z, OUT = 3, 4, 5, 6
 RNG = np.random.default_rng(11)
@@ -63,7 +63,8 @@ def test_circuit_tracers_sets_compute_as_circuit_tracer_does(tmp_path, skip, thr
     sites = tuple(f"layer_{i}/mlp_normed" for i in range(L)), tuple(f"layer_{i}/mlp_out" for i in range(L))
     assert (whole.info.model, whole.info.site, whole.info.site_out) == ("gemma2-2b", *sites)
     assert whole.width == L * Z and whole.dims == (A, OUT) and whole.thresholds.shape == (L * Z,)
-    assert outline(tmp_path).W_dec.shape == (L, Z, OUT)
+    outlines.check(tmp_path)
+    outlines.check(tmp_path / "layer_1.safetensors")
     for layer, t in enumerate(every):
         one = sae.load(tmp_path / f"layer_{layer}.safetensors")
         assert isinstance(one, sae.JumpReLU if threshold else sae.ReLU)

@@ -33,7 +33,7 @@ def check_flags() -> None:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
     if train.CROSSCODER.value or train.PLAN_ONLY.value:
         raise ValueError("--crosscoder and --plan_only are for the launch train: they end without figures and pages")
-    for name, launch in (("share", "harvest"), ("distributed", "train")):
+    for name, launch in (("worker", "harvest"), ("silent_seconds", "harvest"), ("distributed", "train")):
         if flags.FLAGS[name].present and flags.FLAGS[name].value != flags.FLAGS[name].default:
             raise ValueError(f"--{name} is for the launch {launch}: here one process does everything")
     harvest.check_harvest()

@@ -201,7 +201,8 @@ class Run:
         for name, family in FAMILIES.items():
             of = family.of_json
             facts[name] = tuple(map(of, facts[name])) if name in SEVERAL else of(facts[name])
-        return cls(**{name: of_plain_json(v) if name in _PLAIN else v for name, v in facts.items()})
+        types = {field.name: field.type for field in dataclasses.fields(cls) if field.name in _PLAIN}
+        return cls(**{name: of_plain_json(v, types[name]) if name in types else v for name, v in facts.items()})
 
     def _check_ranges(self) -> None:
         for field in ("width", "steps", "batch_size", "dead_tokens"):

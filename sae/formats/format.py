@@ -84,6 +84,8 @@ class Contents:
                 raise ValueError(
                     f"{name} must be finite float32, got {value.dtype} with {bad} values that are not finite"
                 )
+            if 0 in value.shape:
+                raise ValueError(f"{name} is empty, of shape {value.shape}")
             if value.ndim != (rank := len(self.form.axes[name])):
                 more = f"; of {len(value)} stacked ones, each goes by itself" if value.ndim == rank + 1 else ""
                 raise ValueError(f"{name} must have {rank} axes, got shape {value.shape}{more}")
@@ -164,11 +166,11 @@ class Format(abc.ABC):
             ValueError: naming the file, when it is missing or damaged.
         """
         self.check_exists(file)
-        contents = self.read(file)
         try:
+            contents = self.read(file)
             contents.check()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+        except ValueError as error:  # of arrays that do not fit each other, numpy says no file
+            raise (error if str(file.parent) in str(error) else ValueError(f"{file}: {error}")) from None
         autoencoder = contents.form(
             **{name: jnp.asarray(value) for name, value in contents.values.items()},
             **contents.numbers,
@@ -185,11 +187,11 @@ class Format(abc.ABC):
         """As `load`, with `jax.ShapeDtypeStruct`s in the place of arrays. A format whose headers tell does not read
         the arrays."""
         self.check_exists(file)
-        if (contents := self.shapes(file)) is not None:
-            try:
+        try:
+            if (contents := self.shapes(file)) is not None:
                 return contents.form(**contents.values, **contents.numbers, info=read_info(file.parent, contents.info))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{file}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise (error if str(file.parent) in str(error) else ValueError(f"{file}: {error}")) from None
         outline = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)  # noqa: E731
         return dataclasses.replace(jax.tree.map(outline, self.load(file)), largest=None)
 

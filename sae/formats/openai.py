@@ -15,6 +15,7 @@ import numpy as np
 
 from sae.autoencoder import Info
 from sae.formats import torch_files
+from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Format, formats
 from sae.normed_topk import NormedTopK
 from sae.relu import ReLU
@@ -58,7 +59,7 @@ class OpenAI(Format):
         form, numbers = _form(file, state)
         t = {name: state[name].astype(np.float32) for name in _TENSORS}
         values = {"W_enc": t["encoder.weight"].T, "W_dec": t["decoder.weight"].T, "b_dec": t["pre_bias"]}
-        values["b_enc"] = t["latent_bias"] - t["pre_bias"] @ values["W_enc"]
+        values["b_enc"] = subtracted(t["latent_bias"], values)
         return Contents(form, values, numbers, _info(file))
 
     def shapes(self, file: Path) -> Contents:

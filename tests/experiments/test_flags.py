@@ -68,8 +68,8 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--train_seeds=-1"], "--train_seeds takes different numbers from 0 on"),
         (train, ["--width=64,65.5"], "--width takes whole numbers, got '64,65.5'"),
         (train, ["--learning_rate=1e-3,x"], "--learning_rate takes numbers with commas"),
-        (harvest, ["--share=4/4"], "--share is which of how many"),
-        (harvest, ["--share=²/4"], "--share is which of how many"),
+        (harvest, ["--worker=4/4"], "--worker is an index from 0 on and a count"),
+        (harvest, ["--worker=²/4"], "--worker is an index from 0 on and a count"),
         # Contradictory.
         (train, ["--l0_targets=5", "--coefficients=1e-3"], "--coefficients and --l0_targets exclude each other"),
         (train, ["--coefficient=1e-3", "--coefficients=1e-3"], "--coefficient is for runs with --l0_targets"),
@@ -82,7 +82,7 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--train_sites=a,a"], "--train_sites takes different sites, got 'a,a'"),
         (scope, ["--coefficients=1e-3", "--l0_targets=5"], "exclude each other"),
         (scope, ["--store_dir=x"], "--store_dir is for the single steps"),
-        (scope, ["--share=1/2"], "--share is for the launch harvest"),
+        (scope, ["--worker=1/2"], "--worker is for the launch harvest"),
         (scope, ["--distributed"], "--distributed is for the launch train"),
         (scope, ["--only_model_turns"], "--only_model_turns is of chats, and the shipped text has none"),
         (harvest, ["--corpus=a.txt", "--held_out=./a.txt"], "--held_out and --corpus are both a.txt"),
@@ -103,6 +103,7 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--plan_only", "--store_dir=a", "--model=a"], "--model has no effect here"),
         (evaluate, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
         (explore, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
+        (explore, ["--explainer=token"], "no explainer is named 'token': did you mean tokens?"),
         (harvest, ["--eval_sequences=5"], "--eval_sequences has no effect here"),
         (
             inspect_store,
@@ -130,7 +131,7 @@ def test_refused_by_name(given, module, argv, message):
     [
         (train, ["--matryoshka=", "--coefficients=1e-3", "--controller=0", "--penalty=linear"]),
         (train, ["--l0_targets=5", "--coefficient=1e-3", "--plan_only", "--topology=v5e:4x4"]),
-        (scope, ["--share=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
+        (scope, ["--worker=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
         (generate, ["--prompt=", "--prompt= ", "--temperature=0.8", "--top_k=5"]),
         (evaluate, ["--site=layer_3/mlp_out", "--saes_dir=x", "--corpus=a", "--only_model_turns"]),
         (inspect_store, ["--repair", "--store_dir=x", "--sites=layer_1/*", "--noexpanded_cache"]),
@@ -146,7 +147,7 @@ def test_a_flag_that_is_no_number_is_refused_in_the_words_of_the_others():
             flags.FLAGS(["program", value])
         name = value.partition("=")[0]
         assert running._without_python(str(error.value)) == f"{name} takes {words}"
-    assert running._without_python("--share is") == "--share is"
+    assert running._without_python("--worker is") == "--worker is"
 
 
 def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
@@ -185,7 +186,9 @@ def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
     assert done.stderr.startswith("error: --store_dir is empty: give a value") and done.stderr.count("\n") == 1
 
 
-COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", (ROOT / "README.md").read_text(encoding="utf-8"))
+READMES = [ROOT / name / "README.md" for name in ("", "gemma", "sae", "sae/store", "sae/trainer", "experiments")]
+TEXT = "\n".join(readme.read_text(encoding="utf-8") for readme in READMES)
+COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", TEXT)
 PLAN = next(argv.split() for name, argv in COMMANDS if "--plan_only" in argv)
 
 

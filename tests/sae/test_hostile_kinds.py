@@ -136,6 +136,17 @@ CASES = {
     "archive without a pickle": (archived(["a/data/0"]), "it holds no data.pkl"),
     "archive with two pickles": (archived(["a/data.pkl", "b/data.pkl"]), "it holds no data.pkl"),
     "archive cut": (cut(torch(), 0.5), "ae.pt is no archive"),
+    "bias of another length": (torch({"bias": np.ones(A + 1, np.float32)}), "ae.pt: "),
+    "arrays without numbers": (
+        torch(
+            {
+                "encoder.weight": np.ones((Z, 0), np.float32),
+                "decoder.weight": np.ones((0, Z), np.float32),
+                "bias": np.ones(0, np.float32),
+            }
+        ),
+        "is empty, of shape",
+    ),
     "class that is a list": (torch(config={"trainer": {"dict_class": []}}), r"config.json: the class \[\] is not read"),
 }
 

@@ -11,10 +11,11 @@ import pytest
 from sae.architectures import ReLU, TopK
 from sae.families import FAMILIES, recorded_fields
 from sae.objectives import Matryoshka
-from sae.parts import Number, Part, number_names, numbers_of, steps_of
+from sae.parts import Number, Part, Steps, number_names, numbers_of, steps_of
 from sae.registry import Registry
 from sae.runs import Run
 from sae.sparsity import Controlled, Frequency, Linear, Quadratic, Revival
+from tests.registering import registered
 
 KINDS = [kind for family in FAMILIES.values() for kind in family.registry.values()]
 
@@ -31,6 +32,39 @@ class Sample(Part):
 
     def of(self, x):
         return self.strength * x**self.power
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Part):
+    """With texts that look like shares of a run."""
+
+    registry = Registry("named sample")
+
+    label: str = "a"
+    labels: tuple[str, ...] = ()
+    maybe: str | None = None
+    wait: Steps = 1
+    shares: tuple[Fraction, ...] = ()
+
+
+def test_texts_of_text_fields_stay_texts_in_json():
+    part = Named("1/2", ("1/2", "3/4"), "0/1", Fraction(1), (Fraction(1, 2), Fraction(3)))
+    with registered((Named.registry, "named", Named)):
+        back = Named.of_json(json.loads(json.dumps(part.json())))
+    assert back == part and isinstance(back.wait, Fraction) and isinstance(back.label, str)
+    for sites in ({"site": "1/2"}, {"site": ("1/2", "2/3")}, {"site": "a", "site_out": "3/4"}):
+        run = Run(**sites, width=64, steps=100, dead_tokens=Fraction(1))
+        back = Run.of_json(json.loads(json.dumps(run.json())))
+        assert back == run and isinstance(back.dead_tokens, Fraction)
+
+
+def test_a_field_of_texts_and_fractions_is_refused_when_a_part_is_made():
+    @dataclasses.dataclass(frozen=True)
+    class Both(Part):
+        value: str | Fraction = "a"
+
+    with pytest.raises(TypeError, match="Both: value takes texts and fractions, which are one thing in JSON"):
+        Both()
 
 
 def test_numbers_are_found_from_their_types():

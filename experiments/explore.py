@@ -25,6 +25,7 @@ PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages
 EXPLAINER = flags.DEFINE_string(
     "explainer", None, f"What puts each latent into words: {', '.join(explainers.names())}. By default nothing does."
 )
+REFUSED = ("max_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("saes_dir")
@@ -33,7 +34,7 @@ flags.declare_key_flag("site")
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or have no effect."""
-    running.refuse(["max_sequences"], "nothing is harvested; --eval_sequences is for the held-out text")
+    running.refuse(REFUSED, "nothing is harvested; --eval_sequences is for the held-out text")
     common.check_texts()
     explainers.explainer_of(EXPLAINER.value)
 

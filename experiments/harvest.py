@@ -19,7 +19,7 @@ from sae.store.codec import names as codecs
 from sae.store.places import Place, place
 from sae.text import Sequences
 
-from . import common, running
+from . import common, helping, running
 
 SITES = flags.DEFINE_list(
     "sites",
@@ -59,13 +59,15 @@ SILENT_SECONDS = flags.DEFINE_float(
     "over.",
     lower_bound=0.0,
 )
+helping.seldom("shuffle_rows", "shuffle_bytes", "worker", "silent_seconds")
+REFUSED = ("eval_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, are out of their range, or have no effect."""
-    running.refuse(["eval_sequences"], "a harvest takes no figures")
+    running.refuse(REFUSED, "a harvest takes no figures")
     check_harvest()
 
 

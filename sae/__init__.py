@@ -27,7 +27,7 @@ from sae.store.given import rows
 from sae.store.reading import ActivationStore
 from sae.streaming import stream
 from sae.topk import TopK
-from sae.trainer.planning import Plan, plan
+from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
@@ -39,6 +39,7 @@ __all__ = [
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
+    "Estimate",
     "Firing",
     "Gated",
     "Info",
@@ -48,7 +49,6 @@ __all__ = [
     "Metrics",
     "Nearest",
     "NormedTopK",
-    "Plan",
     "Preempted",
     "ReLU",
     "Report",
@@ -64,6 +64,7 @@ __all__ = [
     "ablate",
     "as_table",
     "clamp",
+    "estimate",
     "evaluate",
     "explore",
     "fingerprint",
@@ -75,7 +76,6 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
-    "plan",
     "rows",
     "save",
     "short_run",

@@ -90,9 +90,12 @@ class Part:
 
     Attributes:
       registry: the names of the kinds of one family of parts.
+      aim: the name of the field that is the L0 at which the part aims, which a run calls `l0_target`; None for a kind
+        that aims at none.
     """
 
     registry: ClassVar[Registry]
+    aim: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -112,7 +115,7 @@ class Part:
     @property
     def l0_aim(self) -> float | None:
         """The L0 that this part aims at; None for a part that aims at none."""
-        return None
+        return None if self.aim is None else float(getattr(self, self.aim))
 
     def beforehand(self, sizes: Sizes) -> dict[str, str]:
         """What the fields alone say will go wrong, in words, by kind; empty when nothing does."""

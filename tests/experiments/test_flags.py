@@ -1,6 +1,5 @@
 """Flags that are empty, no numbers, or contradict one another: refused by name before anything is loaded."""
 
-import dataclasses
 import importlib
 import os
 import re
@@ -17,7 +16,7 @@ from absl.testing import flagsaver
 
 import sae
 from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, topologies, train
-from sae.families import FAMILIES
+from tests.experiments.checking import check
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 def given():
     """A function of a launch and flags, which checks them as the launch does."""
     with flagsaver.flagsaver():
-
-        def check(module, *argv):
-            flags.FLAGS(["a launch", *argv])
-            running.check_values()
-            running.check_names(module.__name__)
-            module.check_flags()
-
         yield check
 
 
@@ -129,7 +121,7 @@ def test_refused_by_name(given, module, argv, message):
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        (train, ["--matryoshka=", "--coefficients=1e-3", "--controller=0", "--penalty=linear"]),
+        (train, ["--matryoshka=", "--coefficients=1e-3", "--penalty=linear"]),
         (train, ["--l0_targets=5", "--coefficient=1e-3", "--plan_only", "--topology=v5e:4x4"]),
         (scope, ["--worker=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
         (generate, ["--prompt=", "--prompt= ", "--temperature=0.8", "--top_k=5"]),
@@ -155,25 +147,6 @@ def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
     running.say_warnings("sae")
     warnings.showwarning(sae.TrainingWarning("Raise bandwidth"), sae.TrainingWarning, "train.py", 7)
     assert capsys.readouterr().err == "warning: Raise bandwidth\n"
-
-
-def test_the_help_says_what_each_field_of_a_part_means():
-    kinds = [kind for family in FAMILIES.values() for kind in family.registry.values()]
-    # Other tests add kinds of their own, of which launches know nothing if they are imported first.
-    kinds = [kind for kind in kinds if kind.__module__.startswith("sae.")]
-    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert fields - {"l0_target", "learning_rate"} <= set(train.FIELDS)
-    assert flags.FLAGS["beta2"].help == "Of the second moment. Default: the recipe's (by itself: 0.999)."
-    assert flags.FLAGS["controller"].help.startswith("How fast lambda follows")
-    assert "\n" not in flags.FLAGS["controller"].help
-
-
-def test_a_warm_up_is_a_number_or_a_share_of_the_run(given):
-    given(train, "--coefficient_warmup=1/8", "--learning_rate_warmup=7", "--controller=0.01", "--steps=80")
-    run = train.configs({"layer_1/mlp_out": 64})[0]
-    assert (run.warm_from, run.optimizer.learning_rate_warmup, run.sparsity[0].controller) == (10, 7, 0.01)
-    with pytest.raises(flags.Error, match="a number, or a share of the run such as 1/4, got 'a/b'"):
-        flags.FLAGS(["program", "--coefficient_warmup=a/b"])
 
 
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):

@@ -259,6 +259,14 @@ def test_training_makes_a_sweep(train, tmp_path):
 
 
 @pytest.mark.slow
+def test_training_makes_an_architecture_that_a_flag_names(train, tmp_path):
+    done = train("--train_sites=layer_3/attn_z", "--width=64", "--autoencoder=topk", "--aux_k=16")
+    assert done.returncode == 0 and "recipe short_run: autoencoder topk; inputs are centred" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64").iterdir()
+    assert folder.name == "target_l0_8_autoencoder_topk_aux_k_16" and sae.load(folder).k == 8
+
+
+@pytest.mark.slow
 def test_training_makes_a_crosscoder(train, tmp_path):
     done = train("--crosscoder", "--train_sites=layer_3/mlp_out,layer_3/resid_post", "--width=64")
     assert done.returncode == 0, done.stderr

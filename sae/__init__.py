@@ -19,6 +19,7 @@ from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
 from sae.language_model import LanguageModel, Site
 from sae.looking import Latents, latents
+from sae.normed_topk import NormedTopK
 from sae.patching import patch_grid
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
 from sae.relu import ReLU
@@ -32,6 +33,7 @@ from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
+from sae.transcoder_set import TranscoderSet
 
 __all__ = [
     "ActivationStore",
@@ -50,6 +52,7 @@ __all__ = [
     "Latents",
     "Metrics",
     "Nearest",
+    "NormedTopK",
     "Preempted",
     "Published",
     "ReLU",
@@ -61,6 +64,7 @@ __all__ = [
     "TensorBoard",
     "TopK",
     "TrainingWarning",
+    "TranscoderSet",
     "WeightsAndBiases",
     "ablate",
     "as_table",

@@ -62,7 +62,7 @@ class Info:
         check_fields(self, ("model", "units", "training", "shape"))
         try:
             facts = json.loads(self.training)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Info: training is the JSON of an object, got {self.training!r:.60} ({error})") from None
         if not isinstance(facts, dict):
             raise ValueError(f"Info: training is the JSON of an object, got {self.training!r:.60}")

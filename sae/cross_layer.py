@@ -15,10 +15,54 @@ from sae.autoencoder import Info, Largest
 from sae.released import Axes, Released, above, forms
 
 
+class OfLayers(Released):
+    """JumpReLU latents that read one layer each: what cross-layer transcoders and sets of transcoders have in common.
+
+    `W_enc` is [L, A, Zl], `b_enc` and `threshold` [L, Zl]; the latents are those of all layers, the first layer's
+    first.
+    """
+
+    b_enc: jax.Array
+    threshold: jax.Array
+    W_skip: jax.Array | None
+
+    @property
+    def width(self) -> int:
+        """L * Zl, the latents of all layers."""
+        return self.W_enc.shape[-3] * self.W_enc.shape[-1]
+
+    @property
+    def thresholds(self) -> jax.Array:
+        """[L * Zl], theta."""
+        return self.threshold.reshape(-1)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Raw activations [B, L, A] of all layers -> latents [B, L * Zl].
+
+        Raises:
+            ValueError: for activations of other lengths.
+        """
+        z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        f = above(z, self.threshold)
+        return f.reshape(*f.shape[:-2], -1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """What comes out at all layers, [B, L, A], of what goes in, [B, L, A]."""
+        flat = self.joined(x)
+        out = self.decode(self.encode(flat))
+        if self.W_skip is not None:
+            out = out + jnp.einsum("...LA,LAC->...LC", flat, self.W_skip, precision="highest")
+        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
+
+    def reordered(self, order: jax.Array) -> Self:
+        """Raises ValueError: a latent belongs to its layer."""
+        raise ValueError(f"the latents of a {self.noun} belong to their layers, and have no other order")
+
+
 @forms.register("CrossLayerTranscoder")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
-class CrossLayerTranscoder(Released):
+class CrossLayerTranscoder(OfLayers):
     """A JumpReLU cross-layer transcoder on raw activations; a pytree. Its latents are those of all layers, L * Zl, the
     first layer's first.
 
@@ -60,42 +104,10 @@ class CrossLayerTranscoder(Released):
     def __post_init__(self):
         self.check_shapes()
 
-    @property
-    def width(self) -> int:
-        """L * Zl, the latents of all layers."""
-        return self.W_enc.shape[-3] * self.W_enc.shape[-1]
-
-    @property
-    def thresholds(self) -> jax.Array:
-        """[L * Zl], theta."""
-        return self.threshold.reshape(-1)
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, L, A] of all layers -> latents [B, L * Zl].
-
-        Raises:
-            ValueError: for activations of other lengths.
-        """
-        z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
-        f = above(z, self.threshold)
-        return f.reshape(*f.shape[:-2], -1)
-
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, L * Zl] -> what comes out at all layers, [B, L, A], without the skip."""
         of_layers = f.reshape(*f.shape[:-1], *self.W_dec.shape[:2])
         return jnp.einsum("...LZ,LZTA->...TA", of_layers, self.W_dec, precision="highest") + self.b_dec
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """What comes out at all layers, [B, L, A], of what goes in, [B, L, A]."""
-        flat = self.joined(x)
-        out = self.decode(self.encode(flat))
-        if self.W_skip is not None:
-            out = out + jnp.einsum("...LA,LAC->...LC", flat, self.W_skip, precision="highest")
-        return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
-
-    def reordered(self, order: jax.Array) -> Self:
-        """Raises ValueError: a latent belongs to its layer."""
-        raise ValueError("the latents of a cross-layer transcoder belong to their layers, and have no other order")
 
     def rows(self, latents: jax.Array) -> jax.Array:
         """[K, L, A]: what latents [K] write to each layer."""

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from mishax_lite.whole_files import replacing
 
-_NEW = ".new"  # ends the names of files that are not in their places yet
+NEW = ".new"  # ends the names of files that are not in their places yet
 _JOURNAL = "replacing.json"
 # With one slash where pathlib has been.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|hf|https?):/")
@@ -54,6 +54,27 @@ def local_path(source: str | os.PathLike) -> Path:
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
+_DIRECTORY_BYTES = 1 << 18  # of an archive's list of members; one takes about a hundred
+
+
+def check_archive(path: Path) -> None:
+    """Raises ValueError for a zip archive whose list of members is longer than that of any file of arrays: reading the
+    list alone would fill the memory. What is no archive is left to who reads it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16) - 22))
+        end = file.read()
+        at = end.rfind(b"PK\x05\x06")
+        if at < 0 or len(end) < at + 22:
+            return
+        length = int.from_bytes(end[at + 12 : at + 16], "little")
+        if length == 0xFFFFFFFF and at >= 20 and end[at - 20 : at - 16] == b"PK\x06\x07":  # a large archive's record
+            file.seek(min(size, int.from_bytes(end[at - 12 : at - 4], "little")) + 40)
+            length = int.from_bytes(file.read(8), "little")
+    if length > _DIRECTORY_BYTES:
+        raise ValueError(f"the list of its members has {length:,} bytes, and at most {_DIRECTORY_BYTES:,} are read")
+
+
 def read_json(path: Path):
     """Raises ValueError, naming the file, when it is not JSON."""
     try:
@@ -64,7 +85,7 @@ def read_json(path: Path):
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a file so that a crash leaves either the old one or the new one."""
-    with replacing(path, _NEW) as new:
+    with replacing(path, NEW) as new:
         new.write_text(text, encoding="utf-8")
 
 
@@ -85,10 +106,10 @@ def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[Bina
     _finish(folder)  # what an earlier call was killed in
     new = {name: content for name, content in contents.items() if content is not None}
     for name in contents.keys() - new.keys():  # of a call that was killed before it was in the journal
-        (folder / f"{name}{_NEW}").unlink(missing_ok=True)
+        (folder / f"{name}{NEW}").unlink(missing_ok=True)
     try:
         for name, content in new.items():
-            with open(folder / f"{name}{_NEW}", "wb") as file:
+            with open(folder / f"{name}{NEW}", "wb") as file:
                 if callable(content):
                     content(file)
                 else:
@@ -99,7 +120,7 @@ def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[Bina
     except BaseException:
         if not (folder / _JOURNAL).exists():
             for name in (*new, _JOURNAL):
-                (folder / f"{name}{_NEW}").unlink(missing_ok=True)
+                (folder / f"{name}{NEW}").unlink(missing_ok=True)
         raise
     _finish(folder)
 
@@ -111,7 +132,7 @@ def current(folder: Path, name: str) -> Path | None:
         return folder / name
     if not listed[name]:
         return None
-    new = folder / f"{name}{_NEW}"
+    new = folder / f"{name}{NEW}"
     return new if new.exists() else folder / name
 
 
@@ -122,7 +143,7 @@ def _finish(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
         else:
             with contextlib.suppress(FileNotFoundError):  # renamed before the crash
-                os.replace(folder / f"{name}{_NEW}", folder / name)
+                os.replace(folder / f"{name}{NEW}", folder / name)
     (folder / _JOURNAL).unlink(missing_ok=True)
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
-from sae.files import read_json
-from sae.formats import names, torch_files
+from sae.formats import configs, names, torch_files
 from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Format, formats
 from sae.gated import Gated
@@ -40,24 +39,45 @@ class DictionaryLearning(Format):
             ValueError: for a class that is not read, by its name, a missing tensor, and a pickle that calls anything
                 but what rebuilds tensors.
         """
-        place = file.parent / _CONFIG
-        config = read_json(place) if place.exists() else None
-        trainer = config.get("trainer") if isinstance(config, dict) else None
-        if not isinstance(trainer, dict):
-            raise ValueError(f"{file} has no {_CONFIG} beside it with a trainer in it, which says what it holds")
-        kind = trainer.get("dict_class")
-        if kind not in _READERS:
-            raise ValueError(f"{place}: the class {kind!r} is not read; {', '.join(_READERS)} are")
+        kind, trainer = _trainer(file)
         state = torch_files.read(file)
         if not isinstance(state, dict):
             raise ValueError(f"{file} holds no state dict")
-        if _true(state.get("normalize_to_sqrt_d")):
+        normalised = state.get("normalize_to_sqrt_d")
+        if normalised is True or (isinstance(normalised, np.ndarray) and normalised.any()):
             raise ValueError(f"{file}: inputs normalised to sqrt(d) are not read: no weights can do that")
         try:
             contents = _READERS[kind](_Tensors(file, state), trainer)
         except _MissingTensor as error:
             raise ValueError(f"{file}: {error}") from None
         return Contents(contents.form, contents.values, contents.numbers, _info(trainer))
+
+    def shapes(self, file: Path) -> Contents | None:
+        """By the config and the pickle, without the numbers."""
+        kind, trainer = _trainer(file)
+        state = torch_files.headers(file)
+        if not isinstance(state, dict):
+            return None  # `read` says what is wrong
+        form = _FORMS[kind]
+        name, turned = ("encoder.weight", True) if "encoder.weight" in state else ("W_enc", False)
+        shape = getattr(state.get(name), "shape", ())
+        if len(shape) != 2 or (form is TopK and getattr(state.get("k"), "shape", None) != ()):
+            return None
+        A, width = shape[::-1] if turned else shape
+        numbers = {"k": int(state["k"])} if form is TopK else {}
+        return Contents.of_sizes(form, {"A": A, "Z": width}, numbers=numbers, info=_info(trainer))
+
+
+def _trainer(file: Path) -> tuple[str, Mapping[str, Any]]:
+    """The class that the config names, and all that it says of the training."""
+    place = file.parent / _CONFIG
+    trainer = (configs.read(place) or {}).get("trainer")
+    if not isinstance(trainer, dict):
+        raise ValueError(f"{file} has no {_CONFIG} beside it with a trainer in it, which says what it holds")
+    kind = trainer.get("dict_class")
+    if not isinstance(kind, str) or kind not in _READERS:
+        raise ValueError(f"{place}: the class {kind!r} is not read; {', '.join(_READERS)} are")
+    return kind, trainer
 
 
 class _MissingTensor(ValueError):
@@ -75,9 +95,11 @@ class _Tensors:
             raise _MissingTensor(f"it has no tensor {name}; it holds {', '.join(map(str, self.state))}"[:300])
         return value.astype(np.float32)
 
-
-def _true(value: Any) -> bool:
-    return bool(np.asarray(value).any()) if value is not None else False
+    def number(self, name: str) -> float:
+        """A tensor of one number."""
+        if (value := self[name]).size != 1:
+            raise _MissingTensor(f"{name} must be one number, got {list(value.shape)}")
+        return value.item()
 
 
 def _linear(tensors: _Tensors, b_dec: str) -> dict[str, np.ndarray]:
@@ -105,23 +127,23 @@ def _gated(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 def _topk(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
     values = _linear(tensors, "b_dec")
     b_enc = subtracted(tensors["encoder.bias"], values)
-    return Contents(TopK, values | {"b_enc": b_enc}, {"k": int(tensors["k"])})
+    return Contents(TopK, values | {"b_enc": b_enc}, {"k": int(tensors.number("k"))})
 
 
-def _with_threshold(values: dict[str, np.ndarray], b_enc: np.ndarray, threshold: np.ndarray) -> Contents:
+def _with_threshold(values: dict[str, np.ndarray], b_enc: np.ndarray, threshold: float) -> Contents:
     """A threshold that was never set is -1, and all above 0 are active then, as in dictionary_learning itself."""
     shifted = subtracted(b_enc, values)
-    thresholds = np.full(len(b_enc), max(0.0, float(threshold)), np.float32)
+    thresholds = np.full(len(b_enc), max(0.0, threshold), np.float32)
     return Contents(JumpReLU, values | {"b_enc": shifted, "threshold": thresholds})
 
 
 def _batch_topk(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
-    return _with_threshold(_linear(tensors, "b_dec"), tensors["encoder.bias"], tensors["threshold"])
+    return _with_threshold(_linear(tensors, "b_dec"), tensors["encoder.bias"], tensors.number("threshold"))
 
 
 def _matryoshka(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
     values = {name: tensors[name] for name in ("W_enc", "W_dec", "b_dec")}
-    return _with_threshold(values, tensors["b_enc"], tensors["threshold"])
+    return _with_threshold(values, tensors["b_enc"], tensors.number("threshold"))
 
 
 def _jumprelu(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
@@ -136,6 +158,17 @@ _READERS = {
     "BatchTopKSAE": _batch_topk,
     "MatryoshkaBatchTopKSAE": _matryoshka,
     "JumpReluAutoEncoder": _jumprelu,
+}
+
+
+_FORMS = {
+    "AutoEncoder": ReLU,
+    "AutoEncoderNew": ReLU,
+    "GatedAutoEncoder": Gated,
+    "AutoEncoderTopK": TopK,
+    "BatchTopKSAE": JumpReLU,
+    "MatryoshkaBatchTopKSAE": JumpReLU,
+    "JumpReluAutoEncoder": JumpReLU,
 }
 
 

@@ -133,7 +133,7 @@ def main_files() -> tuple[str, ...]:
     """The names of files by which a folder is an autoencoder's, the default formats' first."""
     import_all(__package__)
     ordered = sorted(formats.values(), key=lambda format: (format.default is None, format.default))
-    return tuple(dict.fromkeys(format.main for format in ordered))
+    return tuple(dict.fromkeys(format.main for format in ordered if format.main is not None))
 
 
 def find(path: Path) -> tuple[Format, Path]:
@@ -157,6 +157,11 @@ def find(path: Path) -> tuple[Format, Path]:
     if candidates:
         listed = ", ".join(file.name for _, file in candidates)
         raise ValueError(f"{path} has autoencoders of several formats, {listed}: name the file")
+    if parts := [(format, file) for format in every for file in format.parts(path)]:
+        if len(parts) == 1:
+            return parts[0]
+        listed = ", ".join(file.name for _, file in parts[:_NAMED])
+        raise ValueError(f"{path} has {len(parts)} autoencoders, {listed}{', ...' * (len(parts) > _NAMED)}: name one")
     below = sorted({file.parent for name in main_files() for file in path.rglob(name)})
     hint = ""
     if below:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sae.files import read_json
 from sae.formats import files
+from sae.released import Released
 
 
 def autoencoder_folders(root: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def autoencoder_folders(root: Path) -> list[Path]:
         ['width_2', 'width_16']
     """
     paths = sorted(_autoencoder_files(root), key=lambda path: _natural(path.parent))
-    crosscoders = [path.parent for path in paths if files.outline(path).several_sites()]
+    crosscoders = [path.parent for path in paths if _outline(path).several_sites()]
     folders = list(dict.fromkeys(path.parent for path in paths if path.parent not in crosscoders))
     if not folders and crosscoders:
         raise ValueError(
@@ -44,6 +45,12 @@ def autoencoder_folders(root: Path) -> list[Path]:
     if not folders:
         raise ValueError(f"no autoencoder under {root}: train some first")
     return folders
+
+
+def _outline(path: Path) -> Released:
+    """The outline of a main file's folder, of which one layer's file may be a part."""
+    format, file = files.find(path)
+    return format.outline(format.of_folder(file.parent) or file)
 
 
 def _autoencoder_files(root: Path) -> list[Path]:

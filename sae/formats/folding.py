@@ -22,7 +22,7 @@ def preactivations(vector: np.ndarray, W_enc: np.ndarray) -> np.ndarray:
         [3.0, 3.0, 3.0]
     """
     A, Z = W_enc.shape
-    wide, step = vector.astype(np.float64), max(1, _NUMBERS // A)
+    wide, step = vector.astype(np.float64), max(1, _NUMBERS // max(1, A))
     parts = [wide @ W_enc[:, start : start + step].astype(np.float64) for start in range(0, Z, step)]
     return np.concatenate(parts) if parts else np.zeros(0)
 

@@ -8,7 +8,8 @@ are replaced together, and `info.json` and `largest.npz` lie beside them.
 import abc
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -18,8 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sae.autoencoder import Info
-from sae.files import current, read_json, replace_together
-from sae.formats import largest
+from sae.files import NEW, current, replace_together
+from sae.formats import configs, largest
 from sae.registry import Registry
 from sae.released import Released
 
@@ -50,6 +51,30 @@ class Contents:
         numbers = {name: getattr(autoencoder, name) for name in autoencoder.numbers}
         return cls(type(autoencoder), values, numbers, autoencoder.info)
 
+    @classmethod
+    def of_sizes(
+        cls,
+        form: type[Released],
+        sizes: Mapping[str, int],
+        optional: Collection[str] = (),
+        numbers: Mapping[str, int | float] | None = None,
+        info: Info | None = None,
+    ) -> "Contents":
+        """The same with `jax.ShapeDtypeStruct`s in the places of arrays.
+
+        Args:
+            form: the released form.
+            sizes: of its axes; A' is as long as A where it is not named.
+            optional: those of its arrays that may be None and are there.
+            numbers: the form's plain numbers.
+            info: what the file and its path say.
+        """
+        sizes = {"A'": sizes["A"], **sizes}
+        names = [name for name in form.axes if name not in form.optional() or name in optional]
+        shapes = {name: tuple(sizes[axis] for axis in form.axes[name]) for name in names}
+        values = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+        return cls(form, values, numbers or {}, info)
+
     def check(self) -> None:
         """Raises ValueError, naming the array, unless an autoencoder can be made of it; what is saved and what is
         loaded pass here."""
@@ -59,6 +84,8 @@ class Contents:
                 raise ValueError(
                     f"{name} must be finite float32, got {value.dtype} with {bad} values that are not finite"
                 )
+            if 0 in value.shape:
+                raise ValueError(f"{name} is empty, of shape {value.shape}")
             if value.ndim != (rank := len(self.form.axes[name])):
                 more = f"; of {len(value)} stacked ones, each goes by itself" if value.ndim == rank + 1 else ""
                 raise ValueError(f"{name} must have {rank} axes, got shape {value.shape}{more}")
@@ -71,14 +98,17 @@ class Format(abc.ABC):
 
     Attributes:
         title: in words, for messages.
-        main: the name of the file in a folder by which the format is recognised.
+        main: the name of the file in a folder by which the format is recognised; None where a folder has files of
+            several autoencoders, of which one has to be named.
+        beside: patterns of the names of its other files, which go when another autoencoder takes the folder.
         written: whether it can be written; `lacks` and `files` are then overridden.
         default: its place among the formats that `sae.save` takes by itself, 0 before 1; None for one that has to be
             named.
     """
 
     title: ClassVar[str]
-    main: ClassVar[str]
+    main: ClassVar[str | None]
+    beside: ClassVar[tuple[str, ...]] = ()
     written: ClassVar[bool] = True
     default: ClassVar[int | None] = None
 
@@ -99,10 +129,31 @@ class Format(abc.ABC):
         """The files of a folder that hold the contents: by name the bytes, or a function that writes them."""
         raise NotImplementedError(f"{self.title} is only read")
 
+    def shapes(self, file: Path) -> Contents | None:
+        """As `read`, with `jax.ShapeDtypeStruct`s in the places of arrays, from headers alone; None where those do not
+        tell. It may miss damages that `read` names."""
+        del file
+        return None
+
     def of_folder(self, folder: Path) -> Path | None:
-        """The main file in a folder; None where there is none."""
+        """The main file in a folder; None where there is none. What is returned goes to `load`, and may be a pattern of
+        several files' names."""
+        if self.main is None:
+            return None
         file = current(folder, self.main)
         return folder / self.main if file is not None and file.exists() else None
+
+    def parts(self, folder: Path) -> list[Path]:
+        """The files in a folder that are an autoencoder each, where a format has several in one."""
+        del folder
+        return []
+
+    def own(self, folder: Path) -> list[str]:
+        """The names of this format's files in a folder, those that are not in their places yet among them."""
+        if self.main is None or self.of_folder(folder) is None:
+            return []
+        names = {path.name.removesuffix(NEW) for path in folder.iterdir()}
+        return [self.main, *(name for name in names if any(re.fullmatch(pattern, name) for pattern in self.beside))]
 
     def takes(self, file: Path) -> bool:
         """Whether a file that was named is of this format."""
@@ -114,13 +165,12 @@ class Format(abc.ABC):
         Raises:
             ValueError: naming the file, when it is missing or damaged.
         """
-        if not (current(file.parent, file.name) or file).exists():
-            raise ValueError(f"no autoencoder at {file.parent}: there is no {file.name}")
-        contents = self.read(file)
+        self.check_exists(file)
         try:
+            contents = self.read(file)
             contents.check()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+        except ValueError as error:  # of arrays that do not fit each other, numpy says no file
+            raise (error if str(file.parent) in str(error) else ValueError(f"{file}: {error}")) from None
         autoencoder = contents.form(
             **{name: jnp.asarray(value) for name, value in contents.values.items()},
             **contents.numbers,
@@ -128,9 +178,20 @@ class Format(abc.ABC):
         )
         return dataclasses.replace(autoencoder, largest=largest.read(file.parent, autoencoder.width))
 
+    def check_exists(self, file: Path) -> None:
+        """Raises ValueError for a main file that is missing."""
+        if not (current(file.parent, file.name) or file).exists():
+            raise ValueError(f"no autoencoder at {file.parent}: there is no {file.name}")
+
     def outline(self, file: Path) -> Released:
         """As `load`, with `jax.ShapeDtypeStruct`s in the place of arrays. A format whose headers tell does not read
         the arrays."""
+        self.check_exists(file)
+        try:
+            if (contents := self.shapes(file)) is not None:
+                return contents.form(**contents.values, **contents.numbers, info=read_info(file.parent, contents.info))
+        except (TypeError, ValueError) as error:
+            raise (error if str(file.parent) in str(error) else ValueError(f"{file}: {error}")) from None
         outline = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)  # noqa: E731
         return dataclasses.replace(jax.tree.map(outline, self.load(file)), largest=None)
 
@@ -143,9 +204,10 @@ class Format(abc.ABC):
             ValueError: for what the format has no place for, or what `load` would refuse; the folder is left as it is.
         """
         if what := self.lacks(autoencoder):
-            others = [name for name, other in formats.items() if other().lacks(autoencoder) is None]
-            hint = f". The formats that have are {', '.join(others)}" if others else ""
+            able = [name for name, other in formats.items() if other().lacks(autoencoder) is None]
+            hint = f". The formats that have are {', '.join(able)}" if able else ""
             raise ValueError(f"{self.title} has no place for {what}{hint}")
+        others = _removed(folder)
         contents = Contents.of(autoencoder)
         try:
             contents.check()
@@ -157,12 +219,25 @@ class Format(abc.ABC):
             return
         info = autoencoder.info
         text = None if info is None else (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode()
-        others: Files = {other.main: None for other in formats.values() if other.written}  # which `load` would find
         files = others | self.files(contents) | {INFO: text}
         replace_together(folder, files | largest.contents(autoencoder.largest, folder))
 
 
 formats: Registry[type[Format]] = Registry("format")
+
+
+def _removed(folder: Path) -> Files:
+    """The files of every format in a folder, which `load` would find beside a new autoencoder's, or parts of."""
+    removed: Files = {}
+    for format in (kind() for kind in formats.values()):
+        if format.written:
+            removed |= {name: None for name in format.own(folder)}
+        elif (file := format.of_folder(folder)) is not None:
+            raise ValueError(
+                f"{folder} has an autoencoder in {format.title}, {file.name}, which is only read here, and not "
+                "removed: choose another folder"
+            )
+    return removed
 
 
 def read_info(folder: Path, otherwise: Info | None = None) -> Info | None:
@@ -175,10 +250,9 @@ def read_info(folder: Path, otherwise: Info | None = None) -> Info | None:
     Raises:
         ValueError: for a damaged file, by its name.
     """
-    file = current(folder, INFO)
-    if file is None or not file.exists():
+    file = folder / INFO
+    if (facts := configs.read(file)) is None:
         return otherwise
-    facts = read_json(file)
     try:
         return Info.of_json(facts)
     except (KeyError, TypeError, ValueError) as error:

@@ -2,13 +2,14 @@
 activations, b_dec not subtracted at the input. Of the public files, the path says model and site
 (`gemma_scope_paths.py`)."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from sae.autoencoder import JumpReLU
 from sae.formats import gemma_scope_paths, npz_files
-from sae.formats.format import Contents, Files, Format, formats, read_info
+from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released
 
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -28,19 +29,18 @@ class GemmaScope(Format):
 
     def read(self, file: Path) -> Contents:
         """Reads a file; names may begin with a lower-case w, as in some copies."""
-        small = [name for name in (npz_files.headers(file) or {}) if name in ("w_enc", "w_dec")]
-        names = [name.replace("W_", "w_") if name.replace("W_", "w_") in small else name for name in _NAMES]
-        values = npz_files.read(file, names)
-        contents = {name: values[own] for name, own in zip(_NAMES, names, strict=True)}
+        names = _own(npz_files.headers(file) or {})
+        values = npz_files.read(file, list(names.values()))
+        contents = {name: values[own] for name, own in names.items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
-    def outline(self, file: Path) -> Released:
-        """Shapes and dtypes from the archive's headers."""
+    def shapes(self, file: Path) -> Contents | None:
+        """By the archive's headers."""
         leaves = npz_files.headers(file)
-        if leaves is None or set(_NAMES) - set(leaves):
-            return super().outline(file)  # which says what is wrong
-        info = read_info(file.parent, gemma_scope_paths.info_of(file.parent))
-        return JumpReLU(**{name: leaves[name] for name in _NAMES}, info=info)
+        if leaves is None or set(_own(leaves).values()) - set(leaves):
+            return None  # `read` says what is wrong
+        contents = {name: leaves[own] for name, own in _own(leaves).items()}
+        return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """All but a JumpReLU without a skip."""
@@ -56,3 +56,9 @@ class GemmaScope(Format):
     def files(self, contents: Contents) -> Files:
         """One archive, not compressed."""
         return {self.main: lambda file: np.savez(file, **contents.values)}
+
+
+def _own(held: Collection[str]) -> dict[str, str]:
+    """By our names, those of the arrays that an archive holds: some copies have a lower-case w."""
+    small = {name: name.replace("W_", "w_") for name in _NAMES}
+    return {name: other if other in held else name for name, other in small.items()}

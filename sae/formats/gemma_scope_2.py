@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.autoencoder import Info, JumpReLU
-from sae.files import current, read_json
-from sae.formats import names, safetensors_files
+from sae.formats import configs, names, safetensors_files
 from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released
 
@@ -37,23 +36,24 @@ class GemmaScope2(Format):
 
     title = "Gemma Scope 2's format"
     main = "params.safetensors"
+    beside = (r"config\.json",)
 
     def read(self, file: Path) -> Contents:
         """Reads a file."""
         config = _config(file.parent)
-        if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
-            raise ValueError(f"{file.parent / _CONFIG}: the architecture {architecture!r} is not read; jump_relu is")
-        if (kind := config.get("type", "sae")) not in ("sae", "transcoder"):
-            raise ValueError(
-                f"{file.parent / _CONFIG}: a {kind} is not read; single-layer autoencoders and transcoders are"
-            )
-        tensors = safetensors_files.read(file, list(_TENSORS.values()))
-        if config.get("affine_connection") and _SKIP not in tensors:
-            raise ValueError(f"{file}: it has no {_SKIP}, which {_CONFIG} says it has")
+        tensors = safetensors_files.read(file, _needed(config))
         values = {name: tensors[own] for name, own in _TENSORS.items()}
         if _SKIP in tensors:
             values["W_skip"] = tensors[_SKIP]
         return Contents(JumpReLU, values, info=_info(file.parent, config))
+
+    def shapes(self, file: Path) -> Contents:
+        """By the header."""
+        config = _config(file.parent)
+        leaves = safetensors_files.headers(file, _needed(config))
+        sizes = safetensors_files.sizes(file, leaves["w_enc"], leaves["w_dec"])
+        skip = ("W_skip",) if _SKIP in leaves else ()
+        return Contents.of_sizes(JumpReLU, sizes, skip, info=_info(file.parent, config))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """All but a JumpReLU."""
@@ -77,7 +77,7 @@ class GemmaScope2(Format):
         }
         if info is not None:
             sites = str(info.site), str(info.site_out)
-            config["model_name"] = names.hub_name(info.model)
+            config["model_name"] = names.hub_name(info.model, info.training)
             config["hf_hook_point_in"], config["hf_hook_point_out"] = map(names.hugging_face_path, sites)
             config["type"] = "sae" if sites[0] == sites[1] else "transcoder"
         text = json.dumps(config, indent=2) + "\n"
@@ -85,13 +85,18 @@ class GemmaScope2(Format):
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = current(folder, _CONFIG)
-    if file is None or not file.exists():
-        return {}
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is damaged: it holds no object")
+    """What the config says, of something that is read here; nothing where there is none."""
+    place = folder / _CONFIG
+    config = configs.read(place) or {}
+    if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
+        raise ValueError(f"{place}: the architecture {architecture!r} is not read; jump_relu is")
+    if (kind := config.get("type", "sae")) not in ("sae", "transcoder"):
+        raise ValueError(f"{place}: a {kind} is not read; single-layer autoencoders and transcoders are")
     return config
+
+
+def _needed(config: Mapping[str, Any]) -> list[str]:
+    return [*_TENSORS.values(), *([_SKIP] if config.get("affine_connection") else [])]
 
 
 def _info(folder: Path, config: Mapping[str, Any]) -> Info | None:

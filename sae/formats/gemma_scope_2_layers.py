@@ -16,14 +16,14 @@ import numpy as np
 
 from sae.autoencoder import Info
 from sae.cross_layer import CrossLayerTranscoder
-from sae.files import current, read_json
-from sae.formats import names, safetensors_files
+from sae.formats import configs, names, safetensors_files
 from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released
 
 _CONFIG = "config.json"
 _TENSORS = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
 _SKIP = "affine_skip_connection"
+_OWN = _TENSORS | {"W_skip": _SKIP}
 _NAME = "params_layer_{}.safetensors"
 
 
@@ -33,26 +33,34 @@ class GemmaScope2Layers(Format):
 
     title = "Gemma Scope 2's format of several layers"
     main = "params_layer_0.safetensors"
+    beside = (r"params_layer_\d+\.safetensors", r"config\.json")
 
     def read(self, file: Path) -> Contents:
         """Reads the files of all layers, one at a time into their place."""
-        config_file = current(file.parent, _CONFIG) or file.parent / _CONFIG
-        config = read_json(config_file) if config_file.exists() else {}
-        count = safetensors_files.count_layers(file.parent, _NAME)
-        values: dict[str, np.ndarray] = {}
-        for layer in range(count):
+        shapes = self.shapes(file)
+        values = {name: np.empty(leaf.shape, np.float32) for name, leaf in shapes.values.items()}
+        for layer in range(len(values["W_enc"])):
             part = file.parent / _NAME.format(layer)
-            tensors = safetensors_files.read(part, list(_TENSORS.values()))
-            wanted = _TENSORS | ({"W_skip": _SKIP} if _SKIP in tensors else {})
-            for name, own in wanted.items():
-                if layer == 0:
-                    values[name] = np.empty((count, *tensors[own].shape), np.float32)
-                if name not in values or tensors[own].shape != values[name].shape[1:]:
-                    raise ValueError(f"{part}: {own} {list(tensors[own].shape)} is another than {_NAME.format(0)} has")
-                values[name][layer] = tensors[own]
-            if missing := set(values) - set(wanted):
-                raise ValueError(f"{part}: it has no {_SKIP}, which {_NAME.format(0)} has ({missing.pop()})")
-        return Contents(CrossLayerTranscoder, values, info=_info(config, count))
+            tensors = safetensors_files.read(part, [_OWN[name] for name in values])
+            if _SKIP in tensors and "W_skip" not in values:
+                raise ValueError(f"{part}: it has {_SKIP}, and {self.main} has none")
+            for name, value in values.items():
+                if tensors[_OWN[name]].shape != value.shape[1:]:
+                    got = f"{_OWN[name]} {list(tensors[_OWN[name]].shape)}"
+                    raise ValueError(f"{part}: {got} is another than {self.main} makes it, {list(value.shape[1:])}")
+                value[layer] = tensors[_OWN[name]]
+        return Contents(shapes.form, values, info=shapes.info)
+
+    def shapes(self, file: Path) -> Contents:
+        """By the header of layer 0's file, and how many files there are."""
+        count = safetensors_files.count_layers(file.parent, _NAME)
+        leaves = safetensors_files.headers(file, list(_TENSORS.values()))
+        if len(leaves["w_enc"].shape) != 2 or len(leaves["b_dec"].shape) != 1:
+            raise ValueError(f"{file}: w_enc must have 2 axes and b_dec 1, got {leaves['w_enc']}, {leaves['b_dec']}")
+        A, width = leaves["w_enc"].shape
+        sizes = {"L": count, "A": A, "Zl": width, "A'": leaves["b_dec"].shape[0]}
+        info = _info(configs.read(file.parent / _CONFIG) or {}, count)
+        return Contents.of_sizes(CrossLayerTranscoder, sizes, ("W_skip",) if _SKIP in leaves else (), info=info)
 
     def lacks(self, autoencoder: Released) -> str | None:
         """All but cross-layer transcoders."""
@@ -63,7 +71,7 @@ class GemmaScope2Layers(Format):
     def files(self, contents: Contents) -> Files:
         """A file for each layer, and a config."""
         files: Files = {}
-        wanted = _TENSORS | ({"W_skip": _SKIP} if "W_skip" in contents.values else {})
+        wanted = {name: own for name, own in _OWN.items() if name in contents.values}
         count, _, width = contents.values["W_enc"].shape
         for layer in range(count):
             tensors = {own: contents.values[name][layer] for name, own in wanted.items()}
@@ -75,7 +83,7 @@ class GemmaScope2Layers(Format):
             "type": "clt",
         }
         if (info := contents.info) is not None:
-            config["model_name"] = names.hub_name(info.model)
+            config["model_name"] = names.hub_name(info.model, info.training)
             config["hf_hook_point_in"], config["hf_hook_point_out"] = _hook(info.site), _hook(info.site_out)
             config["type"] = "crosscoder" if info.site == info.site_out else "clt"
         files[_CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
@@ -100,7 +108,7 @@ def _sites(hook: str, count: int) -> tuple[str, ...] | None:
 
 
 def _info(config: Mapping[str, Any], count: int) -> Info | None:
-    if not isinstance(config, dict) or not isinstance(model := config.get("model_name"), str):
+    if not isinstance(model := config.get("model_name"), str):
         return None
     both = [_sites(str(config.get(f"hf_hook_point_{way}")), count) for way in ("in", "out")]
     if not all(sites is not None and len(sites) == count for sites in both):

@@ -10,6 +10,7 @@ import numpy as np
 
 from sae.autoencoder import Largest
 from sae.files import ARCHIVE_ERRORS, current, replace_together
+from sae.formats import npz_files
 
 NAME = "largest.npz"
 
@@ -58,6 +59,7 @@ def read(folder: Path, width: int | None = None) -> Largest | None:
     if file is None or not file.exists():
         return None
     try:
+        npz_files.check(file)
         with np.load(file, allow_pickle=False) as arrays:
             largest = Largest(arrays["largest"], int(arrays["tokens"]))
         if width not in (None, len(largest.values)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sae.formats import npz_files
-from sae.formats.format import Contents, Files, Format, formats, read_info
+from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released, forms
 
 _FORM = "form"
@@ -28,14 +28,13 @@ class MishaxLite(Format):
         """Reads a file of any registered form."""
         return _contents(file, npz_files.read(file, ("W_enc", "W_dec", "b_dec")))
 
-    def outline(self, file: Path) -> Released:
-        """Shapes and dtypes from the archive's headers, and its plain numbers."""
+    def shapes(self, file: Path) -> Contents | None:
+        """By the archive's headers, and its plain numbers."""
         leaves = npz_files.headers(file)
         if leaves is None or "W_enc" not in leaves:
-            return super().outline(file)  # which says what is wrong
+            return None  # `read` says what is wrong
         plain = [name for name, leaf in leaves.items() if not leaf.shape]
-        contents = _contents(file, leaves | npz_files.some(file, (_FORM, *plain)))
-        return contents.form(**contents.values, **contents.numbers, info=read_info(file.parent))
+        return _contents(file, leaves | npz_files.some(file, (_FORM, *plain)))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """A form that is not registered."""

@@ -5,7 +5,9 @@ Hook names of TransformerLens (`blocks.3.hook_resid_post`) and paths of modules 
 whoever knows it says so by `dataclasses.replace(autoencoder, info=...)`.
 """
 
+import json
 import re
+from collections.abc import Iterator
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
@@ -85,15 +87,37 @@ def model_of(name: str) -> str:
     return name
 
 
-def hub_name(model: str) -> str:
+def hub_name(model: str, training: str = "{}") -> str:
     """The name on the hub of a model here; other names stay.
+
+    Args:
+        model: its name here, which an instruction-tuned one shares with its base.
+        training: an autoencoder's `info.training`. Where its file, or the repository that it came from, named an
+            instruction-tuned model, that name comes back.
 
     Example:
         >>> hub_name("gemma2-2b"), hub_name("gemma3-270m"), hub_name("gemma3-1b"), hub_name("gpt2")
         ('google/gemma-2-2b', 'google/gemma-3-270m', 'google/gemma-3-1b-pt', 'gpt2')
+        >>> hub_name("gemma3-1b", '{"gemma_scope_2": {"config": {"model_name": "google/gemma-3-1b-it"}}}')
+        'google/gemma-3-1b-it'
     """
+    for text in _texts(json.loads(training)):
+        if text != model and model_of(text) == model and text.endswith("-it"):
+            return text if text.startswith("google/") else f"google/{text}"
+        repository = re.fullmatch(r"gemma-scope-(2-)?(\w+)-it(?:-\w+)?", text)
+        if repository and model == f"gemma{3 if repository[1] else 2}-{repository[2]}":
+            return f"google/gemma-{3 if repository[1] else 2}-{repository[2]}-it"
     if found := re.fullmatch(r"gemma2-(2b|9b|27b)", model):
         return f"google/gemma-2-{found[1]}"
     if found := re.fullmatch(r"gemma3-(270m|1b|4b|12b|27b)", model):
         return f"google/gemma-3-{found[1]}" + ("" if found[1] == "270m" else "-pt")
     return model
+
+
+def _texts(facts: object) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(facts, str):
+        yield facts
+    elif isinstance(facts, dict | list):
+        for value in facts.values() if isinstance(facts, dict) else facts:
+            yield from _texts(value)

@@ -7,6 +7,7 @@ cannot be folded into weights; those by a constant have it in `activation_scaler
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from sae.autoencoder import Info, JumpReLU
-from sae.files import current, read_json
-from sae.formats import names, safetensors_files
+from sae.counted import Counted
+from sae.formats import configs, llamascopium, names, safetensors_files
 from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.gated import Gated
@@ -24,6 +25,7 @@ from sae.relu import ReLU
 from sae.topk import TopK
 
 _CONFIG, _SCALER, _VERSION = "cfg.json", "activation_scaler.json", "6.0.0"
+_SPECIAL = "exclude_special_tokens"  # ids that training left out, or whether it left out all special ones
 # By architecture: the form, and whether it is a transcoder.
 _ARCHITECTURES = {
     "standard": (ReLU, False),
@@ -44,6 +46,16 @@ class SAELens(Format):
 
     title = "SAELens's format"
     main = "sae_weights.safetensors"
+    beside = (r"cfg\.json", r"activation_scaler\.json", r"sparsity\.safetensors")
+
+    def of_folder(self, folder: Path) -> Path | None:
+        """The weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
+        file = super().of_folder(folder)
+        return None if file is None or llamascopium.is_folder(folder) else file
+
+    def takes(self, file: Path) -> bool:
+        """The weights, unless the config beside them is Llamascopium's."""
+        return super().takes(file) and not llamascopium.is_folder(file.parent)
 
     def read(self, file: Path) -> Contents:
         """Reads the weights by what the config beside them says.
@@ -51,23 +63,25 @@ class SAELens(Format):
         Raises:
             ValueError: for an architecture, a normalisation or a version that is not read, by its name.
         """
-        place = current(file.parent, _CONFIG)
-        if place is None or not place.exists():
-            raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
-        config = _config(place)
-        form, transcoder = _form(place, config)
-        skip = ("W_skip",) if "skip" in config["architecture"] else ()
-        wanted = [name for name in form.axes if name != "W_skip"] + list(skip)
+        config = _config(file)
+        form, transcoder, wanted = _form(file.parent / _CONFIG, config)
         values = safetensors_files.read(file, wanted)
         for name in ("scaling_factor", "finetuning_scaling_factor"):
             if name in values and not (values.pop(name) == 1).all():
                 raise ValueError(f"{file}: its latents are scaled by {name}, which is not read")
         values = {name: values[name] for name in wanted}
-        if skip:
+        if "W_skip" in wanted:
             values["W_skip"] = values["W_skip"].T
         _fold(file, config, form, values, transcoder)
-        numbers = {"k": _k(place, config)} if form is TopK else {}
-        return Contents(form, values, numbers, _info(config))
+        return Contents(form, values, _numbers(file, config, form), _info(config))
+
+    def shapes(self, file: Path) -> Contents:
+        """By the config and the header."""
+        config = _config(file)
+        form, _, wanted = _form(file.parent / _CONFIG, config)
+        leaves = safetensors_files.headers(file, wanted)
+        sizes = safetensors_files.sizes(file, leaves["W_enc"], leaves["W_dec"])
+        return Contents.of_sizes(form, sizes, wanted, _numbers(file, config, form), _info(config))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """Several sites, forms that SAELens has no architecture for, and skips where it has none."""
@@ -101,14 +115,13 @@ def _is_transcoder(autoencoder: Released) -> bool:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The config in the words of version 6, where the file is of a version before."""
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is damaged: it holds no object")
+    """The config beside the weights, in the words of version 6 where it is of a version before."""
+    if (config := configs.read(file.parent / _CONFIG)) is None:
+        raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
     metadata = config.get("metadata")
     config["metadata"] = metadata if isinstance(metadata, dict) else {}
     version = str(config.get("sae_lens_version") or config["metadata"].get("sae_lens_version") or "0")
-    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6:
+    if not re.match(r"[0-9]+(\.|$)", version) or int(version.split(".")[0]) < 6:
         config = {_OLD.get(name, name): value for name, value in config.items()}
         config.setdefault("architecture", "standard")
         if config["architecture"] == "standard" and config.get("activation_fn") == "topk":
@@ -121,22 +134,26 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool]:
+def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool, list[str]]:
+    """The form, whether it is a transcoder, and the tensors that it needs."""
     architecture = config.get("architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{file}: the architecture {architecture!r} is not read; {', '.join(_ARCHITECTURES)} are")
     if (activation := config.get("activation_fn", "relu")) not in ("relu", "topk"):
         raise ValueError(f"{file}: the activation function {activation!r} is not read")
-    return _ARCHITECTURES[architecture]
+    form, transcoder = _ARCHITECTURES[architecture]
+    return form, transcoder, [name for name in form.axes if name != "W_skip" or "skip" in architecture]
 
 
-def _k(file: Path, config: Mapping[str, Any]) -> int:
+def _numbers(file: Path, config: Mapping[str, Any], form: type[Released]) -> dict[str, int]:
+    if form is not TopK:
+        return {}
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
         k = int(k)
     if type(k) is not int or k < 1:
-        raise ValueError(f"{file}: k must be a whole number above 0, got {k!r}")
-    return k
+        raise ValueError(f"{file.parent / _CONFIG}: k must be a whole number above 0, got {k!r}")
+    return {"k": k}
 
 
 def _fold(
@@ -166,8 +183,8 @@ def _fold(
 
 def _scale(file: Path, scaler: Path) -> np.float32:
     """The constant by which inputs were multiplied."""
-    scale = read_json(scaler).get("scaling_factor") if scaler.exists() else None
-    if not isinstance(scale, int | float) or not 0 < scale < np.inf:
+    scale = (configs.read(scaler) or {}).get("scaling_factor")
+    if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise ValueError(
             f"{file}: its inputs were scaled by a constant (expected_average_only_in), which no {_SCALER} beside it "
             f"names: write it there, or set normalize_activations to none in {_CONFIG} where it is folded in"
@@ -183,7 +200,15 @@ def _info(config: Mapping[str, Any]) -> Info | None:
     out = both.get("hook_name_out") if isinstance(both.get("hook_name_out"), str) else hook
     facts = {"config": {name: value for name, value in config.items() if name != "device"}}
     sites = names.site_of(hook), names.site_of(out)
-    return Info(names.model_of(model), *sites, training=json.dumps({"saelens": facts}, sort_keys=True))
+    training = json.dumps({"saelens": facts}, sort_keys=True)
+    return Info(names.model_of(model), *sites, training=training, counted=_counted(both.get(_SPECIAL)))
+
+
+def _counted(excluded: Any) -> Counted | None:
+    """A list of ids is a rule. True means all special ids of a tokenizer that is not here, which is the rule where none
+    is recorded; False says nothing of padding, and stays in the facts."""
+    whole = isinstance(excluded, list) and all(type(token) is int and token >= 0 for token in excluded)
+    return Counted(tuple(excluded)) if whole else None
 
 
 def _written(architecture: str, autoencoder: Released, contents: Contents) -> dict[str, Any]:
@@ -207,7 +232,9 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
     metadata: dict[str, Any] = {"sae_lens_version": _VERSION}
     if (info := contents.info) is not None:
         hook = names.transformer_lens_hook(str(info.site))
-        metadata |= {"model_name": names.hub_name(info.model), "hook_name": hook, "prepend_bos": True}
+        metadata |= {"model_name": names.hub_name(info.model, info.training), "hook_name": hook, "prepend_bos": True}
+        if info.counted is not None:
+            metadata[_SPECIAL] = list(info.counted.special_ids)
         if info.site_out != info.site:
             metadata["hook_name_out"] = names.transformer_lens_hook(str(info.site_out))
         if "hook_z" in hook:

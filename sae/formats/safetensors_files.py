@@ -8,15 +8,18 @@ Nothing of a file is believed before it is checked against the file's size.
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from sae.files import current
+from sae.formats.configs import once
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -26,7 +29,7 @@ _DTYPES = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
 }
-_LONGEST_HEADER = 10_000_000  # bytes; an autoencoder's is below a thousand
+_LONGEST_HEADER = 1 << 20  # bytes; an autoencoder's is below ten thousand
 
 
 def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -39,18 +42,50 @@ def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
     Raises:
         ValueError: for a file that is not in this format, damaged, or lacks a tensor.
     """
-    place = current(file.parent, file.name) or file
-    size = place.stat().st_size
-    with place.open("rb") as stream:
-        entries, base = _header(file, stream, size)
-        if missing := [name for name in needed if name not in entries]:
-            raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(entries) or 'nothing'}")
+    with _open(file) as stream:
+        entries, base = _header(file, stream, needed)
         tensors = {}
         for name, (dtype, shape, begin, end) in entries.items():
             stream.seek(base + begin)
             values = np.frombuffer(stream.read(end - begin), dtype).reshape(shape)
             tensors[name] = values if dtype.kind == "i" else values.astype(np.float32)
     return tensors
+
+
+def headers(file: Path, needed: Collection[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a file's tensors as `read` would give them; nothing but the header is read.
+
+    Args:
+        file: its path, where `sae.files.current` looks.
+        needed: names that it has to have.
+
+    Raises:
+        ValueError: as `read` does, but for values.
+    """
+    with _open(file) as stream:
+        entries, _ = _header(file, stream, needed)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype if dtype.kind == "i" else np.float32)
+        for name, (dtype, shape, _, _) in entries.items()
+    }
+
+
+def sizes(file: Path, W_enc: jax.ShapeDtypeStruct, W_dec: jax.ShapeDtypeStruct) -> dict[str, int]:
+    """The sizes of an autoencoder's axes A, Z and A', of an encoder [A, Z] and a decoder [Z, A'].
+
+    Raises:
+        ValueError: for arrays of other ranks.
+    """
+    if len(W_enc.shape) != 2 or len(W_dec.shape) != 2:
+        raise ValueError(f"{file}: W_enc and W_dec must have 2 axes, got {list(W_enc.shape)}, {list(W_dec.shape)}")
+    return {"A": W_enc.shape[0], "Z": W_enc.shape[1], "A'": W_dec.shape[1]}
+
+
+def _open(file: Path) -> BinaryIO:
+    place = current(file.parent, file.name) or file
+    if not place.is_file():
+        raise ValueError(f"{file} is no file, or is missing")
+    return place.open("rb")
 
 
 def count_layers(folder: Path, *names: str) -> int:
@@ -72,13 +107,14 @@ def count_layers(folder: Path, *names: str) -> int:
     return last + 1
 
 
-def _header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, tuple], int]:
+def _header(file: Path, stream: BinaryIO, needed: Collection[str]) -> tuple[dict[str, tuple], int]:
     """{name: (dtype, shape, begin, end)}, and where the bytes begin."""
+    size = os.fstat(stream.fileno()).st_size
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(_LONGEST_HEADER, size - 8):
         raise ValueError(f"{file} is no safetensors file, or cut short: its header would have {length:,} bytes")
     try:
-        header = json.loads(stream.read(length), object_pairs_hook=_once)
+        header = json.loads(stream.read(length), object_pairs_hook=once)
         if not isinstance(header, dict):
             raise TypeError("it is no object")
         header.pop("__metadata__", None)
@@ -89,14 +125,9 @@ def _header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, tuple], 
     for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
         if begin < end:
             raise ValueError(f"{file} is damaged: {one} and {other} overlap")
+    if missing := [name for name in needed if name not in entries]:
+        raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(entries) or 'nothing'}"[:400])
     return entries, 8 + length
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]!r} is there twice")
-    return dict(pairs)
 
 
 def _entry(name: str, entry: Mapping, size: int) -> tuple[np.dtype, tuple[int, ...], int, int]:

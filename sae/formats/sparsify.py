@@ -7,11 +7,14 @@ folded into the encoder's bias.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from sae.autoencoder import Info
-from sae.files import current, read_json
-from sae.formats import names, safetensors_files
+from sae.formats import configs, names, safetensors_files
 from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released
@@ -27,6 +30,7 @@ class Sparsify(Format):
 
     title = "sparsify's format"
     main = "sae.safetensors"
+    beside = (r"cfg\.json",)
 
     def read(self, file: Path) -> Contents:
         """Reads the weights by what the config beside them says.
@@ -34,27 +38,25 @@ class Sparsify(Format):
         Raises:
             ValueError: for another activation than topk, and what else is not read, by its name.
         """
-        place = current(file.parent, _CONFIG)
-        if place is None or not place.exists():
-            raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
-        config = read_json(place)
-        if not isinstance(config, dict):
-            raise ValueError(f"{place} is damaged: it holds no object")
-        if (activation := config.get("activation", "topk")) != "topk" or config.get("signed"):
-            what = f"the activation {activation!r}" if activation != "topk" else "signed activations"
-            raise ValueError(f"{place}: {what} cannot be read; topk can")
-        if type(k := config.get("k")) is not int or k < 1:
-            raise ValueError(f"{place}: k must be a whole number above 0, got {k!r}")
-        skip = bool(config.get("skip_connection"))
-        wanted = {name: own for name, own in _TENSORS.items() if name != "W_skip" or skip}
+        config = _config(file)
+        wanted = _wanted(config)
         tensors = safetensors_files.read(file, list(wanted.values()))
         values = {name: tensors[own] for name, own in wanted.items()}
         values["W_enc"] = values["W_enc"].T
-        if skip:
+        if "W_skip" in wanted:
             values["W_skip"] = values["W_skip"].T
         if not config.get("transcode"):
             values["b_enc"] = subtracted(values["b_enc"], values)
-        return Contents(TopK, values, {"k": k}, _info(file.parent, config))
+        return Contents(TopK, values, {"k": config["k"]}, _info(file.parent, config))
+
+    def shapes(self, file: Path) -> Contents:
+        """By the config and the header."""
+        config = _config(file)
+        wanted = _wanted(config)
+        leaves = safetensors_files.headers(file, list(wanted.values()))
+        W_enc = leaves["encoder.weight"]
+        sizes = safetensors_files.sizes(file, jax.ShapeDtypeStruct(W_enc.shape[::-1], W_enc.dtype), leaves["W_dec"])
+        return Contents.of_sizes(TopK, sizes, wanted, {"k": config["k"]}, _info(file.parent, config))
 
     def lacks(self, autoencoder: Released) -> str | None:
         """All but TopK with as long an output as input."""
@@ -90,12 +92,28 @@ class Sparsify(Format):
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
 
+def _wanted(config: Mapping[str, Any]) -> dict[str, str]:
+    """By our names, those of the tensors that the config says there are."""
+    return {name: own for name, own in _TENSORS.items() if name != "W_skip" or config.get("skip_connection")}
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The config beside the weights, of something that is read here."""
+    place = file.parent / _CONFIG
+    if (config := configs.read(place)) is None:
+        raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
+    if (activation := config.get("activation", "topk")) != "topk" or config.get("signed"):
+        what = f"the activation {activation!r}" if activation != "topk" else "signed activations"
+        raise ValueError(f"{place}: {what} cannot be read; topk can")
+    if type(k := config.get("k")) is not int or k < 1:
+        raise ValueError(f"{place}: k must be a whole number above 0, got {k!r}")
+    return config
+
+
 def _info(folder: Path, config: dict) -> Info | None:
     """By the name of the folder, `layers.3`, and the run's config above it, which names the model."""
     hook = folder.absolute().name
-    run = folder.absolute().parent / "config.json"
-    facts = read_json(run) if run.exists() else {}
-    model = facts.get("model") if isinstance(facts, dict) else None
+    model = (configs.read(folder.absolute().parent / "config.json") or {}).get("model")
     if not isinstance(model, str):
         return None
     if found := re.fullmatch(r"layers\.(\d+)", hook):

@@ -7,18 +7,22 @@ a meaning. Anything else ends the reading, by name. Limits on sizes hold before 
 
 import collections
 import io
+import math
 import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
-from sae.files import ARCHIVE_ERRORS
+from sae.files import ARCHIVE_ERRORS, check_archive
 
-_PICKLE_BYTES = 1 << 24  # of tensors' places and names; the numbers are in members of their own
+_PICKLE_BYTES = 1 << 18  # of tensors' places and names; the numbers are in members of their own
+_SMALL = 64  # numbers: a storage that `headers` reads too, such as that of k
+_REPEATED = 4  # by how much all tensors may be larger than the file, as some have one storage
 _STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -50,7 +54,57 @@ def read(file: Path) -> Any:
     Raises:
         ValueError: for a file that is no archive of torch.save's, is damaged, or calls for anything but tensors.
     """
+    return _read(file, shapes_alone=False)
+
+
+def headers(file: Path) -> Any:
+    """As `read`, with `jax.ShapeDtypeStruct`s in the places of all but the smallest tensors, whose numbers stay unread.
+
+    Raises:
+        ValueError: as `read` does.
+    """
+    return _read(file, shapes_alone=True)
+
+
+class _Storages:
+    """The numbers of an archive, by the names that its pickle has for them."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str, size: int, shapes_alone: bool):
+        self.archive, self.folder, self.size, self.shapes_alone = archive, folder, size, shapes_alone
+        self.left = _REPEATED * size
+
+    def named(self, identity: Any) -> "_Numbers":
+        """The storage that ("storage", type, key, device, count) names."""
+        kind, name, key, _, count = identity
+        dtype = isinstance(name, _Name) and name.text.startswith("torch.") and _STORAGES.get(name.text.split(".")[-1])
+        if kind != "storage" or not dtype or not isinstance(key, str):
+            raise ValueError(f"its pickle names {identity!r:.80} as the place of numbers")
+        member = self.archive.getinfo(f"{self.folder}data/{key}")
+        if member.file_size > self.size or member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its member {member.filename} is compressed, which torch.save does not do")
+        if type(count) is not int or member.file_size != count * dtype.itemsize:
+            has = member.file_size // dtype.itemsize
+            raise ValueError(f"its storage {key} has {has:,} numbers, {count!r:.40} are named")
+        return _Numbers(self, member, dtype, count)
+
+    def take(self, bytes_: int) -> None:
+        """Counts the bytes of a tensor."""
+        self.left -= bytes_
+        if self.left < 0:
+            raise ValueError(f"its tensors would be more than {_REPEATED} times as large as the file")
+
+
+class _Numbers:
+    def __init__(self, storages: _Storages, member: zipfile.ZipInfo, dtype: np.dtype, count: int):
+        self.storages, self.member, self.dtype, self.count = storages, member, dtype, count
+
+    def read(self) -> np.ndarray:
+        return np.frombuffer(self.storages.archive.read(self.member), self.dtype)
+
+
+def _read(file: Path, shapes_alone: bool) -> Any:
     try:
+        check_archive(file)
         with zipfile.ZipFile(file) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
@@ -58,30 +112,22 @@ def read(file: Path) -> Any:
             if archive.getinfo(pickles[0]).file_size > _PICKLE_BYTES:
                 raise ValueError(f"its data.pkl is longer than {_PICKLE_BYTES:,} bytes")
             folder = pickles[0].removesuffix("data.pkl")
-            size = file.stat().st_size
-
-            def storage(key: str, dtype: np.dtype) -> np.ndarray:
-                member = archive.getinfo(f"{folder}data/{key}")
-                if member.file_size > size or member.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"its member {member.filename} is compressed, which torch.save does not do")
-                return np.frombuffer(archive.read(member), dtype)
-
-            return _walk(archive.read(pickles[0]), storage)
+            return _walk(archive.read(pickles[0]), _Storages(archive, folder, file.stat().st_size, shapes_alone).named)
     except (*ARCHIVE_ERRORS, KeyError, IndexError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{file} is no archive of torch.save's, or damaged: {error!r}"[:400]) from None
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read without running what is in it, or is damaged: {error}") from None
+        raise ValueError(f"{file} cannot be read without running what is in it, or is damaged: {error}"[:600]) from None
 
 
-def _walk(text: bytes, storage: Callable[[str, np.dtype], np.ndarray]) -> Any:
-    """The value of a pickle."""
+def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
+    """The value of a pickle, whose storages a function looks up."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
     def since_mark() -> list[Any]:
-        if not any(value is _MARK for value in stack):
+        at = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK), None)
+        if at is None:
             raise ValueError("its pickle lacks a mark")
-        at = len(stack) - 1 - next(i for i, value in enumerate(reversed(stack)) if value is _MARK)
         items = stack[at + 1 :]
         del stack[at:]
         return items
@@ -120,7 +166,7 @@ def _walk(text: bytes, storage: Callable[[str, np.dtype], np.ndarray]) -> Any:
             _container(stack[-1], list).extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            _container(stack[-1], dict)[key] = value
+            _container(stack[-1], dict).update(_pairs([key, value]))
         elif name == "SETITEMS":
             items = since_mark()
             _container(stack[-1], dict).update(_pairs(items))
@@ -130,7 +176,7 @@ def _walk(text: bytes, storage: Callable[[str, np.dtype], np.ndarray]) -> Any:
             attribute, module = stack.pop(), stack.pop()
             stack.append(_Name(f"{module}.{attribute}"))
         elif name == "BINPERSID":
-            stack.append(_storage(stack.pop(), storage))
+            stack.append(storage(stack.pop()))
         elif name == "REDUCE":
             arguments, called = stack.pop(), stack.pop()
             stack.append(_call(called, arguments))
@@ -157,26 +203,16 @@ _LITERALS = {
 }
 
 
-def _container(value: Any, kind: type) -> Any:
+def _container(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"it adds to a {type(value).__name__} as to a {kind.__name__}")
+        raise ValueError(f"it takes a {type(value).__name__} for a {getattr(kind, '__name__', 'tensor')}")
     return value
 
 
 def _pairs(items: list[Any]) -> dict:
+    if wrong := [key for key in items[::2] if not isinstance(key, str | int)]:  # hashing deep ones ends the process
+        raise ValueError(f"its pickle has a {type(wrong[0]).__name__} for a key")
     return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _storage(identity: Any, storage: Callable[[str, np.dtype], np.ndarray]) -> np.ndarray:
-    """The numbers that ("storage", type, key, device, count) names."""
-    kind, name, key, _, count = identity
-    dtype = isinstance(name, _Name) and name.text.startswith("torch.") and _STORAGES.get(name.text.split(".")[-1])
-    if kind != "storage" or not dtype or not isinstance(key, str):
-        raise ValueError(f"its pickle names {identity!r:.80} as the place of numbers")
-    numbers = storage(key, dtype)
-    if len(numbers) != count:
-        raise ValueError(f"its storage {key} has {len(numbers):,} numbers, {count:,} are named")
-    return numbers
 
 
 def _call(called: Any, arguments: tuple) -> Any:
@@ -186,25 +222,32 @@ def _call(called: Any, arguments: tuple) -> Any:
         numbers, offset, shape, strides = arguments[:4]
         return _tensor(numbers, offset, tuple(shape), tuple(strides))
     if text == "torch._utils._rebuild_parameter":
-        return _container(arguments[0], np.ndarray)
+        return _container(arguments[0], np.ndarray | jax.ShapeDtypeStruct)
     if text == "collections.OrderedDict":
-        return collections.OrderedDict(*arguments)
+        if arguments != ():
+            raise ValueError("its pickle makes an ordered dict of arguments")
+        return collections.OrderedDict()
     raise ValueError(f"its pickle calls {text}")
 
 
-def _tensor(numbers: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+def _tensor(
+    numbers: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray | jax.ShapeDtypeStruct:
     whole = (offset, *shape, *strides)
-    if not isinstance(numbers, np.ndarray) or len(shape) != len(strides):
+    if not isinstance(numbers, _Numbers) or len(shape) != len(strides):
         raise ValueError("its pickle makes a tensor of no numbers")
     if any(type(n) is not int or n < 0 for n in whole):
         raise ValueError(f"its pickle makes a tensor with the shape {shape} and the strides {strides}")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if 0 in shape:
         return np.zeros(shape, numbers.dtype)
-    if last >= len(numbers):
-        raise ValueError(f"a tensor of the shape {shape} ends beyond its {len(numbers):,} numbers")
+    if last >= numbers.count:
+        raise ValueError(f"a tensor of the shape {shape} ends beyond its {numbers.count:,} numbers")
     if any(stride == 0 and size > 1 for size, stride in zip(shape, strides, strict=True)):
         raise ValueError(f"a tensor of the shape {shape} repeats its numbers")  # it would be as large as it says
-    bytes_ = tuple(stride * numbers.itemsize for stride in strides)
-    view = np.lib.stride_tricks.as_strided(numbers[offset:], shape, bytes_, writeable=False)
+    numbers.storages.take(math.prod(shape) * numbers.dtype.itemsize)
+    if numbers.storages.shapes_alone and numbers.count > _SMALL:
+        return jax.ShapeDtypeStruct(shape, numbers.dtype)
+    bytes_ = tuple(stride * numbers.dtype.itemsize for stride in strides)
+    view = np.lib.stride_tricks.as_strided(numbers.read()[offset:], shape, bytes_, writeable=False)
     return view.copy()

@@ -10,7 +10,7 @@ import safetensors.numpy
 import sae
 from sae.formats import folding
 from sae.formats.files import main_files
-from tests.sae import torch_pickles
+from tests.sae import outlines, torch_pickles
 
 A, Z, K = 6, 16, 3
 RNG = np.random.default_rng(3)
@@ -342,6 +342,7 @@ def test_dictionaries_compute_as_dictionary_learning_does(tmp_path, kind):
     close(loaded.encode(X), f)
     close(loaded(X), out)
     assert (loaded.info.model, loaded.info.site) == ("gemma2-2b", "layer_8/resid_post")
+    outlines.check(tmp_path)
 
 
 def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path):

@@ -1,0 +1,86 @@
+"""circuit-tracer's `config.yaml`: the model, the kind of a folder, and the hooks that latents read and write.
+
+There is no place in it for which layers: file i is of layer i, from 0 on.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae.autoencoder import Info
+from sae.formats import configs, names
+
+NAME = "config.yaml"
+# What circuit-tracer calls the sites, the first of each as it is written. A model without a norm after its MLP has
+# `mlp.hook_out` for `hook_mlp_out`; `hook_mlp_in` is TransformerLens's word for what the norm before the MLP reads.
+_HOOKS = {
+    "resid_mid": ("hook_resid_mid", "hook_mlp_in"),
+    "mlp_in": ("mlp.hook_in",),
+    "mlp_normed": ("ln2.hook_normalized",),
+    "mlp_out": ("hook_mlp_out", "mlp.hook_out"),
+}
+_KINDS = {hook: kind for kind, hooks in _HOOKS.items() for hook in hooks}
+
+
+def read(folder: Path, kind: str) -> dict[str, str]:
+    """The config's lines; nothing where there is no config.
+
+    Args:
+        folder: with the config.
+        kind: what `model_kind` has to be, where it is said.
+
+    Raises:
+        ValueError: for another kind, or a damaged file.
+    """
+    config = configs.lines(folder / NAME) or {}
+    if config.get("model_kind", kind) != kind:
+        raise ValueError(f"{folder / NAME}: the kind {config['model_kind']!r} is not what the files are of, {kind}")
+    return config
+
+
+def info(config: dict[str, str], layers: int | Sequence[int]) -> Info | None:
+    """Which model and sites the config says; None where it says less.
+
+    Args:
+        config: its lines.
+        layers: of what is read; one layer's number, or those of several.
+    """
+    hooks = config.get("feature_input_hook"), config.get("feature_output_hook")
+    if "model_name" not in config or None in hooks:
+        return None
+    kinds = [_KINDS.get(hook, hook) for hook in hooks]
+    if isinstance(layers, int):
+        sites = [f"layer_{layers}/{kind}" for kind in kinds]
+    else:
+        sites = [tuple(f"layer_{layer}/{kind}" for layer in layers) for kind in kinds]
+    facts = json.dumps({"circuit_tracer": config}, sort_keys=True)
+    return Info(names.model_of(config["model_name"]), *sites, training=facts)
+
+
+def lacks(info: Info | None) -> str | None:
+    """What of an info the config has no place for: sites that are not one kind's of the layers 0, 1, ..."""
+    for sites in () if info is None else (info.site, info.site_out):
+        sites = (sites,) if isinstance(sites, str) else sites
+        found = [re.fullmatch(r"layer_(\d+)/(.+)", site) for site in sites]
+        if not all(found) or len({match[2] for match in found}) > 1:
+            return f"sites of several kinds ({', '.join(sites)})"
+        if [int(match[1]) for match in found] != list(range(len(sites))):
+            return f"which layers: its files are of the layers 0 to {len(sites) - 1}, not of {', '.join(sites)}"
+    return None
+
+
+def text(info: Info | None, kind: str) -> bytes:
+    """The file's content.
+
+    Args:
+        info: with sites of one kind.
+        kind: `transcoder_set` or `cross_layer_transcoder`.
+    """
+    config = {"model_kind": kind}
+    if info is not None:
+        config["model_name"] = names.hub_name(info.model, info.training)
+        for way, sites in (("input", info.site), ("output", info.site_out)):
+            site = str(sites[0] if isinstance(sites, tuple) else sites).rpartition("/")[2]
+            config[f"feature_{way}_hook"] = _HOOKS.get(site, (site,))[0]
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items()).encode()

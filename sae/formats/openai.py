@@ -1,0 +1,113 @@
+"""OpenAI's files of GPT-2 small, `{layer}.pt`: torch archives of one autoencoder each, read without torch and without
+unpickling (https://github.com/openai/sparse_autoencoder).
+
+Tensors `pre_bias` [A], `latent_bias` [Z], `encoder.weight` [Z, A], `decoder.weight` [A, Z], statistics, and the entries
+`activation` and `activation_state_dict`. `pre_bias` is subtracted from what goes in and added to what comes out. TopK
+is of normalised tokens, which no weights can do: it is a form of its own. The path says the layer and the place.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.autoencoder import Info
+from sae.formats import torch_files
+from sae.formats.folding import subtracted
+from sae.formats.format import Contents, Format, formats
+from sae.normed_topk import NormedTopK
+from sae.relu import ReLU
+
+_TENSORS = {"pre_bias": 1, "latent_bias": 1, "encoder.weight": 2, "decoder.weight": 2}  # with the number of their axes
+_SITES = {
+    "mlp_post_act": "mlp_hidden",
+    "resid_delta_attn": "attn_out",
+    "resid_delta_mlp": "mlp_out",
+    "resid_post_attn": "resid_mid",
+    "resid_post_mlp": "resid_post",
+}
+_FILE = re.compile(r"(\d+)\.pt")
+
+
+@formats.register("openai")
+class OpenAI(Format):
+    """`{layer}.pt`; ReLU, and TopK of normalised tokens; only read."""
+
+    title = "OpenAI's format"
+    main = None
+    written = False
+
+    def parts(self, folder: Path) -> list[Path]:
+        """The layers' files."""
+        files = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)]
+        return sorted(files, key=lambda path: int(path.stem))
+
+    def takes(self, file: Path) -> bool:
+        """A file with a layer's number for its name."""
+        return _FILE.fullmatch(file.name) is not None
+
+    def read(self, file: Path) -> Contents:
+        """Reads a file.
+
+        Raises:
+            ValueError: for an activation that is not read, by its name, a missing tensor, and a pickle that calls
+                anything but what rebuilds tensors.
+        """
+        state = _state(file, torch_files.read(file))
+        form, numbers = _form(file, state)
+        t = {name: state[name].astype(np.float32) for name in _TENSORS}
+        values = {"W_enc": t["encoder.weight"].T, "W_dec": t["decoder.weight"].T, "b_dec": t["pre_bias"]}
+        values["b_enc"] = subtracted(t["latent_bias"], values)
+        return Contents(form, values, numbers, _info(file))
+
+    def shapes(self, file: Path) -> Contents:
+        """By the pickle, without the numbers."""
+        state = _state(file, torch_files.headers(file))
+        form, numbers = _form(file, state)
+        width, A = state["encoder.weight"].shape
+        return Contents.of_sizes(form, {"A": A, "Z": width}, numbers=numbers, info=_info(file))
+
+
+def _state(file: Path, state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds no state dict")
+    for name, rank in _TENSORS.items():
+        if len(getattr(state.get(name), "shape", ())) != rank:
+            raise ValueError(f"{file}: it has no tensor {name}; it holds {', '.join(map(str, state))}"[:300])
+    return state
+
+
+def _form(file: Path, state: dict[str, Any]) -> tuple[type, dict[str, int]]:
+    """By the name of the activation's class; ReLU where there is none, as OpenAI's own reader takes it."""
+    activation, facts = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
+    if isinstance(activation, str) and activation == "ReLU":
+        return ReLU, {}
+    if not isinstance(activation, str) or activation != "TopK" or not isinstance(facts, dict):
+        raise ValueError(f"{file}: the activation {_shown(activation)} is not read; ReLU and TopK are")
+    after = facts.get("postact_fn", "ReLU")
+    if not isinstance(after, str) or after != "ReLU":
+        raise ValueError(f"{file}: {_shown(after)} after TopK is not read; ReLU is")
+    k = facts.get("k")
+    k = k.item() if isinstance(k, np.ndarray) and k.size == 1 else k
+    if type(k) is not int or k < 1:
+        raise ValueError(f"{file}: k must be a whole number above 0, got {_shown(k)}")
+    return NormedTopK, {"k": k}
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a message; of what is nested, as deep as somebody likes, its type alone."""
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def _info(file: Path) -> Info | None:
+    """By `gpt2-small/{place}_v5_32k/autoencoders/{layer}.pt`."""
+    parts = file.absolute().parts
+    place = re.fullmatch(r"(\w+?)(_v\d+(_\w+)?)?", parts[-3]) if len(parts) > 3 else None
+    layer = _FILE.fullmatch(file.name)
+    if place is None or place[1] not in _SITES or layer is None:
+        return None
+    site = f"layer_{int(layer[1])}/{_SITES[place[1]]}"
+    model = parts[-4] if parts[-4].startswith("gpt2") else "gpt2-small"  # of which all that are public are
+    return Info(model, site, site, training=json.dumps({"openai": {"file": "/".join(parts[-3:])}}))

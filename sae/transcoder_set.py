@@ -1,0 +1,92 @@
+"""The set of transcoders: one for each layer, whose latents read that layer and write to it alone.
+
+f_l = z * 1[z > theta_l] with z = x_l W_enc_l + b_enc_l, and y^_l = f_l W_dec_l + b_dec_l (+ x_l W_skip_l), as in
+arXiv 2406.11944 and, with the skip, arXiv 2501.18823. Axis letters: B any leading axes, L layers, A dim of the
+activation, Zl latents of a layer.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from sae.autoencoder import Info, JumpReLU, Largest
+from sae.cross_layer import OfLayers
+from sae.released import Axes, forms
+
+
+@forms.register("TranscoderSet")
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class TranscoderSet(OfLayers):
+    """JumpReLU transcoders of several layers, on raw activations; a pytree. Its latents are those of all layers, L *
+    Zl, the first layer's first.
+
+    Attributes:
+        W_enc: [L, A, Zl]. b_enc, threshold: [L, Zl]. W_dec: [L, Zl, A]. b_dec: [L, A].
+        W_skip: [L, A, A], from each layer's input to its output, or None.
+        info: static; `info.site` and `info.site_out` have the sites in the order of the layers.
+        largest: static; the largest activation of each latent, None where nobody has recorded it.
+
+    Raises:
+        ValueError: when made with arrays whose shapes do not belong together.
+
+    Example:
+        >>> one, zero = jnp.ones((2, 1, 1)), jnp.zeros((2, 1))
+        >>> TranscoderSet(one, zero, 2 * one, zero, zero)(jnp.float32([[3], [5]])).tolist()
+        [[6.0], [10.0]]
+    """
+
+    axes: ClassVar[Axes] = {
+        "W_enc": ("L", "A", "Zl"),
+        "b_enc": ("L", "Zl"),
+        "W_dec": ("L", "Zl", "A'"),
+        "b_dec": ("L", "A'"),
+        "threshold": ("L", "Zl"),
+        "W_skip": ("L", "A", "A'"),
+    }
+    noun: ClassVar[str] = "set of transcoders"
+    W_enc: jax.Array
+    b_enc: jax.Array
+    W_dec: jax.Array
+    b_dec: jax.Array
+    threshold: jax.Array
+    W_skip: jax.Array | None = None
+    info: Info | None = dataclasses.field(default=None, metadata={"static": True})
+    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
+
+    def __post_init__(self):
+        self.check_shapes()
+
+    def decode(self, f: jax.Array) -> jax.Array:
+        """Latents [B, L * Zl] -> what comes out at all layers, [B, L, A], without the skip."""
+        of_layers = f.reshape(*f.shape[:-1], *self.W_dec.shape[:2])
+        return jnp.einsum("...LZ,LZA->...LA", of_layers, self.W_dec, precision="highest") + self.b_dec
+
+    def rows(self, latents: jax.Array) -> jax.Array:
+        """[K, L, A]: what latents [K] write to each layer, zeros for all layers but their own."""
+        L, width, A = self.W_dec.shape
+        own = jax.nn.one_hot(latents // width, L, dtype=self.W_dec.dtype)
+        return own[:, :, None] * self.W_dec.reshape(-1, A)[latents][:, None]
+
+    def layer(self, index: int) -> JumpReLU:
+        """Returns the transcoder of one layer.
+
+        Args:
+            index: 0 to L - 1, among the layers of the set.
+
+        Raises:
+            ValueError: for another index.
+
+        Example:
+            >>> one, zero = jnp.ones((2, 1, 1)), jnp.zeros((2, 1))
+            >>> TranscoderSet(one, zero, 2 * one, zero, zero).layer(1)(jnp.float32([5])).tolist()
+            [10.0]
+        """
+        if not 0 <= index < self.site_count:
+            raise ValueError(f"the layers of this set are 0 to {self.site_count - 1}, got {index}")
+        info = self.info
+        if info is not None:
+            info = dataclasses.replace(info, site=info.site[index], site_out=info.site_out[index])
+        return JumpReLU(**{name: array[index] for name, array in self.arrays().items()}, info=info)

@@ -20,6 +20,7 @@ DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
     "sae": 'glob(["sae/explorer/templates/**"])',
     "tests": '["pyproject.toml"]',
+    "tests/experiments/test_architecture_table": '["sae/README.md"] + glob(["experiments/results/*.json"])',
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
     "tests/test_locks": '["setup.py"] + glob(["requirements*.lock"])',

@@ -35,8 +35,17 @@ setup(
     package_dir={LAUNCHES: "experiments"},
     entry_points={"console_scripts": [f"mishax-{name} = {LAUNCHES}.commands:main" for name in COMMANDS]},
     package_data={
-        "gemma": ["tiny/*.json", "tiny/*.model", "tiny/*.md", "tiny/*.txt", "tiny/*.jsonl", "tiny/weights/**/*"],
-        "sae": ["explorer/templates/*"],
+        "mishax_lite": ["py.typed"],
+        "gemma": [
+            "py.typed",
+            "tiny/*.json",
+            "tiny/*.model",
+            "tiny/*.md",
+            "tiny/*.txt",
+            "tiny/*.jsonl",
+            "tiny/weights/**/*",
+        ],
+        "sae": ["py.typed", "explorer/templates/*"],
     },
     install_requires=[
         "chex>=0.1.90",

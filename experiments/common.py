@@ -24,7 +24,7 @@ from sae.text import Sequences, preparing
 from sae.text.corpus import Corpus
 from sae.text.origin import SHIPPED
 
-from . import reading, stopping
+from . import helping, reading, stopping
 
 T = TypeVar("T")
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
@@ -103,6 +103,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bou
 # By these a model is loaded, and a text is read and cut.
 OF_MODELS, OF_TEXTS = ("model", "expanded_cache"), ("corpus", "held_out", "packed", "only_model_turns", "length")
 OF_TEXTS += ("max_sequences", "eval_sequences", "skip_bad", "text_dir")
+helping.seldom("compilation_cache", "expanded_cache")
 # What --help lists, of launches that adopt these flags.
 flags.adopt_module_key_flags(reading)
 

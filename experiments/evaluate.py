@@ -25,6 +25,7 @@ from sae.text import Sequences
 from . import autoencoders, common, recorded, running
 from .train import SAES_DIR
 
+REFUSED = ("max_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("saes_dir")
@@ -33,7 +34,7 @@ flags.declare_key_flag("site")
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or have no effect."""
-    running.refuse(["max_sequences"], "nothing is harvested; --eval_sequences is for the held-out text")
+    running.refuse(REFUSED, "nothing is harvested; --eval_sequences is for the held-out text")
     common.check_texts()
 
 

@@ -12,6 +12,7 @@ from absl import flags
 
 import sae
 from sae.evaluation import kept
+from sae.explainers import base as explainers
 from sae.explorer import building
 from sae.files import check_folder, local_path
 from sae.text import Sequences
@@ -21,6 +22,10 @@ from .evaluate import evaluate, target
 from .train import SAES_DIR
 
 PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages.")
+EXPLAINER = flags.DEFINE_string(
+    "explainer", None, f"What puts each latent into words: {', '.join(explainers.names())}. By default nothing does."
+)
+REFUSED = ("max_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("saes_dir")
@@ -29,8 +34,9 @@ flags.declare_key_flag("site")
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or have no effect."""
-    running.refuse(["max_sequences"], "nothing is harvested; --eval_sequences is for the held-out text")
+    running.refuse(REFUSED, "nothing is harvested; --eval_sequences is for the held-out text")
     common.check_texts()
+    explainers.explainer_of(EXPLAINER.value)
 
 
 def explore(
@@ -40,10 +46,11 @@ def explore(
     held_out: Sequences,
     pages_dir: Path,
     at_hand: bool = True,
+    explainer: str | None = None,
 ) -> Path:
     """Writes the pages of the autoencoders in `folders`, those that exist already excepted. Returns the first.
 
-    `at_hand` is as for `recorded.about`.
+    `at_hand` is as for `recorded.about`, `explainer` as for `sae.explore`.
     """
     outline = functools.partial(autoencoders.outline, model=model)
     of = kept.subject(model, held_out)
@@ -60,7 +67,8 @@ def explore(
         for folder, metrics in zip(folders, evaluate(model, folders, held_out), strict=True)
     ]
     about = recorded.about(folders, model, held_out, at_hand)
-    return building.build(entries, model, held_out, pages_dir, about, progress=common.progress)
+    said = explainers.explainer_of(explainer)
+    return building.build(entries, model, held_out, pages_dir, about, explainer=said, progress=common.progress)
 
 
 def main():
@@ -72,7 +80,8 @@ def main():
     model = common.load_model(map(common.activation_dtype, folders))
     recorded.check(folders, model)
     held_out = common.held_out_text(model, at_hand)
-    print(f"open {explore(model, saes_dir, folders, held_out, local_path(PAGES_DIR.value), at_hand)}")
+    first = explore(model, saes_dir, folders, held_out, local_path(PAGES_DIR.value), at_hand, EXPLAINER.value)
+    print(f"open {first}")
 
 
 if __name__ == "__main__":

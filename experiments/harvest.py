@@ -13,12 +13,13 @@ from sae.harvesting import SHUFFLE_BYTES as BYTES
 from sae.harvesting import SHUFFLE_ROWS as SHUFFLED
 from sae.harvesting import plan
 from sae.sites import matching
+from sae.store import claims
 from sae.store import manifest as manifests
 from sae.store.codec import names as codecs
 from sae.store.places import Place, place
 from sae.text import Sequences
 
-from . import common, running
+from . import common, helping, running
 
 SITES = flags.DEFINE_list(
     "sites",
@@ -48,16 +49,25 @@ SINK_FACTOR = flags.DEFINE_float(
     "Leave out attention sinks: tokens whose norm in the residual stream is over this multiple of the median.",
     lower_bound=1.0,
 )
-SHARE = flags.DEFINE_string(
-    "share", "0/1", "Which share of the segments this process writes, of how many: 0/4 to 3/4 for four processes."
+WORKER = flags.DEFINE_string(
+    "worker", "0/1", "Index of this process among those that divide the harvest, and their count: 0/4 to 3/4 for four."
 )
+SILENT_SECONDS = flags.DEFINE_float(
+    "silent_seconds",
+    claims.SILENT_SECONDS,
+    "Seconds without a sign of life after which a process on another machine counts as gone, and its segment is taken "
+    "over.",
+    lower_bound=0.0,
+)
+helping.seldom("shuffle_rows", "shuffle_bytes", "worker", "silent_seconds")
+REFUSED = ("eval_sequences",)
 # What --help lists.
 flags.adopt_module_key_flags(common)
 
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, are out of their range, or have no effect."""
-    running.refuse(["eval_sequences"], "a harvest takes no figures")
+    running.refuse(REFUSED, "a harvest takes no figures")
     check_harvest()
 
 
@@ -66,17 +76,17 @@ def check_harvest() -> None:
     common.check_texts()
     if common.ONLY_MODEL_TURNS.value and not common.CORPUS.value:
         raise ValueError("--only_model_turns is of chats, and the shipped text has none: name chats by --corpus")
-    _share()
+    _worker()
     if SINK_FACTOR.value is not None and not SINK_FACTOR.value > 1:
         raise ValueError(f"--sink_factor is a multiple of the median norm, more than 1; got {SINK_FACTOR.value:g}")
 
 
-def _share() -> tuple[int, int]:
-    """Which of how many, from `--share`."""
-    which, _, of = SHARE.value.partition("/")
-    if not (which.isdecimal() and of.isdecimal() and int(which) < int(of)):
-        raise ValueError(f"--share is which of how many, counted from 0, such as 0/4 to 3/4; got {SHARE.value!r}")
-    return int(which), int(of)
+def _worker() -> tuple[int, int]:
+    """(index, count), from `--worker`."""
+    index, _, count = WORKER.value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--worker is an index from 0 on and a count, such as 0/4 to 3/4; got {WORKER.value!r}")
+    return int(index), int(count)
 
 
 def sites(model: sae.LanguageModel) -> list[str]:
@@ -92,7 +102,8 @@ def harvest(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Pat
         sequences,
         sites(model),
         store_dir,
-        share=_share(),
+        worker=_worker(),
+        silent_seconds=SILENT_SECONDS.value,
         progress=common.progress,
         **_arguments(model),
     )
@@ -142,7 +153,7 @@ def describe(store: sae.ActivationStore) -> str:
                 "dimension is far larger than the others: bfloat16 loses nothing to speak of"
             )
     if len(store.segments) < store.manifest.segments:
-        text += f"; {len(store.segments)} of {store.manifest.segments} segments, the others' shares are missing"
+        text += f"; {len(store.segments)} of {store.manifest.segments} segments, the other workers' are missing"
     return text
 
 

@@ -23,6 +23,7 @@ from .harvest import STORE_DIR
 
 VERIFY = flags.DEFINE_bool("verify", False, "Read all files and compare them with the checksums recorded.")
 REPAIR = flags.DEFINE_bool("repair", False, "Harvest damaged and missing segments again.")
+REFUSED = harvest.REFUSED
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)

@@ -16,10 +16,33 @@ from collections.abc import Callable, Iterable
 from absl import app, flags
 from absl import logging as absl_logging
 
-from . import stopping, terminal
+from . import helping, stopping, terminal
 
-# Of flags that are lists or texts, those for which nothing is a value: no prefixes; no text but BOS.
-MAY_BE_EMPTY = ("matryoshka", "prompt")
+# Of flags that are lists or texts, those for which nothing is a value: no text but BOS. Tuples may be empty, too.
+MAY_BE_EMPTY = ("prompt",)
+_late: dict[str, Callable[[], Iterable[str]]] = {}
+
+
+def define_late(name: str, define: Callable[[], Iterable[str]]) -> None:
+    """Has flags defined once more before the command line is read, for what was registered after the launch's import.
+
+    Args:
+      name: of a flag: of the launches that have it.
+      define: defines the flags that do not exist yet, and returns the names of all.
+    """
+    _late[name] = define
+
+
+def define_registered(module: str) -> None:
+    """Defines what `define_late` has asked for, in a launch.
+
+    Args:
+      module: of the launch.
+    """
+    names = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(module))}
+    for define in [define for name, define in _late.items() if name in names]:
+        for name in set(define()) - names:
+            flags.FLAGS.register_key_flag_for_module(_called(module), flags.FLAGS[name])
 
 
 def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> None:
@@ -28,13 +51,15 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
     Args:
       main: the launch.
       check: raises ValueError for flags that contradict one another, from the flags alone. A launch that has it refuses
-        flags that its --help does not list, too: another launch's are defined as well, and would do nothing.
+        flags that its --helpfull does not list, too: another launch's are defined as well, and would do nothing.
     """
     terminal.print_what_it_can()
     if main.__module__ != "__main__":
         _be_main(main.__module__)
 
     def parse(argv):
+        define_registered(main.__module__)
+        helping.define(lambda full: _help(main, full))
         try:
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
@@ -65,6 +90,13 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
     app.run(guarded, flags_parser=parse)
 
 
+def _help(main: Callable[[], None], full: bool) -> str:
+    """The help of a launch, whose module may name the flags that it refuses in `REFUSED`."""
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(main.__module__))]
+    refused = getattr(sys.modules[main.__module__], "REFUSED", ())
+    return helping.text(sys.modules["__main__"].__doc__ or "", names, refused, full)
+
+
 _CONVERSIONS = {"invalid literal for int": "a whole number", "could not convert string to float": "a number"}
 
 
@@ -75,8 +107,10 @@ def _without_python(problem: str) -> str:
       >>> _without_python("flag --steps=abc: invalid literal for int() with base 10: 'abc'")
       "--steps takes a whole number, got 'abc'"
     """
+    if found := re.fullmatch(r"flag --([\w.]+)=.*?: (takes .*)", problem):
+        return f"--{found[1]} {found[2]}"
     for words, what in _CONVERSIONS.items():
-        if found := re.fullmatch(rf"flag --(\w+)=(.*): {words}.*", problem):
+        if found := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
             return f"--{found[1]} takes {what}, got {found[2]!r}"
     return problem
 
@@ -140,9 +174,9 @@ def check_values() -> None:
         flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name)
         if not flag.present or module.startswith("absl."):
             continue
-        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        values = list(flag.value) if isinstance(flag.value, (list, tuple)) else [flag.value]
         texts = [value.strip() for value in values if isinstance(value, str)]
-        if name not in MAY_BE_EMPTY and (not values or "" in texts):
+        if name not in MAY_BE_EMPTY and flag.value != () and (not values or "" in texts):
             what = "is empty" if not any(texts) else f"has an empty entry, got {','.join(texts)!r}"
             raise flags.Error(f"--{name} {what}: give a value, or leave the flag out for its default")
         if any(isinstance(value, float) and not math.isfinite(value) for value in values):

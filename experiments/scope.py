@@ -14,12 +14,15 @@ from absl import flags
 from sae.files import local_path
 from sae.sites import dim
 
-from . import common, evaluate, explore, harvest, recorded, running, train
+from . import common, evaluate, explore, harvest, recorded, run_words, running, train
 
 T = TypeVar("T")
 
 MOST = 2000  # sequences to harvest, unless --max_sequences says how many
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
+_PLACES = ("store_dir", "saes_dir", "checkpoint_dir")
+_OTHERS = {"worker": "harvest", "silent_seconds": "harvest", "distributed": "train"}
+REFUSED = (*_PLACES, *_OTHERS, "crosscoder", "plan_only", "topology")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)
@@ -28,12 +31,12 @@ flags.adopt_module_key_flags(train)
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or that are for the single steps."""
-    for name in ("store_dir", "saes_dir", "checkpoint_dir"):
+    for name in _PLACES:
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
     if train.CROSSCODER.value or train.PLAN_ONLY.value:
         raise ValueError("--crosscoder and --plan_only are for the launch train: they end without figures and pages")
-    for name, launch in (("share", "harvest"), ("distributed", "train")):
+    for name, launch in _OTHERS.items():
         if flags.FLAGS[name].present and flags.FLAGS[name].value != flags.FLAGS[name].default:
             raise ValueError(f"--{name} is for the launch {launch}: here one process does everything")
     harvest.check_harvest()
@@ -67,7 +70,7 @@ def main():
     train.folders_of(runs, out / "saes")
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))
     print(f"  {harvest.describe(store)}")
-    print(f"  {train.describe(runs[0])}")
+    print(f"  {run_words.about(train.RECIPE.value, runs[0])}")
     folders = stage("train", lambda: train.train(runs, store, out / "saes", out / "checkpoints"))
     found = stage("evaluate", lambda: evaluate.evaluate(model, folders, held_out))
     first = stage("pages", lambda: explore.explore(model, out / "saes", folders, held_out, out / "pages"))

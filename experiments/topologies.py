@@ -46,7 +46,8 @@ def mesh(devices: list[jax.Device], over: int, name: str, what: str) -> Mesh:
       ValueError: when they cannot be laid out so; `what` are the devices, in words.
     """
     if len(devices) % over:
-        raise ValueError(f"{what} has {len(devices)} devices: {over} of them cannot share the parameters evenly")
+        count = "1 device" if len(devices) == 1 else f"{len(devices)} devices"
+        raise ValueError(f"{what} has {count}: {over} of them cannot share the parameters evenly")
     shape = (len(devices) // over, over)
     if devices[0].platform != "tpu":
         return Mesh(np.asarray(devices).reshape(shape), ("data", name))

@@ -1,25 +1,22 @@
-"""Trains JumpReLU autoencoders from a store, one for each site and target L0, all in one pass over it.
+"""Trains autoencoders from a store, one for each site and target L0, all in one pass over it.
 
     python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --l0_targets=10,20,40
+    python -m experiments.train --store_dir=runs/store --saes_dir=runs/saes --autoencoder=topk --l0_targets=10,20,40
 
-The fields of `sae.Run` and of its parts have flags of their names; several sites, targets, widths, learning rates and
-seeds make a run for each combination. `--plan_only` says what the runs would take, with `--topology=v5e:16x16` on TPUs
-that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no store:
+Flags name the kinds of a run's parts, and set their fields, with the part's name before them or without:
+`--sparsity=quadratic,frequency`, `--optimizer.beta2=0.99`, `--beta2=0.99` (`--helpfull` lists them all). Several sites,
+targets, widths, learning rates and seeds make a run for each combination. `--plan_only` says what the runs would take,
+with `--topology=v5e:16x16` on TPUs that this machine lacks (which takes libtpu: pip install 'jax[tpu]'). It needs no
+store:
 
     python -m experiments.train --plan_only --model=gemma2-2b --train_sites=layer_12/resid_post --width=131072
 """
 
-import dataclasses
-import inspect
 import itertools
 import json
-import math
-import re
-import types
-import typing
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -27,15 +24,12 @@ from absl import flags
 import gemma
 import sae
 from gemma.model import param_shapes
-from sae.families import FAMILIES
 from sae.files import check_folder, free_bytes, local_path, replace_file
-from sae.parts import of_plain_json
-from sae.recipes import PENALTIES
 from sae.sites import dim, token_site
 from sae.store import places
 from sae.store.source import Source
 
-from . import autoencoders, common, harvest, running, topologies
+from . import autoencoders, common, harvest, helping, numbers, part_flags, run_words, running, topologies
 from .harvest import STORE_DIR
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}
@@ -47,9 +41,11 @@ CROSSCODER = flags.DEFINE_bool("crosscoder", False, "One crosscoder over all sit
 RECIPE = flags.DEFINE_enum("recipe", "short_run", list(RECIPES), "short_run for minutes to hours, the others for days.")
 WIDTH = flags.DEFINE_list("width", None, "Latents. Default: 8 times the activation's width.")
 L0_TARGETS = flags.DEFINE_list(
-    "l0_targets", None, "Active latents per token to aim at. Default: 10,20,40; none for the recipe gemma_scope."
+    "l0_targets",
+    None,
+    "Active latents per token to aim at, or to keep. Default: 10,20,40; none for the recipe gemma_scope.",
 )
-COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the linear penalty.")
+COEFFICIENTS = flags.DEFINE_list("coefficients", None, "Instead of targets: fixed lambdas of the sparsity term.")
 LEARNING_RATE = flags.DEFINE_list("learning_rate", None, "Adam's. Default: the recipe's.")
 TRAIN_SEEDS = flags.DEFINE_list("train_seeds", None, "Seeds of initial weights. Default: --seed.")
 STEPS = flags.DEFINE_integer("steps", 450, "Optimizer steps.", lower_bound=1)
@@ -62,71 +58,32 @@ DISTRIBUTED = flags.DEFINE_bool(
 )
 PLAN_ONLY = flags.DEFINE_bool("plan_only", False, "Say what the runs would take, and stop.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "For --plan_only: TPUs that need not be there, such as v5e:16x16.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs that are in --saes_dir.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace autoencoders of other runs.")
 TENSORBOARD_DIR = flags.DEFINE_string("tensorboard_dir", None, "Folder for event files. Default: under --saes_dir.")
 WANDB_PROJECT = flags.DEFINE_string("wandb_project", None, "Report to this project of Weights & Biases as well.")
-# Fields that other flags set, or what is trained on.
-_ELSEWHERE = ("site", "width", "steps", "l0_target", "learning_rate", "seed", "data_seed")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """What the fields of a run, or of a kind of part, mean: from its docstring."""
-    attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
-    entries = re.findall(r"(?m)^  (\w+): (.*(?:\n    .*)*)", attributes)
-    capital = lambda text: text[0].upper() + text[1:]  # noqa: E731
-    return {name: capital(" ".join(text.split())) for name, text in entries}
-
-
-class _StepsParser(flags.ArgumentParser):
-    """A number, or a share such as 1/4."""
-
-    syntactic_help = "a number, or a share of the run such as 1/4"
-
-    def parse(self, argument):
-        value = of_plain_json(argument)
-        if isinstance(value, str):
-            try:
-                value = int(value) if value.isdecimal() else float(value)
-            except ValueError:
-                raise ValueError(f"takes {self.syntactic_help}, got {argument!r}") from None
-        return value
-
-
-def _define(field: dataclasses.Field, meaning: str) -> flags.FlagHolder:
-    """A flag for a field, without a value unless the user gives one."""
-    default = field.default if field.default is not dataclasses.MISSING else None
-    text = f"{meaning} Default: the recipe's (by itself: {default})."
-    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    if Fraction in kinds:
-        return flags.DEFINE(_StepsParser(), field.name, None, text)
-    if typing.get_origin(field.type) is typing.Annotated:
-        kinds = typing.get_args(field.type)
-    for kind, define in ((bool, flags.DEFINE_bool), (int, flags.DEFINE_integer), (float, flags.DEFINE_float)):
-        if kind in kinds:
-            return define(field.name, None, text)
-    return (flags.DEFINE_string if str in kinds else flags.DEFINE_list)(field.name, None, text)
-
-
-def _fields() -> dict[str, tuple[dataclasses.Field, str]]:
-    """The fields that have flags, with their meanings: those of a run that are no parts, and those of every kind of
-    part."""
-    kinds = [sae.Run, *(kind for family in FAMILIES.values() for kind in family.registry.values())]
-    found = {}
-    for kind in kinds:
-        meanings = _meanings(kind)
-        for field in dataclasses.fields(kind):
-            if field.name not in _ELSEWHERE and field.name not in FAMILIES:
-                found.setdefault(field.name, (field, meanings[field.name]))
-    return found
-
-
 # Fields that are in the names of folders anyway, or make no other autoencoder.
-_UNNAMED = ("site_out", "skip", "batch_size", "precision")
-FIELDS = {name: _define(*about) for name, about in _fields().items()}
-FIELDS["penalty"] = flags.DEFINE_enum("penalty", None, PENALTIES, "In the L0. Default: the recipe's.")
+_UNNAMED = ("site_out", "skip", "batch_size", "precision", "l0_target")
+FIELDS = part_flags.FIELDS
+for name in part_flags.define():
+    flags.declare_key_flag(name)
+running.define_late("recipe", part_flags.define)
+helping.seldom(
+    "save_every", "tensorboard_dir", "wandb_project", "topology", "distributed", "crosscoder", "latent_devices"
+)
+helping.section("recipe", lambda: run_words.described(_examples()), part_flags.covered)
+REFUSED = common.OF_TEXTS
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("store_dir")
+
+
+def _examples() -> dict[str, sae.Run]:
+    """A run of each recipe, as the launch makes it by default."""
+    return {name: _example(name, {} if name == "gemma_scope" else {"l0_target": 20.0}) for name in RECIPES}
+
+
+def _example(recipe: str, fields: Mapping[str, Any]) -> sae.Run:
+    return RECIPES[recipe]("layer_0/resid_post", 2**18, 1200, **fields)
 
 
 def check_flags() -> None:
@@ -139,16 +96,25 @@ def check_flags() -> None:
 
 def check_runs() -> None:
     """As `check_flags`, of the flags that describe runs."""
-    fields = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
-    fixed = _numbers("coefficients", COEFFICIENTS.value)
-    if fixed and L0_TARGETS.value is not None:
-        raise ValueError("--coefficients and --l0_targets exclude each other: fixed lambdas, or L0s to aim at")
+    given = part_flags.given()
+    fields = {part_flags.field_of(name): value for name, value in given.items()}
+    fixed = numbers.different("coefficients", COEFFICIENTS.value)
+    target, targets = part_flags.values_of("l0_target")
+    rate, rates = part_flags.values_of("learning_rate")
+    if fixed and targets is not None:
+        raise ValueError(f"--coefficients and --{target} exclude each other: fixed lambdas, or L0s to aim at")
     if fixed and "coefficient" in fields:
         raise ValueError("--coefficient is for runs with --l0_targets; --coefficients has the lambdas of the others")
-    if fixed and fields.get("penalty") == "quadratic":
-        raise ValueError("--coefficients are of the linear penalty: --penalty=quadratic goes with --l0_targets")
+    aimed = [kind for kind in part_flags.kinds_given().get("sparsity", []) if kind.aim]
+    if fixed and (fields.get("penalty") == "quadratic" or aimed):
+        penalty = "penalty=quadratic" if fields.get("penalty") else f"sparsity={','.join(given['sparsity'])}"
+        raise ValueError(f"--coefficients are of the linear penalty: --{penalty} goes with --l0_targets")
     if fixed and fields.get("controller"):
         raise ValueError("--coefficients are fixed lambdas, which --controller would move: it goes with --l0_targets")
+    if "penalty" in given and "sparsity" in given:
+        raise ValueError("--penalty and --sparsity both say what makes latents sparse: give one of them")
+    if targets is not None and (aim := part_flags.aim_given()):
+        raise ValueError(f"--{aim} and --{target} both say how many latents a token has: give one of them")
     if fields.get("skip") and "site_out" not in fields:
         raise ValueError("--skip is for transcoders: it goes with --site_out")
     if CROSSCODER.value and "site_out" in fields:
@@ -159,21 +125,30 @@ def check_runs() -> None:
         raise ValueError("--plan_only is of one process: leave --distributed out")
     if TRAIN_SITES.value and len(set(TRAIN_SITES.value)) < len(TRAIN_SITES.value):
         raise ValueError(f"--train_sites takes different sites, got {','.join(TRAIN_SITES.value)!r}")
-    _aims()
-    _numbers("learning_rate", LEARNING_RATE.value)
-    _whole_numbers("width", WIDTH.value)
-    _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0)
-    _numbers("matryoshka", fields.get("matryoshka") or None)
+    aim = _aims()[0]  # which may be too large for the width of an example
+    aim |= {"l0_target": 1.0} if aim.get("l0_target") else {}
+    numbers.different(rate, rates)
+    numbers.different_whole("width", WIDTH.value)
+    numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0)
+    first = {name: value for name, value in aim.items() if name != "coefficient"}
+    example = _example(RECIPE.value, first | {name: given[name] for name in ("penalty",) if name in given})
+    lists = {"coefficients": "coefficient"} if fixed else {}
+    if aim.get("l0_target"):
+        lists[target] = target if "." in target else "l0_target"
+    part_flags.check(example, lists | ({rate: rate} if rates else {}))
 
 
 def _aims() -> list[dict]:
     """What the runs of a site aim at, as what recipes take."""
     if COEFFICIENTS.value:
-        return [{"coefficient": number, "l0_target": None} for number in _numbers("coefficients", COEFFICIENTS.value)]
-    if L0_TARGETS.value is None and RECIPE.value == "gemma_scope":
-        return [{}]
-    targets = ["10", "20", "40"] if L0_TARGETS.value is None else L0_TARGETS.value
-    return [{"l0_target": number} for number in _numbers("l0_targets", targets)]
+        none = {} if "sparsity" in part_flags.given() else {"l0_target": None}
+        return [{"coefficient": number} | none for number in numbers.different("coefficients", COEFFICIENTS.value)]
+    name, targets = part_flags.values_of("l0_target")
+    if targets is None:
+        if RECIPE.value == "gemma_scope" or not part_flags.wants_target():
+            return [{}]
+        targets = ["10", "20", "40"]
+    return [{"l0_target": number} for number in numbers.different(name, targets)]
 
 
 def configs(widths: Mapping[str, int]) -> list[sae.Run]:
@@ -183,11 +158,9 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
     for site in [*sites, *([out] if out else [])]:
         if site not in widths:
             raise ValueError(f"{site!r} is not among the sites harvested: {', '.join(widths)}")
-    seeds = _whole_numbers("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
-    rates = _numbers("learning_rate", LEARNING_RATE.value)
-    changes = {name: flag.value for name, flag in FIELDS.items() if flag.value is not None}
-    if "matryoshka" in changes:  # --matryoshka= for none
-        changes["matryoshka"] = tuple(_numbers("matryoshka", changes["matryoshka"] or None))
+    seeds = numbers.different_whole("train_seeds", TRAIN_SEEDS.value, least=0) or [common.SEED.value]
+    rates = numbers.different(*part_flags.values_of("learning_rate"))
+    changes = part_flags.given()
     if not sites:
         raise ValueError(f"no site to train on: {out} is what comes out, and the store has no other")
     if CROSSCODER.value and len(sites) < 2:
@@ -202,7 +175,7 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
         )
         for site in ([tuple(sites)] if CROSSCODER.value else sites)
         for width, aim, rate, seed in itertools.product(
-            _whole_numbers("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
+            numbers.different_whole("width", WIDTH.value) or [None], _aims(), rates or [None], seeds
         )
     ]
 
@@ -219,9 +192,11 @@ def folders_of(runs: list[sae.Run], saes_dir: Path, source: Source | None = None
     Raises:
       ValueError: where the autoencoder of another run is, unless --overwrite says that it may be replaced.
     """
-    given = {"sparsity" if name == "penalty" else name for name, flag in FIELDS.items() if flag.value is not None}
-    named = [name for name in given if name not in _UNNAMED]
-    named += ["learning_rate"] if LEARNING_RATE.value else []
+    values = {name for run in runs for name in run.fields()}
+    aims = {part.aim for run in runs for _, part in run.parts()}
+    named = [name if name in values else part_flags.field_of(name) for name in part_flags.given()]
+    named = ["sparsity" if name == "penalty" else name for name in named if name not in (*_UNNAMED, *aims)]
+    named += ["learning_rate"] if part_flags.values_of("learning_rate")[1] else []
     named += ["seed"] if any(run.seed for run in runs) else []
     suffix = "" if RECIPE.value == RECIPE.default else f"_recipe_{RECIPE.value}"
     folders = autoencoders.folders_of(saes_dir, runs, named, suffix)
@@ -287,48 +262,6 @@ def check_dtype(store: sae.ActivationStore) -> None:
         )
 
 
-def describe(run: sae.Run) -> str:
-    """One line on how a recipe for short runs departs from the paper's constants; empty for the others."""
-    if RECIPE.value != "short_run":
-        return ""
-    fields, adam = run.fields(), run.optimizer
-    theta = "log(theta)" if fields["log_threshold"] else "theta itself"
-    return (
-        f"recipe short_run: the paper's loss, gradients, constraint and folding; but {theta} is trained with a "
-        f"learning rate of its own, {fields['threshold_learning_rate']:g}, and bandwidth {fields['bandwidth']:g}; "
-        f"inputs are {'' if fields['centre'] else 'not '}centred; Adam's betas are {adam.beta1:g} and {adam.beta2:g}; "
-        f"the decoder learns at {adam.decoder_rate_factor:g} times the encoder's rate; and the warm-ups are scaled to "
-        f"{run.steps} steps (learning rate {adam.warmup_steps(run.steps)}, lambda {run.warm_from}; the paper: 1,000 "
-        "and 10,000)"
-    )
-
-
-def _numbers(flag: str, words: list[str] | None, least: float | None = None) -> list[float]:
-    """Different numbers above 0, or from `least` on; none where the flag has no value."""
-    if words is None:
-        return []
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        raise ValueError(f"--{flag} takes numbers with commas between them, got {','.join(words)!r}") from None
-    low = any(not number > 0 if least is None else number < least for number in numbers)
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"--{flag} takes finite numbers, got {','.join(words)!r}")
-    # As they stand in the names of folders (`naming.run_names`); whole numbers stand there in full.
-    different = {f"{number:g}" if least is None else number for number in numbers}
-    if not numbers or low or len(different) < len(numbers):
-        bound = "above 0" if least is None else f"from {least} on"
-        raise ValueError(f"--{flag} takes different numbers {bound}, got {','.join(words)!r}")
-    return numbers
-
-
-def _whole_numbers(flag: str, words: list[str] | None, least: int = 1) -> list[int]:
-    numbers = _numbers(flag, words, least)
-    if any(number != int(number) for number in numbers):
-        raise ValueError(f"--{flag} takes whole numbers, got {','.join(words)!r}")
-    return [int(number) for number in numbers]
-
-
 def main():
     if DISTRIBUTED.value:
         jax.distributed.initialize()
@@ -339,7 +272,7 @@ def main():
     store = sae.ActivationStore.open(STORE_DIR.value)
     check_dtype(store)
     runs = configs({site: store.width(site) for site in store.sites})
-    print(describe(runs[0]))
+    print(run_words.about(RECIPE.value, runs[0]))
     for folder in train(runs, store, local_path(SAES_DIR.value), local_path(CHECKPOINT_DIR.value)):
         print(folder)
 

@@ -116,8 +116,8 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | N
         return blocks(q, k, v)
     # Which of the two is decided when the program is lowered, as arrays may lie on the CPU of a machine with a GPU.
     target, implementation = chosen
-    own = functools.partial(by_kernel, window=reach.window, implementation=implementation)
-    return jax.lax.platform_dependent(q, k, v, **{target: own}, default=blocks)
+    attend = functools.partial(by_kernel, window=reach.window, implementation=implementation)
+    return jax.lax.platform_dependent(q, k, v, **{target: attend}, default=blocks)
 
 
 def kernel(
@@ -206,8 +206,8 @@ def _span(
     firsts = jnp.arange(start, stop, size)
     blocks = jnp.moveaxis(jax.lax.map(block, firsts), 0, 2)  # [B, K, blocks, size, G, H]
     last = (stop - start) % size or size  # of the last block, the rows that are new
-    done = blocks[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
-    return jnp.concatenate([done, blocks[:, :, -1, size - last :]], axis=2)
+    whole = blocks[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
+    return jnp.concatenate([whole, blocks[:, :, -1, size - last :]], axis=2)
 
 
 def _weights(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

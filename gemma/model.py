@@ -48,8 +48,8 @@ class Model:
         leaves = jax.tree.leaves(self.params)
         config, dtype = self.config, jnp.dtype(self.dtype).name
         # Leaves may be tracers or shapes; under a transformation they may be anything.
-        known = bool(leaves) and all(isinstance(getattr(leaf, "shape", None), tuple) for leaf in leaves)
-        count = f"{in_short(sum(math.prod(leaf.shape) for leaf in leaves))} parameters, " if known else ""
+        has_shapes = bool(leaves) and all(isinstance(getattr(leaf, "shape", None), tuple) for leaf in leaves)
+        count = f"{in_short(sum(math.prod(leaf.shape) for leaf in leaves))} parameters, " if has_shapes else ""
         return f"Model({config.name}: {config.num_layers} layers, {count}{dtype})"
 
     @property

@@ -113,7 +113,7 @@ def generate(
 
     Raises:
       ValueError: for no prompts, an empty one, a number of them that the mesh's `data` axis does not divide, token ids
-        outside the vocabulary, texts without a tokenizer, settings out of range, edits of sites that are not there,
+        outside the vocabulary, texts without a tokenizer, settings out of range, edits of sites that do not exist,
         and inside `jax.jit`.
 
     Example:
@@ -275,8 +275,8 @@ def _take(program, state: _State, logits: jax.Array, cache: Any) -> _State:
         scores = put(scores, drawing.log_probabilities(logits, token))
     if seen is not None:
         seen = seen.at[jnp.arange(len(token)), token].max(~state.done)
-    done = state.done | jnp.isin(token, program.stops)
-    return _State(state.number + 1, token, done, state.keys, cache, put(state.new, token), scores, seen)
+    ended = state.done | jnp.isin(token, program.stops)
+    return _State(state.number + 1, token, ended, state.keys, cache, put(state.new, token), scores, seen)
 
 
 def _advance(program, state: _State, wanted: jax.Array) -> _State:

@@ -5,7 +5,7 @@ sites    the names in a function, with shapes
 capture  makes a function return the values at its sites too
 edit     makes a function compute with other values there; `Edits` is what it takes, as a pytree that can be joined
 gradients  makes a function return how its output moves with them
-absent   says why a site is not there, to whoever asks for it
+absent   says why a site is missing, to whoever asks for it
 scope    prefixes the names tapped in it
 modules  taps the output of every module of a Flax linen, nnx or Equinox model under its path
 Patch    rewrites functions of a module, anybody's, so that they tap; `Rewrite` is one edit

@@ -51,22 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def find_patches(name: str) -> list[Patch]:
     """The patches that importing a module installs, without installing them, and those among its attributes."""
-    with collecting() as found:
+    with collecting() as collected:
         module = importlib.import_module(name)
-    patches = [*found, *_patches_in(vars(module).values())]
+    patches = [*collected, *_patches_in(vars(module).values())]
     return list({id(patch): patch for patch in patches}.values())
 
 
 def _patches_in(values: Iterable[Any]) -> list[Patch]:
-    found = []
+    patches = []
     for value in values:
         if isinstance(value, Patch):
-            found.append(value)
+            patches.append(value)
         elif isinstance(value, (list, tuple, set, frozenset)):
-            found += [item for item in value if isinstance(item, Patch)]
+            patches += [item for item in value if isinstance(item, Patch)]
         elif isinstance(value, dict):
-            found += [item for item in value.values() if isinstance(item, Patch)]
-    return found
+            patches += [item for item in value.values() if isinstance(item, Patch)]
+    return patches
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def tapped(linen: types.ModuleType, model: Any, pattern: str) -> Any:
 
 def _tapped_class(linen: types.ModuleType, base: type, patterns: tuple[str, ...]) -> type:
     # One class for the same patterns, so that equal models stay equal and JAX's caches are hit.
-    for known in type.__subclasses__(base):
-        if vars(known).get("_mishax_patterns") == patterns:
-            return known
+    for subclass in type.__subclasses__(base):
+        if vars(subclass).get("_mishax_patterns") == patterns:
+            return subclass
     copied = ("__module__", "__qualname__", "__doc__", "__eq__", "__hash__")
     namespace = {name: getattr(base, name) for name in copied} | {"_mishax_patterns": patterns}
     cls = type(base)(base.__name__, (base,), namespace)

@@ -86,9 +86,9 @@ def _tapped_class(base: type, **options: Any) -> type:
     """The subclass of a module's class that taps. It is made once: JAX keeps the classes of pytrees forever."""
     if "_mishax_path" in vars(base):
         return base
-    for known in type.__subclasses__(base):
-        if "_mishax_path" in vars(known):
-            return known
+    for subclass in type.__subclasses__(base):
+        if "_mishax_path" in vars(subclass):
+            return subclass
 
     @functools.wraps(base.__call__, updated=())
     def call(self, *args, **kwargs):

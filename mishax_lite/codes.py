@@ -142,8 +142,8 @@ def incompatible(original: list[types.CodeType], new: list[types.CodeType]) -> s
         return ""
     for a, b in zip(original, new, strict=True):
         if a.co_freevars != b.co_freevars and _makes_function(a):
-            more, gone = (sorted(set(x.co_freevars) - set(y.co_freevars)) for x, y in ((b, a), (a, b)))
-            changes = [f"would need {more} too" if more else "", f"would not need {gone} any more" if gone else ""]
+            extra, gone = (sorted(set(x.co_freevars) - set(y.co_freevars)) for x, y in ((b, a), (a, b)))
+            changes = [f"would need {extra} too" if extra else "", f"would not need {gone} any more" if gone else ""]
             change = " and ".join(filter(None, changes))
             return (
                 f"the closure of {a.co_qualname} has the cells {list(a.co_freevars)}; the edited code {change}, and "

@@ -116,11 +116,11 @@ def _backward_later(run: Run, eqn, args, start, loops):
     old, count = eqn.params, eqn.params["num_res"]
     frozen, values = run.actions[start].backward
     indices = [index for index in loops if not isinstance(index, MeshAxis)]
-    more = [*values, *indices]
+    extra = [*values, *indices]
 
     def backward(*inputs):
         residuals, closed_over = inputs[:count], inputs[count : count + len(values)]
-        numbers, cotangents = iter(inputs[count + len(values) : count + len(more)]), inputs[count + len(more) :]
+        numbers, cotangents = iter(inputs[count + len(values) : count + len(extra)]), inputs[count + len(extra) :]
         if not old["symbolic_zeros"]:
             cotangents = _instantiated(cotangents)
         around = tuple(index if isinstance(index, MeshAxis) else next(numbers) for index in loops)
@@ -131,8 +131,8 @@ def _backward_later(run: Run, eqn, args, start, loops):
         moved = [ad.Zero(aval) if ct is None and aval else ct for ct, aval in zip(moved, types, strict=True)]
         return (moved, logs) if _jax_internals.RULES_LOG else moved
 
-    params = _jax_internals.backward_params(old, in_this_scope(backward), len(more))
-    return _jax_internals.bind(eqn, [*args[:count], *more, *args[count:]], params), []
+    params = _jax_internals.backward_params(old, in_this_scope(backward), len(extra))
+    return _jax_internals.bind(eqn, [*args[:count], *extra, *args[count:]], params), []
 
 
 def _frozen_function(run: Run, inner: Any, start: int, loops: tuple[Any, ...]) -> tuple[Frozen, Callable]:

@@ -40,13 +40,13 @@ def show(source: Source, lines: list[str] | None) -> None:
 
 def _edited(tree: ast.Module) -> list[list[ast.AST]]:
     """The outermost inserted nodes; statements that share a region, with those carried between them, in one list."""
-    found: list[list[ast.AST]] = []
+    replaced: list[list[ast.AST]] = []
 
     def visit(node: ast.AST) -> None:
         if hasattr(node, REGION) or (
             isinstance(node, ast.JoinedStr) and any(hasattr(n, REGION) for n in ast.walk(node))
         ):
-            found.append([node])
+            replaced.append([node])
             return
         for _, value in ast.iter_fields(node):
             if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
@@ -69,11 +69,11 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
             stop = k
             while stop < len(statements) and _inside(statements[stop], region):
                 stop += 1
-            found.append(statements[k:stop])
+            replaced.append(statements[k:stop])
             k = stop
 
     visit(tree)
-    return found
+    return replaced
 
 
 def _covers(inserted: ast.stmt, carried: ast.stmt) -> bool:

@@ -132,9 +132,9 @@ def _evaluate(run: Run, jaxpr, consts, args, start: int, loops: tuple[Any, ...])
         elif eqn.primitive is slope_p:
             outs = _at_slope(run.actions[start], eqn, inputs, loops)
         else:
-            outs, more = _inside(run, eqn, inputs, start, taps, loops)
-            captured.extend(more)
-            kept.add([*outs, *more])
+            outs, taps_inside = _inside(run, eqn, inputs, start, taps, loops)
+            captured.extend(taps_inside)
+            kept.add([*outs, *taps_inside])
         start += len(taps)
         env.update(zip(eqn.outvars, outs, strict=True))
         for v in last_uses.get(position, ()):  # outside jit, memory is held only as long as it is needed
@@ -289,9 +289,9 @@ def placed(leaf: Any, aval: Any) -> Any:
 
 def _check_varying(name: str, leaf: Any, old: Any) -> None:
     """Raises ValueError in a `shard_map` if an edited value differs between devices where the old one does not."""
-    more = sorted(_jax_internals.varying_axes(leaf) - _jax_internals.varying_axes(old))
-    if more:
-        axes = repr(more[0]) if len(more) == 1 else repr(tuple(more))
+    new_axes = sorted(_jax_internals.varying_axes(leaf) - _jax_internals.varying_axes(old))
+    if new_axes:
+        axes = repr(new_axes[0]) if len(new_axes) == 1 else repr(tuple(new_axes))
         raise ValueError(
             f"edit of site {name!r}: got a value that differs between the devices along mesh axis {axes}, expected one "
             f"that is the same along it, as the function goes on with it; reduce it, as with jax.lax.pmean(value, "

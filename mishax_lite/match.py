@@ -114,14 +114,14 @@ def find(pattern: Pattern, root: ast.AST) -> list[Match]:
     """
     matcher = _Matcher(pattern.wildcards())
     body = root.body if isinstance(root.body, list) else [root.body]
-    found = []
+    matches = []
     if isinstance(pattern.body, ast.expr):
         for statement in body:
             for node in ast.walk(statement):
                 loaded = isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
                 if isinstance(node, ast.expr) and loaded:
                     for bound in matcher.exactly(pattern.body, node, {}):
-                        found.append(Match([node], bound))
+                        matches.append(Match([node], bound))
                         break
     else:
         for statements in _statement_lists(root):
@@ -129,9 +129,9 @@ def find(pattern: Pattern, root: ast.AST) -> list[Match]:
                 # The first and the last pattern are no wildcards, or the match would have no definite extent.
                 for stop, bound in matcher.run(pattern.body, statements, start, {}):
                     if stop > start:
-                        found.append(Match(list(statements[start:stop]), bound))
+                        matches.append(Match(list(statements[start:stop]), bound))
                         break
-    return sorted(found, key=lambda match: (match.nodes[0].lineno, match.nodes[0].col_offset))
+    return sorted(matches, key=lambda match: (match.nodes[0].lineno, match.nodes[0].col_offset))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -188,9 +188,9 @@ class _Matcher:
             yield from self.fields(fields, pattern, node, bound)
         elif isinstance(pattern, list):
             if isinstance(node, list):
-                for stop, more in self.run(pattern, node, 0, bound):
+                for stop, bindings in self.run(pattern, node, 0, bound):
                     if stop == len(node):
-                        yield more
+                        yield bindings
         elif type(pattern) is type(node) and repr(pattern) == repr(node):  # 1, 1.0 and True are three constants
             yield bound
 
@@ -198,8 +198,8 @@ class _Matcher:
         if not fields:
             yield bound
             return
-        for more in self.one(getattr(pattern, fields[0]), getattr(node, fields[0]), bound):
-            yield from self.fields(fields[1:], pattern, node, more)
+        for bindings in self.one(getattr(pattern, fields[0]), getattr(node, fields[0]), bound):
+            yield from self.fields(fields[1:], pattern, node, bindings)
 
     def run(self, patterns, nodes, start, bound):
         """Matches a list of patterns from nodes[start] on; yields also where the match ends."""
@@ -209,17 +209,17 @@ class _Matcher:
         key = self.key(patterns[0]) if isinstance(patterns[0], ast.stmt) else None
         if key is not None:
             for stop in range(start, len(nodes) + 1):
-                for more in self.bind(key, nodes[start:stop], bound):
-                    yield from self.run(patterns[1:], nodes, stop, more)
+                for bindings in self.bind(key, nodes[start:stop], bound):
+                    yield from self.run(patterns[1:], nodes, stop, bindings)
         elif start < len(nodes):
-            for more in self.one(patterns[0], nodes[start], bound):
-                yield from self.run(patterns[1:], nodes, start + 1, more)
+            for bindings in self.one(patterns[0], nodes[start], bound):
+                yield from self.run(patterns[1:], nodes, start + 1, bindings)
 
     def call(self, pattern, node, bound):
         """Arguments match in order; a wildcard among them stands for any number, keyword arguments included."""
         ours, theirs = ([*call.args, *call.keywords] for call in (pattern, node))
-        for more in self.one(pattern.func, node.func, bound):
-            yield from self.arguments(sorted(ours, key=_place), sorted(theirs, key=_place), more)
+        for bindings in self.one(pattern.func, node.func, bound):
+            yield from self.arguments(sorted(ours, key=_place), sorted(theirs, key=_place), bindings)
 
     def arguments(self, patterns, nodes, bound):
         if not patterns:
@@ -229,12 +229,12 @@ class _Matcher:
         key = self.key(several(patterns[0]))
         if key is None:
             if nodes:
-                for more in self.one(patterns[0], nodes[0], bound):
-                    yield from self.arguments(patterns[1:], nodes[1:], more)
+                for bindings in self.one(patterns[0], nodes[0], bound):
+                    yield from self.arguments(patterns[1:], nodes[1:], bindings)
             return
         for stop in range(len(nodes) + 1):
-            for more in self.bind(key, nodes[:stop], bound):
-                yield from self.arguments(patterns[1:], nodes[stop:], more)
+            for bindings in self.bind(key, nodes[:stop], bound):
+                yield from self.arguments(patterns[1:], nodes[stop:], bindings)
 
     def key(self, node: Any) -> str | None:
         return self.keys.get(id(node.value if isinstance(node, ast.Expr) else node))

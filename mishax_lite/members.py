@@ -51,14 +51,14 @@ def _definitions(
             yield from _definitions(node.body, f"{path}{node.name}.", outermost)
         elif isinstance(node, _FUNCTIONS):
             yield from _definitions([*node.decorator_list, node.args], path, outermost)
-            own = outermost or (path + node.name, _first_line(node))
-            yield Definition(path + node.name, node, own)
-            yield from _definitions(node.body, f"{path}{node.name}.", own)
+            place = outermost or (path + node.name, _first_line(node))
+            yield Definition(path + node.name, node, place)
+            yield from _definitions(node.body, f"{path}{node.name}.", place)
         elif isinstance(node, ast.Lambda):
             yield from _definitions([node.args], path, outermost)
-            own = outermost or (path + "<lambda>", node.lineno)
-            yield Definition(path + name, node, own)
-            yield from _definitions([node.body], f"{path}{name}.", own)
+            place = outermost or (path + "<lambda>", node.lineno)
+            yield Definition(path + name, node, place)
+            yield from _definitions([node.body], f"{path}{name}.", place)
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
@@ -107,19 +107,19 @@ def apply_edit(
     named = [d for d in everything if d.path == member]
     if not named:
         return finding("stale", _no_such_member(module, member, everything))
-    found = [d for d in named if d.outermost in alive]
-    if not found:
+    candidates = [d for d in named if d.outermost in alive]
+    if not candidates:
         return finding("refused", "no function that was made from this definition exists any more")
-    pin = rewriting.pin_of("\n".join(_source(text, d.node) for d in found))
+    pin = rewriting.pin_of("\n".join(_source(text, d.node) for d in candidates))
     if rewrite.pin is not None and rewrite.pin != pin:
         return finding("stale", f"the source is not the one that the edit was written for (pin {rewrite.pin})", pin=pin)
     before, after = rewrite.patterns()
-    matches = [match for d in found for match in matching.find(before, d.node)]
+    matches = [match for d in candidates for match in matching.find(before, d.node)]
     lines = tuple(match.nodes[0].lineno for match in matches)
     if not matches:
-        diffs = (nearest(before.body, d.node, text) for d in found)
+        diffs = (nearest(before.body, d.node, text) for d in candidates)
         message = "`before` is not there"
-        if not before.is_expression and all(isinstance(d.node, ast.Lambda) for d in found):
+        if not before.is_expression and all(isinstance(d.node, ast.Lambda) for d in candidates):
             message += ": a lambda has one expression and no statements, so `before` and `after` must be expressions"
         return finding("stale", message, pin=pin, diff=next(filter(None, diffs), ""))
     if len(matches) != rewrite.count:
@@ -128,7 +128,7 @@ def apply_edit(
             "take more of the code around it into `before`, or set count"
         )
         return finding("ambiguous" if len(matches) > rewrite.count else "stale", message, lines=lines, pin=pin)
-    around = [d for d in everything if d.outermost in {d.outermost for d in found}]
+    around = [d for d in everything if d.outermost in {d.outermost for d in candidates}]
     unknown = _unknown_names(module, around, after, names)
     if unknown:
         message = (
@@ -166,17 +166,17 @@ def _unknown_names(
     root = after.body if isinstance(after.body, ast.expr) else ast.Module(after.body, [])
     wild = after.wildcards()
     used = [n.id for n in ast.walk(root) if isinstance(n, ast.Name) and id(n) not in wild]
-    known = {*names, *vars(module), *vars(builtins)}
+    defined = {*names, *vars(module), *vars(builtins)}
     for tree in [root, *(d.node for d in around)]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and (tree is not root or not isinstance(node.ctx, ast.Load)):
-                known.add(node.id)
+                defined.add(node.id)
             elif isinstance(node, ast.arg):
-                known.add(node.arg)
+                defined.add(node.arg)
             elif isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
-                known.add(node.name)
+                defined.add(node.name)
             elif isinstance(node, ast.alias):
-                known.add((node.asname or node.name).split(".")[0])
+                defined.add((node.asname or node.name).split(".")[0])
             elif isinstance(node, ast.ExceptHandler) and node.name:
-                known.add(node.name)
-    return sorted(set(used) - known)
+                defined.add(node.name)
+    return sorted(set(used) - defined)

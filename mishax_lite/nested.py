@@ -73,8 +73,8 @@ def trace_inner(
     """
 
     def fun(*inputs):
-        old, more = arrange(list(inputs)) if arrange else (list(inputs), ())
-        outs, captured = interpret(run, inner.jaxpr, inner.consts, old, start, (*loops, *more))
+        old, rest = arrange(list(inputs)) if arrange else (list(inputs), ())
+        outs, captured = interpret(run, inner.jaxpr, inner.consts, old, start, (*loops, *rest))
         return [*outs, *captured]
 
     types = [v.aval for v in inner.jaxpr.invars] if avals is None else avals

@@ -290,7 +290,7 @@ def _recompute(saveable, unknown, instantiated, eqn):
 
     Never saved, whatever the policy: what a tap returns is what it was given, and saving both would cost memory.
     """
-    missing = [v for v, there in zip(eqn.invars, instantiated, strict=True) if not there]
+    missing = [v for v, present in zip(eqn.invars, instantiated, strict=True) if not present]
     missing = [v for v in missing if not isinstance(v, extend_core.Literal)]
     if any(unknown) or _must_stay(eqn.params):
         return None, eqn, [True] * len(unknown), [True] * len(unknown), missing

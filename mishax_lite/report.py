@@ -68,8 +68,8 @@ def nearest(before: Any, root: ast.AST, text: str) -> str:
     lines = split_lines(text)
     best, best_score = None, 0.3  # less alike than this is of no help
     for nodes in _candidates(before, root):
-        there = "\n".join(ast.unparse(node) for node in nodes)
-        matcher = difflib.SequenceMatcher(None, wanted, there, autojunk=False)
+        code = "\n".join(ast.unparse(node) for node in nodes)
+        matcher = difflib.SequenceMatcher(None, wanted, code, autojunk=False)
         if matcher.real_quick_ratio() > best_score and matcher.quick_ratio() > best_score:
             score = matcher.ratio()
             if score > best_score:
@@ -77,9 +77,9 @@ def nearest(before: Any, root: ast.AST, text: str) -> str:
     if best is None:
         return ""
     first, last = best[0].lineno, best[-1].end_lineno
-    there = "\n".join(ast.unparse(node) for node in best)
+    code = "\n".join(ast.unparse(node) for node in best)
     ours, theirs = "before, as the edit has it", f"line {first} of the source"
-    rows = difflib.unified_diff(split_lines(wanted), split_lines(there), ours, theirs, lineterm="", n=2)
+    rows = difflib.unified_diff(split_lines(wanted), split_lines(code), ours, theirs, lineterm="", n=2)
     source = textwrap.dedent("\n".join(lines[first - 1 : last]))
     where = f"line {first}" if first == last else f"lines {first} to {last}"
     return "\n".join([f"nearest source, {where}:", textwrap.indent(source, "  "), *rows])

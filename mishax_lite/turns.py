@@ -146,16 +146,16 @@ def _capturing_while(run: Run, eqn, args, start, middle, loops):
         (new_cond, extra_cond), (new_body, extra_body) = (trace_closed(fun, avals, body) for fun in (goes_on, turn))
         return (new_cond, new_body, len(extra_cond)), [*extra_cond, *extra_body]
 
-    (new_cond, new_body, more), extra = rebuilt_once(run, [cond, body], start, make)
+    (new_cond, new_body, rest), extra = rebuilt_once(run, [cond, body], start, make)
     consts = args[: n + m]
     params = dict(
         old,
         cond_jaxpr=new_cond,
         body_jaxpr=new_body,
-        cond_nconsts=more + len(consts),
-        body_nconsts=len(extra) - more + len(consts),
+        cond_nconsts=rest + len(consts),
+        body_nconsts=len(extra) - rest + len(consts),
     )
-    outs = _jax_internals.bind(eqn, [*extra[:more], *consts, *extra[more:], *consts, *args[n + m :]], params)
+    outs = _jax_internals.bind(eqn, [*extra[:rest], *consts, *extra[rest:], *consts, *args[n + m :]], params)
     _, _, (count,), in_cond, in_body, carry = parts([*consts, *outs])
     captured = []
     for group in _groups(cond_taps, cond_captures, in_cond):

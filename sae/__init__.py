@@ -28,7 +28,7 @@ from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.planning import Plan, plan
 from sae.trainer.preemption import Preempted
-from sae.trainer.reporting import TensorBoard, WeightsAndBiases
+from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Plan",
     "Preempted",
     "ReLU",
+    "Report",
     "Run",
     "Sinks",
     "Site",

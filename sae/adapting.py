@@ -126,7 +126,10 @@ class AdaptedModel:
         return self._apply(tokens, _positions(tokens), capture, Edits.of(edits))
 
     def losses(self, tokens: jax.Array, *, edits: Any = None) -> jax.Array:
-        """Returns the loss of every token but the first, float32 [B, T-1] in nats. Pure; it holds all logits.
+        """Returns the loss of every token but the first, float32 [B, T-1] in nats. Pure.
+
+        It holds all logits [B, T, V], as `forward` returns them: 4·B·T·V bytes, 16 GB for 16 sequences of 1024 tokens
+        and 250,000 words. Give it fewer sequences at a time, or let a subclass compute `losses` in blocks of tokens.
 
         Raises:
             ValueError: as for `apply`, and for sequences of one token.

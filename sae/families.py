@@ -1,10 +1,15 @@
-"""The families of parts that a run has, and which part a change by the name of a field is meant for."""
+"""The families of parts that a run has, the kinds that are chosen by name, and which part a change by the name of a
+field is meant for."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import functools
+import numbers
+from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
+from sae import showing
 from sae.architectures import Architecture
 from sae.finish import Finish
 from sae.initialisation import Initialisation
@@ -52,70 +57,218 @@ def recorded_fields(training: Mapping[str, Any]) -> dict[str, Any]:
 Place = tuple[str, int | None]  # the name of the run's field, and the index where that has several parts
 
 
-def by_part(parts: dict[str, Any], changes: Mapping[str, Any], own: Sequence[str]) -> dict[Place, dict[str, Any]]:
+def choose(parts: dict[str, Any], before: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
+    """Makes parts of the kinds that are given by name.
+
+    A part of that kind in the run stays as it is. Another has its defaults, but for the fields that it has in common
+    with the part before it; of several parts, those alone that are shares of the run, as a coefficient is of its term.
+    An architecture that keeps k latents needs no terms, and has none unless they are given.
+
+    Args:
+      parts: by the names of the run's fields; a name, or a tuple with names in it, is replaced by parts.
+      before: the parts of the run.
+      changes: values by the names of fields of parts, for kinds that have no defaults.
+
+    Returns:
+      The names of the run's fields whose kinds were given by name.
+
+    Raises:
+      ValueError: for a kind that does not exist; it offers near names.
+    """
+    chosen = set()
+    for place in FAMILIES:
+        value = parts[place]
+        if place in SEVERAL:
+            value = check_several(place, value)
+            if any(isinstance(part, str) for part in value):
+                chosen.add(place)
+                make = functools.partial(_of_kind, place, before=before[place], changes=changes)
+                parts[place] = tuple(make(part) if isinstance(part, str) else part for part in value)
+        elif isinstance(value, str):
+            chosen.add(place)
+            parts[place] = _of_kind(place, value, (before[place],), changes)
+    keeps = parts["autoencoder"]
+    if (
+        "autoencoder" in chosen
+        and keeps.aim
+        and not before["autoencoder"].aim
+        and parts["sparsity"] is before["sparsity"]
+    ):
+        parts["sparsity"] = ()
+    return chosen
+
+
+def check_several(place: str, value: Any) -> tuple:
+    """Returns the parts of a field that has several, as a tuple.
+
+    Raises:
+      ValueError: for a value that is no tuple or list.
+    """
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"Run: {place} is a tuple of parts, got {showing.kind(value)}: put it in a tuple")
+    return tuple(value)
+
+
+def _of_kind(place: str, name: str, before: Sequence[Part], changes: Mapping[str, Any]) -> Part:
+    kind = FAMILIES[place].registry[name]
+    for part in before:
+        if type(part) is kind:
+            return part
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for part in before:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.name in fields and (place not in SEVERAL or isinstance(value, Fraction)):
+                values.setdefault(field.name, _whole(value, fields[field.name]))
+    given = {field_of(key): value for key, value in changes.items() if key.rpartition(".")[0] in ("", place, name)}
+    values |= {field: value for field, value in given.items() if field in fields}
+    for field in fields.values():
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"Run: {kind.__name__} has no default for {field.name}: give {place}.{field.name}")
+    return kind(**values)
+
+
+def _whole(value: Any, field: dataclasses.Field) -> Any:
+    """A whole number as an int, for a field that takes no other."""
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
+    return int(value) if whole and field.type is int else value
+
+
+def by_part(
+    parts: dict[str, Any], changes: Mapping[str, Any], own: Sequence[str], chosen: Collection[str] = ()
+) -> dict[Place, dict[str, Any]]:
     """Returns which part gets which changes.
 
     Args:
       parts: by the names of the run's fields; parts that come in are put in it.
-      changes: values by the names of fields of parts.
+      changes: values by the names of fields of parts: `beta2`, `optimizer.beta2` for the part in that field of the run,
+        or `adam.beta2` for the part of that kind. `l0_target` is the field of a part that is the L0 it aims at.
       own: the names of the run's own fields, for an error that offers near names.
+      chosen: the names of the run's fields whose kinds the user has chosen: no other kind comes in.
 
     Raises:
-      ValueError: for a field that no part has, or several.
+      ValueError: for a field that no part has, or several, and for one that is given under two names.
     """
     by_place: dict[Place, dict[str, Any]] = {}
-    for field, value in changes.items():
-        places = _places(parts, field)
+    names: dict[tuple[Place, str], str] = {}
+    for name, value in changes.items():
+        places = places_of(parts, name)
         if not places:
-            _bring_in(parts, field, value, own)
-            places = _places(parts, field)
+            _bring_in(parts, name, value, own, chosen)
+            places = places_of(parts, name)
         if len(places) > 1:
-            names = ", ".join(name for name, _ in places)
-            raise ValueError(f"Run: several parts ({names}) have a field {field!r}: replace the part that is meant")
-        by_place.setdefault(places[0], {})[field] = value
+            several = ", ".join(place for place, _ in places)
+            kinds = " or ".join(f"{kind}.{field_of(name)}" for kind in dict.fromkeys(_kinds_at(parts, places)))
+            raise ValueError(
+                f"Run: several parts ({several}) have a field {name!r}: replace the part that is meant, or give {kinds}"
+            )
+        (place,) = places
+        part = _at(parts, place)
+        fields = {field.name: field for field in dataclasses.fields(part)}
+        field = field_of(name) if field_of(name) in fields else part.aim
+        if (before := names.setdefault((place, field), name)) != name:
+            raise ValueError(
+                f"Run: {before!r} and {name!r} are the same field of {type(part).__name__}: give one of them"
+            )
+        by_place.setdefault(place, {})[field] = _whole(value, fields[field]) if field == part.aim else value
     return by_place
 
 
-def _places(parts: dict[str, Any], field: str) -> list[Place]:
-    places = []
-    for name in FAMILIES:
-        for index, part in enumerate(parts[name] if name in SEVERAL else (parts[name],)):
-            if field in {f.name for f in dataclasses.fields(part)}:
-                places.append((name, index if name in SEVERAL else None))
+def field_of(name: str) -> str:
+    """Returns the field of a change: `beta2` of `optimizer.beta2`."""
+    return name.rpartition(".")[2]
+
+
+def kinds_with(name: str) -> list[tuple[str, type[Part]]]:
+    """Returns the kinds of part that have a field, each with the name of the run's field that takes it.
+
+    Args:
+      name: as of a change in `by_part`.
+
+    Example:
+      >>> [(place, kind.__name__) for place, kind in kinds_with("frequency_limit")]
+      [('sparsity', 'Frequency')]
+    """
+    within, _, field = name.rpartition(".")
+    return [
+        (place, kind)
+        for place, family in FAMILIES.items()
+        for kind_name, kind in family.registry.items()
+        if within in ("", place, kind_name) and field in {f.name for f in dataclasses.fields(kind)}
+    ]
+
+
+def places_of(parts: Mapping[str, Any], name: str) -> list[Place]:
+    """Returns where the parts are that a change may be meant for.
+
+    Args:
+      parts: by the names of the run's fields.
+      name: as of a change in `by_part`.
+    """
+    within, _, field = name.rpartition(".")
+    places: list[Place] = []
+    for place in FAMILIES:
+        for index, part in enumerate(parts[place] if place in SEVERAL else (parts[place],)):
+            if not isinstance(part, Part):  # which the run refuses
+                continue
+            names = {f.name for f in dataclasses.fields(part)} | ({"l0_target"} if part.aim else set())
+            if field in names and (within in ("", place) or within == part.kind):
+                places.append((place, index if place in SEVERAL else None))
     return places
 
 
-def _bring_in(parts: dict[str, Any], field: str, value: Any, own: Sequence[str]) -> None:
+def _at(parts: Mapping[str, Any], place: Place) -> Part:
+    name, index = place
+    return parts[name] if index is None else parts[name][index]
+
+
+def _kinds_at(parts: Mapping[str, Any], places: Sequence[Place]) -> list[str]:
+    return [_at(parts, place).kind for place in places]
+
+
+def comes_in(name: str, chosen: Collection[str] = ()) -> bool:
+    """Returns whether a change that is meant for no part brings one in: where one kind of objective or sparsity term
+    alone has the field.
+
+    Args:
+      name, chosen: as in `by_part`. The name of a kind before the field's is of a part that the run has.
+    """
+    kinds = kinds_with(name)
+    within = name.rpartition(".")[0]
+    place = kinds[0][0] if len(kinds) == 1 else None
+    return place in ("objective", "sparsity") and place not in chosen and within in ("", place)
+
+
+def _bring_in(parts: dict[str, Any], name: str, value: Any, own: Sequence[str], chosen: Collection[str]) -> None:
     """Puts the one kind of part that has a field in its place.
 
     Raises:
-      ValueError: where no kind has it, or several have.
+      ValueError: where no kind has it, or several have, and where another kind was chosen.
     """
-    kinds = [
-        (name, kind)
-        for name in ("autoencoder", "objective", "sparsity")
-        for kind in FAMILIES[name].registry.values()
-        if field in {f.name for f in dataclasses.fields(kind)}
-    ]
+    kinds = kinds_with(name)
     if not kinds:
         names = {
             f.name for family in FAMILIES.values() for k in family.registry.values() for f in dataclasses.fields(k)
         }
-        names = [*own, *sorted(names)]
-        near = difflib.get_close_matches(field, names, n=3)
+        near = difflib.get_close_matches(field_of(name), [*own, *sorted(names)], n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "run.fields() has those that there are"
-        raise ValueError(f"Run has no field {field!r}, and no part has: {hint}")
+        raise ValueError(f"Run has no field {name!r}, and no part has: {hint}")
+    place, kind = kinds[0]
     if len(kinds) > 1:
         names = ", ".join(kind.__name__ for _, kind in kinds)
-        raise ValueError(f"Run: no part has a field {field!r}, and {names} have: give {kinds[0][0]} one of these")
-    ((name, kind),) = kinds
-    if name == "autoencoder":
+        raise ValueError(f"Run: no part has a field {name!r}, and {names} have: give {place} one of these")
+    field = field_of(name)
+    if not comes_in(name, chosen):
+        before = parts[place] if place in SEVERAL else (parts[place],)
+        names = ", ".join(type(part).__name__ for part in before) or f"a run with {place}=()"
+        change = "the architecture" if place == "autoencoder" else "it"
+        given = f"({kind.__name__}({field}=...),)" if place in SEVERAL else f"{kind.__name__}({field}=...)"
         raise ValueError(
-            f"Run: {type(parts[name]).__name__} has no field {field!r}, which {kind.__name__} has: to change the "
-            f"architecture, give autoencoder={kind.__name__}({field}=...)"
+            f"Run: {names} has no field {field!r}, which {kind.__name__} has: to change {change}, give {place}={given}"
         )
-    if name in SEVERAL:
-        parts[name] = (*parts[name], kind(**{field: value}))
+    if place in SEVERAL:
+        parts[place] = (*parts[place], kind(**{field: value}))
         return
-    kept = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(parts[name])}
-    parts[name] = kind(**{n: getattr(parts[name], n) for n in kept}, **{field: value})
+    kept = {f.name for f in dataclasses.fields(kind)} & {f.name for f in dataclasses.fields(parts[place])}
+    parts[place] = kind(**{n: getattr(parts[place], n) for n in kept}, **{field: value})

@@ -92,6 +92,17 @@ def of_json(kind, facts: Mapping):
     return kind(**facts)
 
 
+def options(kind) -> tuple:
+    """Returns the types that a field takes: those of a union, or the one, without what `typing.Annotated` says of it.
+
+    Example:
+      >>> options(int | None)
+      (<class 'int'>, <class 'NoneType'>)
+    """
+    kind = _bare(kind)
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
 def _plain(value, kind):
     """The value as the type of a field, or TypeError."""
     kind = _bare(kind)

@@ -68,7 +68,7 @@ class Gated(Independent):
 
     def shifted(self, shift: jax.Array) -> "Gated":
         """Returns what has the same latents where a shift [A] was added to activations."""
-        z = shift @ self.W_enc
+        z = jnp.matmul(shift, self.W_enc, precision="highest")
         return dataclasses.replace(self, b_gate=self.b_gate - z, b_mag=self.b_mag - z * jnp.exp(self.r_mag))
 
     def scaled(self, gain: jax.Array) -> "Gated":

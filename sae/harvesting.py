@@ -118,7 +118,7 @@ def harvest(
     shuffle_rows: int = SHUFFLE_ROWS,
     shuffle_bytes: int = SHUFFLE_BYTES,
     counted: Counted | None = None,
-    share: tuple[int, int] = (0, 1),
+    worker: tuple[int, int] = (0, 1),
     silent_seconds: float = claims.SILENT_SECONDS,
     mesh: Mesh | None = None,
     progress: Progress | bool | None = None,
@@ -131,9 +131,9 @@ def harvest(
 
     The model's dtype is the activations', and recorded: float32 and bfloat16 activations never share a store.
 
-    Several processes, on one machine or many, share a harvest without talking to each other: each takes its share of
-    the segments. Should two have the same share, or one be suspended and another launched in its place, the store is
-    the same too: one of them gets an error. Nothing is written before all arguments are checked.
+    Several workers, on one machine or many, divide a harvest without talking to each other: each takes its part of the
+    segments. Should two have the same index, or one be suspended and another launched in its place, the store is the
+    same too: one of them gets an error. Nothing is written before all arguments are checked.
 
     Args:
       model: with its tokenizer.
@@ -149,7 +149,8 @@ def harvest(
       counted: which tokens have a row; by default all but the tokenizer's special ids and what the text leaves out.
         `Counted(ids, sinks=Sinks(4.0))` leaves out attention sinks too: rows whose norm is over 4 times the segment's
         median, by default at those of `sites` that are of the residual stream.
-      share: (which, of how many) of the segments this process writes.
+      worker: (index, count) of this process among those that divide the harvest: it writes every segment whose number
+        leaves the remainder `index` when divided by `count`.
       silent_seconds: after which a process on another machine that has begun a segment, and that nothing was heard of,
         counts as gone. No two clocks need to agree.
       mesh: where given, a batch is spread over its `data` axis. Its devices are this process's own.
@@ -158,7 +159,7 @@ def harvest(
         a function that is called with the batches to come, and `total` and `desc`, as tqdm is.
 
     Returns:
-      The store, opened; while others' shares are missing, as a growing one.
+      The store, opened; while other workers' segments are missing, as a growing one.
 
     Raises:
       ValueError: for unknown sites, text of another tokenizer or with no token that counts, a store there with other
@@ -183,9 +184,9 @@ def harvest(
             "the model's parameters are not on the mesh's devices: load the model onto them, as "
             "gemma.load(…, mesh=mesh) does"
         )
-    which, of = (manifests.whole("share", part) for part in share)
-    if not 0 <= which < of:
-        raise ValueError(f"share is (which, of how many), which from 0 on; got {share}")
+    index, count = (manifests.whole("worker", part) for part in worker)
+    if not 0 <= index < count:
+        raise ValueError(f"worker is (index, count) with an index from 0 to count - 1, got {worker}")
     if not silent_seconds > 0:
         raise ValueError(f"silent_seconds is above 0, got {silent_seconds}")
     rows = int(text_tokens(sequences, manifest).sum())
@@ -193,12 +194,12 @@ def harvest(
     store.check_writable()
     if manifests.exists(store):
         manifests.check(store, manifest)
-    missing = [index for index in writing.missing_segments(store, manifest) if index % of == which]
+    missing = [i for i in writing.missing_segments(store, manifest) if i % count == index]
     writing.check_space(store, manifest, len(missing), rows)
     manifests.write(store, manifest, sequences.documents)
     say(progress, _takes(sequences, manifest, store, rows, missing))
     _write_segments(model, sequences, manifest, missing, store, silent_seconds, mesh, progress)
-    return ActivationStore.open(store, growing=of > 1)
+    return ActivationStore.open(store, growing=count > 1)
 
 
 def _takes(sequences: Sequences, manifest: Manifest, store: Place, tokens: int, missing: list[int]) -> str:

@@ -85,7 +85,7 @@ class Inputs(Part):
         changed = {"W_dec": W_dec, "b_dec": scale_out * autoencoder.b_dec + centre_out}
         if W_skip is not None:
             changed["W_skip"] = W_skip / scale_in[:, None] * scale_out
-            changed["b_dec"] -= centre_in @ changed["W_skip"]
+            changed["b_dec"] -= jnp.matmul(centre_in, changed["W_skip"], precision="highest")
         if not same:
             changed["W_enc"] = W_enc / scale_in[:, None] * gain
         folded = dataclasses.replace(autoencoder.shifted(centre_in / scale_in).scaled(gain), **changed)

@@ -5,6 +5,7 @@ Axis letters: T tokens of a sequence, Z latents, K neighbours, E examples and to
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,55 +14,15 @@ from sae import showing
 from sae.evaluation.fidelity import check_fits
 from sae.evaluation.latents import LatentStatistics, TopTokens, latent_statistics, top_tokens
 from sae.evaluation.nearest_latents import neighbours as nearest_of
+from sae.explainers.base import Explainer, explainer_of, explanation
+from sae.fields import plain
 from sae.language_model import LanguageModel, Tokenizer, check_tokenizer
+from sae.latent import Example, Latent
 from sae.progress import Progress, chosen
 from sae.released import Released
 from sae.text import Sequences, as_sequences
 
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Where a latent fires strongly.
-
-    Attributes:
-        activation: at the peak, raw units.
-        token: at the peak, as a person reads it.
-        text: the sequence, decoded, without padding.
-        document: the id of the token's document.
-        sequence: the number of the sequence.
-        position: of the token in the sequence.
-    """
-
-    activation: float
-    token: str
-    text: str = dataclasses.field(repr=False)
-    document: str
-    sequence: int
-    position: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Latent:
-    """What is known of one latent.
-
-    Attributes:
-        latent: its number.
-        frequency: the share of the tokens on which it fires.
-        largest: its largest activation, raw units; 0 for one that does not fire.
-        examples: the strongest first, one of each sequence at most.
-        promoted: (token, effect on its logit), the greatest first; empty where the site does not write to the residual
-            stream.
-        suppressed: the same of the least effects.
-        neighbours: (latent, cosine of the decoder rows), the nearest first.
-    """
-
-    latent: int
-    frequency: float
-    largest: float
-    examples: tuple[Example, ...]
-    promoted: tuple[tuple[str, float], ...]
-    suppressed: tuple[tuple[str, float], ...]
-    neighbours: tuple[tuple[int, float], ...]
+NEIGHBOURS = 5  # of each latent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +39,7 @@ class Latents:
         similarity: float32 [Z, K], the cosines.
         sequences: the text.
         tokenizer: the model's.
+        explainer: what puts each latent into words, when it is first looked at; None for no explanations.
     """
 
     site: str
@@ -87,6 +49,7 @@ class Latents:
     similarity: np.ndarray
     sequences: Sequences
     tokenizer: Tokenizer
+    explainer: Explainer | None = None
 
     def __repr__(self) -> str:
         fired = np.count_nonzero(self.statistics.fired)
@@ -109,7 +72,7 @@ class Latents:
             promoted = self._tokens(effects.promoted[latent], effects.promotion[latent])
             suppressed = self._tokens(effects.suppressed[latent], effects.suppression[latent])
         pairs = zip(self.neighbours[latent].tolist(), self.similarity[latent].tolist(), strict=True)
-        return Latent(
+        described = Latent(
             int(latent),
             float(s.fired[latent] / s.tokens),
             float(s.largest[latent]),
@@ -118,6 +81,15 @@ class Latents:
             suppressed,
             tuple(pairs),
         )
+        if self.explainer is None:
+            return described
+        if described.latent not in self._explanations:
+            self._explanations[described.latent] = explanation(self.explainer, described)
+        return dataclasses.replace(described, explanation=self._explanations[described.latent])
+
+    @functools.cached_property
+    def _explanations(self) -> dict[int, str]:
+        return {}
 
     def _tokens(self, ids: np.ndarray, effects: np.ndarray) -> tuple[tuple[str, float], ...]:
         return tuple((self.tokenizer.piece(int(i)), float(x)) for i, x in zip(ids, effects, strict=True))
@@ -145,7 +117,8 @@ def latents(
     *,
     examples: int = 8,
     tokens: int = 10,
-    neighbours: int = 5,
+    neighbours: int = NEIGHBOURS,
+    explainer: Explainer | str | None = None,
     progress: Progress | bool | None = None,
 ) -> Latents:
     """Looks at each latent of an autoencoder over a text, in one pass.
@@ -155,25 +128,33 @@ def latents(
             output site.
         model: with its tokenizer.
         sequences: as for `sae.evaluate`; the same tokens count.
-        examples: the most that are kept of each latent, [Z, E, T] numbers in memory.
+        examples: the most that are kept of each latent, [Z, E, T] numbers in memory; 0 keeps none, here and below.
         tokens: how many tokens are kept at either end of what a latent promotes.
         neighbours: how many latents are kept that are most like each.
+        explainer: what puts each latent into words (`sae.explainers`), by its name or itself; None for no words.
         progress: as for `sae.evaluate`.
 
     Returns:
         Arrays over all latents, of which `[z]` gives one in words.
 
     Raises:
-        ValueError: as for `sae.evaluate`; for a crosscoder, and an autoencoder that does not say its site.
+        ValueError: as for `sae.evaluate`; for a crosscoder, an autoencoder that does not say its site, a number below
+            0, and an unknown explainer.
 
     Example:
         >>> found = sae.latents(autoencoder, model, sequences)
         >>> latent = next(iter(found))  # the most frequent
         >>> len(latent.examples), len(latent.promoted), len(latent.neighbours)
         (8, 10, 5)
+        >>> sae.latents(autoencoder, model, sequences, explainer="tokens")[latent.latent].explanation[:8]
+        'fires on'
     """
+    explainer = explainer_of(explainer)
     if not isinstance(autoencoder, Released) or autoencoder.several_sites():
         raise ValueError(f"sae.latents takes an autoencoder of one site, got {showing.kind(autoencoder)}")
+    for name, count in (("examples", examples), ("tokens", tokens), ("neighbours", neighbours)):
+        if plain(name, count, int) < 0:
+            raise ValueError(f"{name} must not be negative, got {count}: 0 keeps none")
     (site,), (site_out,) = check_fits(autoencoder, model)
     check_tokenizer(model)
     sequences = as_sequences(sequences, model)
@@ -181,4 +162,5 @@ def latents(
     effects = None
     if model.sites[site_out].writes_to_residual:
         effects = top_tokens(autoencoder, model, site_out, tokens)
-    return Latents(site, statistics, effects, *nearest_of(autoencoder, neighbours), sequences, model.tokenizer)
+    nearest = nearest_of(autoencoder, neighbours)
+    return Latents(site, statistics, effects, *nearest, sequences, model.tokenizer, explainer)

@@ -7,6 +7,8 @@ All other fields are compiled in. Parts see the `Sizes` of a run and nothing els
 
 import dataclasses
 import functools
+import re
+import typing
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -14,7 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 
-from sae.fields import check_fields
+from sae.fields import check_fields, options
 from sae.registry import Registry
 
 T = TypeVar("T")
@@ -88,9 +90,12 @@ class Part:
 
     Attributes:
       registry: the names of the kinds of one family of parts.
+      aim: the name of the field that is the L0 at which the part aims, which a run calls `l0_target`; None for a kind
+        that aims at none.
     """
 
     registry: ClassVar[Registry]
+    aim: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -110,7 +115,7 @@ class Part:
     @property
     def l0_aim(self) -> float | None:
         """The L0 that this part aims at; None for a part that aims at none."""
-        return None
+        return None if self.aim is None else float(getattr(self, self.aim))
 
     def beforehand(self, sizes: Sizes) -> dict[str, str]:
         """What the fields alone say will go wrong, in words, by kind; empty when nothing does."""
@@ -139,10 +144,10 @@ class Part:
         """
         facts = dict(facts)
         kind = cls.registry[facts.pop("kind", None)]
-        names = {field.name for field in dataclasses.fields(kind)}
-        if unknown := sorted(set(facts) - names):
-            raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(names))}")
-        return kind(**{name: of_plain_json(value) for name, value in facts.items()})
+        types = {field.name: field.type for field in dataclasses.fields(kind)}
+        if unknown := sorted(set(facts) - set(types)):
+            raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(types))}")
+        return kind(**{name: of_plain_json(value, types[name]) for name, value in facts.items()})
 
     def _positive(self, *names: str) -> None:
         for name in names:
@@ -185,17 +190,29 @@ def number_names(kind: type[Part]) -> tuple[str, ...]:
 
 
 def plain_json(value):
-    """A field's value as JSON has it."""
-    return str(value) if isinstance(value, Fraction) else list(value) if isinstance(value, tuple) else value
+    """A field's value as JSON has it: a Fraction is the text "1/4", and the whole of the run is "1/1"."""
+    if isinstance(value, Fraction):
+        return f"{value.numerator}/{value.denominator}"
+    return list(map(plain_json, value)) if isinstance(value, tuple) else value
 
 
-def of_plain_json(value):
-    """A field's value, from JSON."""
+def of_plain_json(value, kind=Steps):
+    """A field's value, from JSON.
+
+    Args:
+      value: as `plain_json` returns it.
+      kind: the field's type, which says whether "1/4" is a Fraction or a text.
+
+    Example:
+      >>> of_plain_json("1/4", int | Fraction), of_plain_json("1/4", str)
+      (Fraction(1, 4), '1/4')
+    """
+    kinds = options(kind)
     if isinstance(value, list):
-        return tuple(value)
-    numerator, slash, denominator = value.partition("/") if isinstance(value, str) else ("", "", "")
-    if slash and numerator.isdecimal() and denominator.isdecimal():
-        return Fraction(int(numerator), int(denominator))
+        inner = next((typing.get_args(one)[0] for one in kinds if typing.get_origin(one) is tuple), object)
+        return tuple(of_plain_json(item, inner) for item in value)
+    if Fraction in kinds and isinstance(value, str) and re.fullmatch(r"-?[0-9]+/0*[1-9][0-9]*", value):
+        return Fraction(value)
     return value
 
 
@@ -207,6 +224,10 @@ def _split(kind: type[Part]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise TypeError(
             f"{kind.__name__}: the annotations of a part are types and not texts, as `Number` is found by them: leave "
             "out `from __future__ import annotations`"
+        )
+    if both := [f.name for f in fields if {str, Fraction} <= set(options(f.type))]:
+        raise TypeError(
+            f"{kind.__name__}: {both[0]} takes texts and fractions, which are one thing in JSON: choose one of them"
         )
     return tuple(f.name for f in fields if f.type is Number), tuple(f.name for f in fields if f.type is not Number)
 

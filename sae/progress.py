@@ -1,20 +1,39 @@
 """Progress bars, and the words around them: by default where a person looks at standard error, else nothing.
 
 A progress is called with the items to come, and `total`, `desc` and `initial`, and returns them, as `tqdm.tqdm` does.
-Where it has a method `write`, as tqdm has, it is told in words what is to come and what came out; where what it returns
-has `set_postfix_str`, as a bar of tqdm has, that gets the metrics.
+Where it is a `Telling`, as tqdm is, it is told in words what is to come and what came out; where what it returns is
+`Labelled`, as a bar of tqdm is, that gets the metrics.
 """
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 Progress = Callable[..., Iterable]
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A progress that takes words, as the class `tqdm` does."""
+
+    def write(self, s: str) -> None:
+        """Shows a line."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A bar that has a text beside it, as one of tqdm."""
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        """Changes the text, and shows it now or with the next item."""
+
+    def close(self) -> None:
+        """Called when nothing more comes."""
 
 
 class Bar(tqdm):
@@ -102,7 +121,6 @@ def every(steps: Iterable[T], items: Sequence[T]) -> Iterator[T]:
 
 def say(progress: Progress, text: str) -> None:
     """Tells a progress something in words, if it takes them. A terminal that cannot show them ends no run."""
-    write = getattr(progress, "write", None)
-    if write is not None:
+    if isinstance(progress, Telling):
         with contextlib.suppress(OSError, UnicodeError):
-            write(text)
+            progress.write(text)

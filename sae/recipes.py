@@ -1,9 +1,13 @@
 """How to train, by name: each recipe puts the parts of a run together.
 
-Every recipe takes the run's own fields and those of its parts by name (`sae.Run.replace` says which part gets what).
+Every recipe takes the run's own fields, those of its parts, and kinds of parts by name (`sae.Run.replace` says which
+part gets what). A target L0 is that of whichever part aims at one: of the first sparsity term, or k of an architecture
+that keeps k latents.
 """
 
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 from sae.architectures import JumpReLU
 from sae.initialisation import Initialisation
@@ -43,7 +47,8 @@ def gemma_scope(
       >>> gemma_scope("layer_20/resid_post", 2**14, steps=1_000_000)
       Run(layer_20/resid_post: 16,384 latents, lambda 0.0006, 1,000,000 steps of 4,096 tokens)
     """
-    return Run(site, width, steps, sparsity=(_first(penalty, l0_target, 6e-4, 6e-4, 10_000, 0.0),)).replace(**changes)
+    first = _first(penalty, l0_target, changes, 6e-4, 6e-4, 10_000, 0.0)
+    return _changed(Run(site, width, steps, sparsity=(first,)), l0_target, changes)
 
 
 def gemma_scope_2(
@@ -51,7 +56,6 @@ def gemma_scope_2(
     width: int,
     steps: int,
     *,
-    l0_target: float | None = 50.0,
     penalty: str = "quadratic",
     **changes,
 ) -> Run:
@@ -67,9 +71,9 @@ def gemma_scope_2(
       site: what goes in; several sites of one width make a crosscoder.
       width: Z, the number of latents.
       steps: optimizer steps.
-      l0_target: the L0 to aim at.
       penalty: "linear" or "quadratic" in the L0.
-      **changes: fields of the run or of its parts, by name; see `sae.Run.replace`.
+      **changes: fields of the run or of its parts, by name; see `sae.Run.replace`. `l0_target` is 50 for a penalty that
+        has one, unless it is given.
 
     Raises:
       ValueError: for a field that nothing has, or a value that its part refuses.
@@ -78,9 +82,12 @@ def gemma_scope_2(
       >>> gemma_scope_2("layer_20/resid_post", 2**14, steps=1_000_000)
       Run(layer_20/resid_post: 16,384 latents, target L0 50, 1,000,000 steps of 4,096 tokens)
     """
-    sparsity = (_first(penalty, l0_target, 6e-4, 6e-4, 50_000, 0.0), Frequency())
+    # Not an argument with a default: 50 that nobody asked for is no reason to change the k of an architecture.
+    aim, given = changes.get("l0_target", 50.0), changes.pop("l0_target", None)
+    first = _first(penalty, aim, changes, 6e-4, 6e-4, 50_000, 0.0)
     objective = Reconstruction() if width % BANDS else Matryoshka()
-    return Run(site, width, steps, sparsity=sparsity, objective=objective).replace(**changes)
+    run = Run(site, width, steps, sparsity=(first, Frequency()), objective=objective)
+    return _changed(run, given, changes)
 
 
 def short_run(
@@ -130,7 +137,7 @@ def short_run(
       >>> short_run("layer_3/resid_post", 1536, steps=600, l0_target=20, seed=1)
       Run(layer_3/resid_post: 1,536 latents, target L0 20, 600 steps of 1,024 tokens)
     """
-    return Run(
+    run = Run(
         site,
         width,
         steps,
@@ -143,7 +150,7 @@ def short_run(
             # theta ends at several times its start.
             threshold_learning_rate=1e-2 if log_threshold else 1e-3,
         ),
-        sparsity=(_first(penalty, l0_target, 8e-4, 3e-3, Fraction(1, 4), Fraction(1, 24)), Revival()),
+        sparsity=(_first(penalty, l0_target, changes, 8e-4, 3e-3, Fraction(1, 4), Fraction(1, 24)), Revival()),
         inputs=Inputs(centre=True),
         initialisation=Initialisation(encoder_init=0.2),
         optimizer=Adam(
@@ -154,12 +161,14 @@ def short_run(
             beta2=0.99,
             decoder_rate_factor=2.0,
         ),
-    ).replace(**changes)
+    )
+    return _changed(run, l0_target, changes)
 
 
 def _first(
     penalty: str,
     l0_target: float | None,
+    changes: Mapping[str, Any],
     linear: float,
     quadratic: float,
     warmup: int | Fraction,
@@ -169,15 +178,25 @@ def _first(
 
     Args:
       penalty: its name. l0_target: None for a fixed lambda.
+      changes: to the recipe; where they name the kinds of terms, these say which penalty is meant.
       linear: lambda of a linear penalty. quadratic: of a quadratic one.
       warmup: of lambda. controller: of a quadratic penalty; a linear one with a target cannot be without.
     """
     if penalty not in PENALTIES:
         raise ValueError(f"penalty is one of {', '.join(PENALTIES)}, got {penalty!r}")
+    terms = changes.get("sparsity")
+    kinds = [term for term in terms if isinstance(term, str)] if isinstance(terms, (tuple, list)) else []
+    if "sparsity" in changes:
+        penalty = "quadratic" if "quadratic" in kinds else "linear"
     if penalty == "quadratic":
         if l0_target is None:
             raise ValueError("a quadratic penalty needs an l0_target")
         return Quadratic(quadratic, warmup, l0_target, controller)
-    if l0_target is None:
+    if l0_target is None or "linear" in kinds:
         return Linear(linear, warmup)
     return Controlled(linear, warmup, l0_target)
+
+
+def _changed(run: Run, l0_target: float | None, changes: Mapping[str, Any]) -> Run:
+    """A recipe's run with changes, among which may be other parts than those that have its target."""
+    return run.replace(**changes, **({} if l0_target is None else {"l0_target": l0_target}))

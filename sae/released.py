@@ -119,7 +119,7 @@ class Released(abc.ABC):
     def shifted(self, shift: jax.Array) -> Self:
         """Returns what has the same latents where a shift [A] was added to activations. By default, the bias is
         `b_enc`."""
-        return dataclasses.replace(self, b_enc=self.b_enc - shift @ self.W_enc)
+        return dataclasses.replace(self, b_enc=self.b_enc - jnp.matmul(shift, self.W_enc, precision="highest"))
 
     def scaled(self, gain: jax.Array) -> Self:
         """Returns it with what is in units of the latents, beside the weights, multiplied by a gain, [] or [Z]. By

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae import showing
 from sae.architectures import Architecture, JumpReLU
-from sae.families import FAMILIES, SEVERAL, by_part
+from sae.families import FAMILIES, SEVERAL, by_part, check_several, choose
 from sae.fields import check_fields
 from sae.finish import Finish, LargestActivations
 from sae.initialisation import Initialisation
@@ -156,21 +156,30 @@ class Run:
 
         Args:
           **changes: fields of the run (`seed`, `sparsity=(...)`), or of its parts (`learning_rate`, `l0_target`).
-            Where no part has the field, and one kind of architecture, objective or sparsity term does, a part of that
-            kind comes in: a term beside the others, an architecture or an objective in place of the one before, whose
-            fields of the same names it keeps (`matryoshka=(0.25,)`, `revival=1e-3`).
+            `l0_target` is k of an architecture that keeps k latents, as it is in `run.l0_target`. A name may have the
+            run's field or the kind before it, as in `fields`: `optimizer.beta2`, `quadratic.coefficient`.
+            A part may be given by the name of its kind (`autoencoder="topk"`, `sparsity=("quadratic", "frequency")`):
+            it has the kind's defaults and what it has in common with the part before it. An architecture by name that
+            keeps k latents leaves out the terms of the one before, which it does not need.
+            Where no part has the field, and one kind of objective or sparsity term does, a part of that kind comes in:
+            a term beside the others, an objective in place of the one before, whose fields of the same names it keeps
+            (`matryoshka=(0.25,)`, `revival=1e-3`).
 
         Raises:
-          ValueError: for a field that nothing has; it offers near names. And for values that the part refuses.
+          ValueError: for a field or a kind that nothing has; it offers near names. For a field that several parts have,
+            or that is given under two names. And for values that the part refuses.
 
         Example:
           >>> Run("layer_3/resid_post", 64, steps=100).replace(learning_rate=1e-3, seed=1).optimizer.learning_rate
           0.001
+          >>> Run("layer_3/resid_post", 64, steps=100).replace(autoencoder="topk", l0_target=8).autoencoder.k
+          8
         """
         own = {name: changes.pop(name) for name in list(changes) if name in _RUN_FIELDS}
-        run = dataclasses.replace(self, **own) if own and not changes else self
-        parts = {name: own.pop(name, getattr(run, name)) for name in FAMILIES}
-        for place, given in by_part(parts, changes, _RUN_FIELDS).items():
+        before = {name: getattr(self, name) for name in FAMILIES}
+        parts = before | {name: own.pop(name) for name in FAMILIES if name in own}
+        chosen = choose(parts, before, changes)
+        for place, given in by_part(parts, changes, _RUN_FIELDS, chosen).items():
             name, index = place
             if index is None:
                 parts[name] = dataclasses.replace(parts[name], **given)
@@ -201,7 +210,8 @@ class Run:
         for name, family in FAMILIES.items():
             of = family.of_json
             facts[name] = tuple(map(of, facts[name])) if name in SEVERAL else of(facts[name])
-        return cls(**{name: of_plain_json(v) if name in _PLAIN else v for name, v in facts.items()})
+        types = {field.name: field.type for field in dataclasses.fields(cls) if field.name in _PLAIN}
+        return cls(**{name: of_plain_json(v, types[name]) if name in types else v for name, v in facts.items()})
 
     def _check_ranges(self) -> None:
         for field in ("width", "steps", "batch_size", "dead_tokens"):
@@ -224,9 +234,7 @@ class Run:
         for name, family in FAMILIES.items():
             value = getattr(self, name)
             if name in SEVERAL:
-                if not isinstance(value, (tuple, list)):
-                    raise ValueError(f"Run: {name} is a tuple of parts, got {showing.kind(value)}: put it in a tuple")
-                value = tuple(value)
+                value = check_several(name, value)
                 object.__setattr__(self, name, value)
             for part in value if name in SEVERAL else (value,):
                 if not isinstance(part, Part) or part.registry is not family.registry:

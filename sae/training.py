@@ -47,7 +47,7 @@ def train(
         `Preempted`; without it, they do what they always do. An error or Ctrl-C keeps what was saved.
       save_every: steps between checkpoints; the last and the best (`trainer.checkpoints.Checkpoints`) are kept.
       log_every: steps between records of the history.
-      reports: told of every record, for example `sae.TensorBoard(folder)`.
+      reports: told of every record, for example `sae.TensorBoard(folder)`; subclasses of `sae.Report`.
       progress: by default a bar with L0, FVU, dead latents and the share of time spent waiting for data (as of the last
         record), what the run takes before it and a table of the runs after it, on standard error, where that is a
         terminal or this is a notebook. True shows them everywhere, False nowhere. Or a function that is called with the

@@ -25,7 +25,7 @@ DATA = {
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
     "tests/test_locks": '["setup.py"] + glob(["requirements*.lock"])',
     "tests/test_makefile": '["Makefile"]',
-    "tests/test_readme": '["README.md"]',
+    "tests/test_readme": 'glob(["*.md", "*/*.md", "sae/*/*.md"])',
     "tests/test_structure": '["BUILD", "MODULE.bazel", "requirements.lock", "setup.py"]',
     "tests/test_wheel": '["LICENSE", "README.md", "pyproject.toml", "setup.py"]',
 }

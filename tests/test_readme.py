@@ -1,4 +1,4 @@
-"""The README's Python runs as it is typed, block after block in one namespace, as a reader would run it."""
+"""The Python of READMEs runs as it is typed, block after block in one namespace, as a reader would run it."""
 
 import re
 from pathlib import Path
@@ -11,17 +11,26 @@ import sae
 from sae.autoencoder import Largest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
-# Blocks that are not run, by a line of theirs, and why.
+# Numbers that would take minutes, and a bucket that is missing: README by README (as it stands there, what runs here).
+TINY = {
+    "README.md": [("steps=600", "steps=6"), ("max_new_tokens=40", "max_new_tokens=4"), ("sae.of_max(3)", "20.0")],
+    "gemma/README.md": [("max_new_tokens=40", "max_new_tokens=4")],
+    "sae/store/README.md": [('"gs://bucket/store"', '"runs/bucket"')],
+    "sae/trainer/README.md": [("steps=600", "steps=6")],
+}
+# Blocks that do not run, by a line of theirs, and why.
 NOT_RUN = {
     'model = gemma.load("google/gemma-2-2b")': (
         "it loads weights of the hub, of folders of the reader's own, and of 9 billion parameters; "
         "tests/gemma/test_checkpoints*.py load models from all of these"
     ),
 }
-# Numbers that would take minutes, and a bucket that is not there: (as the README has it, in its place here).
-TINY = [("steps=600", "steps=6"), ("max_new_tokens=40", "max_new_tokens=4"), ('"gs://bucket/store"', '"runs/bucket"')]
 SCOPE = "runs/scope/saes/layer_3/resid_post/width_1536/target_l0_20"
+
+
+def blocks(readme):
+    """The blocks of Python of a README."""
+    return re.findall(r"(?s)```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -39,21 +48,47 @@ def reader(tiny, tmp_path, monkeypatch):
     sae.save(scope, SCOPE)
 
 
-@pytest.mark.slow  # it compiles a dozen training steps and a model's passes for eight devices: over 20 s
+@pytest.mark.slow  # each compiles a model's passes, two of them training steps for eight devices
+@pytest.mark.parametrize("readme", TINY)
 @pytest.mark.filterwarnings("ignore::sae.TrainingWarning")  # six steps are no run
 @pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordWarning")  # the stand-in's model is not on record
-def test_every_block_runs_in_order(reader, capsys):
-    pytest.importorskip("tensorboardX", reason="the README reports to TensorBoard")
-    pytest.importorskip("flax", reason="the README patches Flax")
-    assert all(any(line in block for block in BLOCKS) for line in NOT_RUN)
-    names: dict = {}
-    run = [block for block in BLOCKS if not any(line in block for line in NOT_RUN)]
-    assert len(run) == len(BLOCKS) - len(NOT_RUN) == 7
-    code = "\n".join(run)
-    for typed, tiny in TINY:
-        assert typed in code, f"{typed} is no longer in the README: take its substitute out"
+def test_every_block_runs_in_order(readme, reader):
+    pytest.importorskip("tensorboardX", reason="a README reports to TensorBoard")
+    code = "\n".join(block for block in blocks(readme) if not any(line in block for line in NOT_RUN))
+    for typed, tiny in TINY[readme]:
+        assert typed in code, f"{typed} is no longer in {readme}: take its substitute out"
         code = code.replace(typed, tiny)
-    exec(compile(code, "README.md", "exec"), names)
-    assert len(names["autoencoders"]) == len(names["runs"]) == 4 and isinstance(names["model"], gemma.Model)
-    assert (names["without"].logits != names["forward"].logits).any()
-    assert [site for site in names["values"] if site.endswith("pattern")] and "GiB" in capsys.readouterr().out
+    names: dict = {}
+    exec(compile(code, readme, "exec"), names)
+    assert isinstance(names["model"], gemma.Model)
+    if readme == "README.md":
+        assert len(names["autoencoders"]) == len(names["runs"]) == 2
+        assert (names["without"].logits != names["forward"].logits).any()
+        assert Path("runs/mine/params.npz").exists() and Path("runs/pages/index.html").exists()
+
+
+def test_readmes_are_run_or_told_why_not():
+    code = [block for readme in TINY for block in blocks(readme)]
+    assert all(any(line in block for block in code) for line in NOT_RUN)
+    elsewhere = {"mishax_lite/README.md", "sae/README.md"}  # each by a test in its own folder
+    folders = ("", "mishax_lite", "gemma", "sae", "experiments", "tests")
+    everyone = {
+        p.relative_to(ROOT).as_posix() for name in folders for p in (ROOT / name).glob("**/*.md" if name else "*.md")
+    }
+    assert {readme for readme in everyone if blocks(readme)} == set(TINY) | elsewhere
+
+
+def test_the_first_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_links_between_readmes_lead_somewhere():
+    for readme in [*TINY, "mishax_lite/README.md", "sae/README.md", "experiments/README.md", "CONTRIBUTING.md"]:
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+            path = (ROOT / readme).parent / target if target else ROOT / readme
+            assert path.exists(), f"{readme} leads to {target}, which is missing"
+            if anchor:
+                headings = re.findall(r"(?m)^#+ (.*)$", path.read_text(encoding="utf-8"))
+                anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{readme} leads to {target}#{anchor}, which is missing"

@@ -90,8 +90,8 @@ def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -
             at = offsets[name] + start * _BYTES * math.prod(tensor.shape[1:])
             view = memoryview(rows).cast("B")
             while view:  # a signal may end a write early
-                done = os.pwrite(target.fileno(), view, at)
-                view, at = view[done:], at + done
+                written = os.pwrite(target.fileno(), view, at)
+                view, at = view[written:], at + written
 
         with ThreadPoolExecutor(_WORKERS) as pool:
             for _ in pool.map(copy, _jobs(contents, offsets)):

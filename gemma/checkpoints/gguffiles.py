@@ -62,12 +62,12 @@ def scan(file: Path) -> Contents:
             except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
                 raise ValueError(f"{file} ends within its header, or that is damaged: {error}"[:400]) from error
     blocks = {kind: _block(kind) for _, kind, _ in tensors.values()}
-    found = {
+    by_name = {
         name: _stored(file, name, shape, blocks[kind], kind, base + offset, size)
         for name, (shape, kind, offset) in tensors.items()
     }
     quantised = frozenset(name for name, (_, kind, _) in tensors.items() if (blocks[kind] or (1, 1))[0] > 1)
-    return Contents(file, metadata, found, quantised)
+    return Contents(file, metadata, by_name, quantised)
 
 
 def _header(data: mmap.mmap) -> tuple[dict, dict[str, tuple[tuple[int, ...], int, int]], int]:

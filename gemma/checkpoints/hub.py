@@ -26,7 +26,7 @@ def is_id(source: str) -> bool:
 
 def snapshot(source: str) -> Path:
     """The folder of a checkpoint in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`), or its one GGUF file; fetched where it
-    is not there whole.
+    is missing or incomplete.
 
     Raises:
       ValueError: without the package `huggingface_hub`; when the hub has no such model, asks for its licence to be

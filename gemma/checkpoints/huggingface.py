@@ -73,8 +73,8 @@ def parameters(config: Config) -> dict[streaming.Path, tuple[Layout, ...]]:
 
 
 def shapes(stored: Mapping[str, Stored]) -> Shapes | None:
-    """What the tensors' shapes tell of the model, None where too few are there."""
-    layers = [int(found[1]) for name in stored if (found := re.match(r"layers\.(\d+)\.", name))]
+    """What the tensors' shapes tell of the model, None where too few are stored."""
+    layers = [int(match[1]) for name in stored if (match := re.match(r"layers\.(\d+)\.", name))]
 
     def shape(ending: str) -> tuple[int, ...]:
         return next(tensor.shape for name, tensor in stored.items() if name.endswith(ending))
@@ -104,23 +104,25 @@ def scan(source: Path) -> dict[str, Stored]:
     that the index names, else all files together.
 
     Raises:
-      ValueError: for an index that is damaged or names files or tensors that are not there; for files that are not
-        safetensors; for a tensor that is there twice.
+      ValueError: for an index that is damaged or names files or tensors that are missing; for files that are not
+        safetensors; for a tensor that is stored twice.
     """
     if source.is_file():
-        found = tensorfiles.scan(source)
+        by_name = tensorfiles.scan(source)
     elif (source / SINGLE).is_file():
-        found = tensorfiles.scan(source / SINGLE)
+        by_name = tensorfiles.scan(source / SINGLE)
     elif (source / INDEX).is_file():
-        found = _scan_shards(source / INDEX)
+        by_name = _scan_shards(source / INDEX)
     else:
-        found = {}
+        by_name = {}
         for file in files(source):
-            more = tensorfiles.scan(file)
-            streaming.refuse(str(source), [f"{name}: a second time in {file.name}" for name in more if name in found])
-            found |= more
+            others = tensorfiles.scan(file)
+            streaming.refuse(
+                str(source), [f"{name}: a second time in {file.name}" for name in others if name in by_name]
+            )
+            by_name |= others
     tensors: dict[str, Stored] = {}
-    for name, tensor in found.items():
+    for name, tensor in by_name.items():
         if _is_left_out(name):
             continue
         if bare(name) in tensors:

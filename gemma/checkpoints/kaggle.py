@@ -103,7 +103,7 @@ def scan(folder: Path) -> dict[streaming.Path, Leaf]:
         if items is None:  # Orbax logs why
             raise ValueError(f"{damaged}: of its arrays nothing can be read")
         leaves = jax.tree_util.tree_flatten_with_path(items.tree)[0]
-    found: dict[streaming.Path, Leaf] = {}
+    by_path: dict[streaming.Path, Leaf] = {}
     for path, leaf in leaves:
         keys = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
         name = "/".join(keys)
@@ -113,10 +113,10 @@ def scan(folder: Path) -> dict[streaming.Path, Leaf]:
         if bare.endswith(("mlp/gating_einsum/w", "mlp/linear/w")):
             bare = bare.removesuffix("/w")
         ours = tuple(bare.split("/"))
-        if ours in found:
-            raise ValueError(f"{folder} does not hold this model: {name} is there as {found[ours].name} too")
-        found[ours] = Leaf(name, keys, tuple(getattr(leaf, "shape", None) or ()), getattr(leaf, "dtype", None))
-    return found
+        if ours in by_path:
+            raise ValueError(f"{folder} does not hold this model: {name} is there as {by_path[ours].name} too")
+        by_path[ours] = Leaf(name, keys, tuple(getattr(leaf, "shape", None) or ()), getattr(leaf, "dtype", None))
+    return by_path
 
 
 def recognise_shapes(folder: Path, leaves: Mapping[streaming.Path, Leaf]) -> Config:
@@ -165,10 +165,10 @@ def read(
             leaf = leaves[path]
             swapped = path[-1] == "gating_einsum" and leaf.shape != struct.shape
             shape = leaf.shape if swapped else struct.shape  # of more rows, the first are read
-            there = _swap(sharding) if swapped else sharding
-            args = ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=there, global_shape=shape, strict=False)
+            stored_sharding = _swap(sharding) if swapped else sharding
+            args = ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=stored_sharding, global_shape=shape, strict=False)
             item = ocp.args.PyTreeRestore(
-                item=_nest(leaf.keys, jax.ShapeDtypeStruct(shape, struct.dtype, sharding=there)),
+                item=_nest(leaf.keys, jax.ShapeDtypeStruct(shape, struct.dtype, sharding=stored_sharding)),
                 restore_args=_nest(leaf.keys, args),
                 partial_restore=True,
             )

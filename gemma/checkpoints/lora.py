@@ -125,9 +125,9 @@ def _sort(stored: Mapping[str, Stored]) -> tuple[dict, dict, dict, list[str]]:
         bare = huggingface.bare(full)
         if tensor.problem:
             problems.append(f"{name}: {tensor.problem}")
-        elif found := re.fullmatch(r"(.+)\.lora_([AB])\.weight", bare):
-            pairs.setdefault(found[1], {})[found[2]] = tensor
-            modules[found[1]] = re.sub(r"\.lora_[AB]\.weight$", "", full)
+        elif match := re.fullmatch(r"(.+)\.lora_([AB])\.weight", bare):
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+            modules[match[1]] = re.sub(r"\.lora_[AB]\.weight$", "", full)
         elif bare.endswith(".weight") and not bare.endswith(".base_layer.weight"):
             whole[bare] = tensor
             modules[bare.removesuffix(".weight")] = full.removesuffix(".weight")
@@ -177,9 +177,9 @@ def _without_weights(
     bare = [full for name, full in named.items() if not {name} & (pairs.keys() | saved) and _targeted(values, full)]
     if bare and pairs:
         # PEFT says so too, and computes with B = 0.
-        more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
+        others = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
         warnings.warn(
-            f"target_modules names {', '.join(bare[:3])}{more}, and {WEIGHTS} has no lora_A and lora_B of "
+            f"target_modules names {', '.join(bare[:3])}{others}, and {WEIGHTS} has no lora_A and lora_B of "
             f"{'them' if len(bare) > 1 else 'it'}: nothing is added there",
             stacklevel=2,
         )
@@ -210,8 +210,8 @@ def _targeted(values: Mapping, module: str) -> bool:
         return True
     patterns = values.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(found[1]) in (layers if isinstance(layers, list) else [layers])
+        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(match[1]) in (layers if isinstance(layers, list) else [layers])
     return False
 
 

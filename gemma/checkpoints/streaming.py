@@ -151,8 +151,8 @@ def all_finite(array: jax.Array) -> jax.Array:
 def refuse(where: str, problems: Sequence[str]) -> None:
     """Raises ValueError with the problems, if there are any, one to a line and not too many."""
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ValueError(f"{where} does not hold this model:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+        others = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ValueError(f"{where} does not hold this model:\n  " + "\n  ".join(problems[:_SHOWN]) + others)
 
 
 def match(

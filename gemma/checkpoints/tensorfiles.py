@@ -73,7 +73,7 @@ def _stored(file: Path, name: str, entry: Mapping, base: int, size: int) -> Stor
 
 
 def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
-    """Writes a file, one tensor in memory at a time; under another name first, so that it is there whole or not at all.
+    """Writes a file, one tensor in memory at a time; under another name first, so that it exists whole or not at all.
 
     Args:
       file: its path.

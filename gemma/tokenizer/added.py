@@ -80,7 +80,7 @@ class Finder:
         yield from self._split(text[start:], level + 1)
 
     def _id(self, text: str) -> int:
-        """The id of what was found, which may have white space around it and a space for U+2581."""
+        """The id of an added token in the text, which may have white space around it and a space for U+2581."""
         for spelling in (text, text.replace(" ", SPACE), text.replace(SPACE, " "), text.strip()):
             if spelling in self._ids:
                 return self._ids[spelling]

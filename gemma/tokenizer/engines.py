@@ -45,13 +45,13 @@ class SentencePiece:
         beyond = {token.id: token.content for token in added if token.id >= size}
         self._holes = frozenset(range(size, max(beyond, default=-1) + 1)) - beyond.keys()
         if beyond:
-            more = [
+            additions = [
                 (beyond[id_], pieces.CONTROL if beyond[id_] in words else pieces.USER_DEFINED)
                 if id_ in beyond
                 else (f"{GONE}{id_}", pieces.CONTROL)
                 for id_ in range(size, max(beyond) + 1)
             ]
-            processor = sentencepiece.SentencePieceProcessor(model_proto=pieces.with_pieces(changed, more))
+            processor = sentencepiece.SentencePieceProcessor(model_proto=pieces.with_pieces(changed, additions))
         self._processor = processor
         self._size, self.merged = processor.get_piece_size(), size
         self._lengths = {}
@@ -61,15 +61,15 @@ class SentencePiece:
         # What SentencePiece's own `decode` leaves out, or shows otherwise.
         self._named = {self._unknown: processor.id_to_piece(self._unknown), **dict.fromkeys(self._holes, GONE)}
         self._named |= {token.id: token.content for token in added if token.single_word}
-        found = {}  # those of the model, as SentencePiece has them
+        ids = {}  # those of the model, as SentencePiece has them
         for start, end, type_ in pieces.marks(model):
             if model[start:end] not in bare:
                 piece = model[start:end].decode()
                 special = type_ == pieces.CONTROL or piece in _SPECIAL
-                found[piece] = AddedToken(piece, processor.piece_to_id(piece), special, normalized=False)
-        self._mark_ids = {t.id for t in found.values() if t.special or SPACE not in t.content} | beyond.keys()
-        found[self.unknown] = AddedToken(self.unknown, self._unknown, special=True, normalized=False)
-        self.added = found | {token.content: token for token in added}
+                ids[piece] = AddedToken(piece, processor.piece_to_id(piece), special, normalized=False)
+        self._mark_ids = {t.id for t in ids.values() if t.special or SPACE not in t.content} | beyond.keys()
+        ids[self.unknown] = AddedToken(self.unknown, self._unknown, special=True, normalized=False)
+        self.added = ids | {token.content: token for token in added}
         self._words, self._finder = self._by_hand(added)
 
     def _by_hand(self, added: Sequence[AddedToken]) -> tuple[tuple[str, ...] | None, Finder]:
@@ -268,10 +268,10 @@ def _check(processor: "sentencepiece.SentencePieceProcessor", added: Sequence[Ad
     size = processor.get_piece_size()
     for token in added:
         id_ = processor.piece_to_id(token.content)
-        known = processor.id_to_piece(id_) == token.content
-        if known and id_ != token.id:
+        exists = processor.id_to_piece(id_) == token.content
+        if exists and id_ != token.id:
             raise ValueError(f"the added token {token.content!r} has the id {token.id}, but is piece {id_}")
-        if not known and token.id < size:
+        if not exists and token.id < size:
             piece = processor.id_to_piece(token.id)
             raise ValueError(f"the added token {token.content!r} has the id {token.id}, which is {piece!r}'s")
 

@@ -179,12 +179,12 @@ def _config(tokenizer: Tokenizer, added: bool) -> dict:
 
 def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json, where they are missing."""
-    made = {}
+    contents = {}
     if JSON not in files:
         texts = [tokenizer.raw_piece(id_) for id_ in range(len(tokenizer))]
         begins = [(tokenizer.raw_piece(tokenizer.bos), tokenizer.bos)] if tokenizer.adds_bos else []
         engine = tokenizer.engine
-        made[JSON] = vocabulary.write(texts, tokenizer.added_tokens, engine.unknown, begins, engine.merged)
+        contents[JSON] = vocabulary.write(texts, tokenizer.added_tokens, engine.unknown, begins, engine.merged)
     if settings.CONFIG not in files:
         config = {
             "tokenizer_class": "GemmaTokenizer",
@@ -196,10 +196,10 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
             "clean_up_tokenization_spaces": False,
             **_config(tokenizer, added=False),
         }
-        if JSON in made:
-            config[_SAME] = _noted(made[JSON], tokenizer.model_proto)
-        made[settings.CONFIG] = _dumped(config)
-    return made
+        if JSON in contents:
+            config[_SAME] = _noted(contents[JSON], tokenizer.model_proto)
+        contents[settings.CONFIG] = _dumped(config)
+    return contents
 
 
 def _dumped(values: dict) -> bytes:

@@ -49,8 +49,8 @@ def read(folder: Path) -> Settings:
     """
     paths = {name: folder / name for name in (CONFIG, ADDED, SPECIAL, TEMPLATE)}
     files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
-    more = sorted((folder / _TEMPLATES).glob("*.jinja"))
-    files |= {f"{_TEMPLATES}/{path.name}": path.read_bytes() for path in more}
+    templates = sorted((folder / _TEMPLATES).glob("*.jinja"))
+    files |= {f"{_TEMPLATES}/{path.name}": path.read_bytes() for path in templates}
     config, added, special = (_of(folder / name, files, name) for name in (CONFIG, ADDED, SPECIAL))
     tokens = {role: text for role, text in _tokens(special | config).items() if text}
     return Settings(
@@ -100,9 +100,9 @@ def _added(config: Mapping, added: Mapping) -> tuple[AddedToken, ...]:
         values = values.values() if isinstance(values, dict) else values
         special |= {value.get("content") if isinstance(value, dict) else value for value in values}
     for content, id_ in added.items():
-        known = tokens.setdefault(int(id_), AddedToken(content, int(id_), content in special, content not in special))
-        if known.content != content:
-            raise ValueError(f"the id {id_} is {known.content!r} in {CONFIG}, and {content!r} in {ADDED}")
+        token = tokens.setdefault(int(id_), AddedToken(content, int(id_), content in special, content not in special))
+        if token.content != content:
+            raise ValueError(f"the id {id_} is {token.content!r} in {CONFIG}, and {content!r} in {ADDED}")
     return tuple(tokens[id_] for id_ in sorted(tokens))
 
 

@@ -295,14 +295,14 @@ class Tokenizer:
                 continue
             text, spans, inside = _without_marks(part, begin, end, inside)
             if number % 2:  # a mark that a message spells out
-                more, places = self.engine.encode_plain(text), None
+                ids_of_part, places = self.engine.encode_plain(text), None
             elif said:
-                more, places = self.engine.encode_with_places(text)
+                ids_of_part, places = self.engine.encode_with_places(text)
             else:
-                more, places = self.engine.encode(text), None
-            ids += more
+                ids_of_part, places = self.engine.encode(text), None
+            ids += ids_of_part
             if said:
-                mask += [any(start <= p < stop for start, stop in spans) for p in places or [0] * len(more)]
+                mask += [any(start <= p < stop for start, stop in spans) for p in places or [0] * len(ids_of_part)]
         return ids, mask
 
     def _tokens(self) -> dict[str, str | int]:

@@ -228,10 +228,10 @@ def write(
 
 def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     """All the ways in which two pieces make a third, the lower id first, and of these the shorter left part."""
-    known = set(texts)
+    vocabulary = set(texts)
     return [
         (text[:place], text[place:])
         for text in texts
         for place in range(1, len(text))
-        if text[:place] in known and text[place:] in known
+        if text[:place] in vocabulary and text[place:] in vocabulary
     ]

@@ -53,6 +53,7 @@ class KeepsLargest(Affine):
     """
 
     l0_gradient: ClassVar[bool] = False
+    aim: ClassVar[str | None] = "k"
     k: float
     aux_k: int
     aux_coefficient: Number
@@ -65,10 +66,6 @@ class KeepsLargest(Affine):
         super().check_sizes(sizes)
         if self.k > sizes.width:
             raise ValueError(f"{type(self).__name__}: k is at most the width {sizes.width}, got {self.k}")
-
-    @property
-    def l0_aim(self) -> float:
-        return float(self.k)
 
     def auxiliary(
         self, params: Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array

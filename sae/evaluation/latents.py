@@ -17,6 +17,7 @@ from sae.capturing import activations_at
 from sae.counted import Counted
 from sae.evaluation.counting import counted_text, sites_to_capture
 from sae.evaluation.matching import check_model
+from sae.fields import plain
 from sae.language_model import LanguageModel
 from sae.progress import every
 from sae.released import Released
@@ -79,8 +80,10 @@ def latent_statistics(
     sites = sites_to_capture(model, site, site_out, text.rule)
     autoencoder = bare(autoencoder)
     S, T = text.tokens.shape
-    Z, E = autoencoder.width, min(examples, S)
-    fired, total = np.zeros(Z, np.int64), 0
+    Z, E = autoencoder.width, min(plain("examples", examples, int), S)
+    if E < 0:
+        raise ValueError(f"examples must not be negative, got {examples}: 0 keeps none")
+    fired, total, largest = np.zeros(Z, np.int64), 0, np.zeros(Z, np.float32)
     histogram = np.zeros((Z, BINS), np.int64)
     # The range of a histogram doubles when a larger activation comes.
     reach = np.maximum(np.asarray(autoencoder.thresholds, np.float32) * 2, 1e-6)
@@ -95,12 +98,14 @@ def latent_statistics(
         b, t, z = np.nonzero(f)
         values = f[b, t, z]
         fired += np.bincount(z, minlength=Z)
-        _grow(histogram, reach, f.max(axis=(0, 1)))
+        peaks = f.max(axis=(0, 1))
+        largest = np.maximum(largest, peaks)
+        _grow(histogram, reach, peaks)
         bins = np.minimum((values / reach[z] * BINS).astype(np.int64), BINS - 1)
         histogram += np.bincount(z * BINS + bins, minlength=Z * BINS).reshape(Z, BINS)
-        _keep_strongest(sequence, activation, f, start)
+        if E:
+            _keep_strongest(sequence, activation, f, start)
     peak = np.where(sequence >= 0, activation.argmax(axis=-1), -1)
-    largest = activation[:, 0].max(axis=-1)
     return LatentStatistics(total, fired, largest, histogram, reach, sequence, peak, activation)
 
 

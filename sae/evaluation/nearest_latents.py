@@ -17,6 +17,7 @@ from sae import showing
 from sae.released import Released
 
 BLOCK = 4096  # latents on either side of a block: 64 MiB of similarities
+_TIE = 1e-6  # cosines that differ by less are equal: the sums of their products are rounded in different orders
 Rows = jax.Array | np.ndarray
 
 
@@ -27,7 +28,8 @@ class Nearest:
     Attributes:
         index: int32 [Z of a], the latent of b.
         similarity: float32 [Z of a], the cosine of the two rows; 0 where either row is 0.
-        mutual: bool [Z of a], whether in turn no latent of a is nearer to that one.
+        mutual: bool [Z of a], whether in turn no latent of a is nearer to that one, by more than rounding: all of
+            several equal latents are, or none. False where either row is 0.
     """
 
     index: np.ndarray
@@ -53,27 +55,32 @@ def nearest(a: Released, b: Released, *, block: int = BLOCK) -> Nearest:
         The nearest latent of b for each of a. Of equally near ones, the first.
 
     Raises:
-        ValueError: for rows of different lengths.
+        ValueError: for rows of different lengths, and rows that are not finite.
 
     Example:
         >>> match = sae.nearest(autoencoder, autoencoder)
         >>> bool((match.index == np.arange(autoencoder.width)).all() and match.mutual.all())
         True
     """
-    rows_a, rows_b = _rows(a), _rows(b)
+    rows_a, rows_b = _rows(a, " in a"), _rows(b, " in b")
     if rows_a.shape[1] != rows_b.shape[1]:
         raise ValueError(
             f"the rows of W_dec have lengths {rows_a.shape[1]:,} in a and {rows_b.shape[1]:,} in b: latents of "
             "activations of one dim can be compared"
         )
     index, similarity = strongest(rows_a, rows_b, 1, block=block)
-    back, _ = strongest(rows_b, rows_a, 1, block=block)
-    return Nearest(index[:, 0], similarity[:, 0], back[index[:, 0], 0] == np.arange(len(index)))
+    _, greatest = strongest(rows_b, rows_a, 1, block=block)
+    index, similarity = index[:, 0], similarity[:, 0]
+    mutual = (similarity >= greatest[index, 0] - _TIE) & rows_a.any(axis=1) & rows_b.any(axis=1)[index]
+    return Nearest(index, similarity, mutual)
 
 
 def neighbours(autoencoder: Released, count: int, *, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """Returns the latents of the same autoencoder that are most like each, itself excepted: index int32 [Z, K] and the
     cosines float32 [Z, K], the nearest first; K is `count`, or Z - 1 if that is less.
+
+    Raises:
+        ValueError: for rows that are not finite.
 
     Example:
         >>> neighbours(autoencoder, 3)[0].shape == (autoencoder.width, 3)
@@ -109,15 +116,13 @@ def strongest(
 
 
 def _strongest_of(rows, first, others, width, *, K, apart):
-    """Of rows [R, A], whose first has the number `first`, among others [blocks, R, A], of which `width` are latents."""
+    """Of unit rows [R, A], whose first has the number `first`, among others [blocks, R, A]: `width` latents."""
     R = rows.shape[0]
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)  # noqa: E731
-    rows = unit(rows)
 
     def add(best, block):
         number, part = block
         numbers = number * R + jnp.arange(R)
-        cosines = jnp.matmul(rows, unit(part).T, precision="highest")
+        cosines = jnp.matmul(rows, part.T, precision="highest")
         ours = first + jnp.arange(R)[:, None]
         cosines = jnp.where((numbers < width) & ~(apart & (numbers == ours)), cosines, -jnp.inf)
         # Those of before stand first: of equals, top_k takes the first.
@@ -134,13 +139,22 @@ def _strongest_of(rows, first, others, width, *, K, apart):
 _program = jit_program(_strongest_of, program="other", static_argnames=("K", "apart"))
 
 
-def _rows(autoencoder: Released) -> np.ndarray:
-    """Decoder rows float32 [Z, A]."""
-    return np.asarray(autoencoder.W_dec, np.float32).reshape(autoencoder.width, -1)
+def _rows(autoencoder: Released, where: str = "") -> np.ndarray:
+    """Decoder rows float32 [Z, A]. Raises ValueError for one that is not finite, which would be the nearest of all."""
+    rows = np.asarray(autoencoder.W_dec, np.float32).reshape(autoencoder.width, -1)
+    if not (finite := np.isfinite(rows).all(axis=1)).all():
+        number = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"row {number} of W_dec{where} is not finite, so it has no direction: leave such latents out")
+    return rows
 
 
 def _in_blocks(rows: Rows, size: int) -> np.ndarray:
-    """[blocks, R, A], filled up with zeros."""
+    """Unit rows [blocks, R, A], filled up with zeros."""
     rows = np.asarray(rows, np.float32)
-    filled = np.pad(rows, ((0, -len(rows) % size), (0, 0)))
+    filled = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
+    for start in range(0, len(rows), size):
+        # In float64, where the squares of no float32 are too large or too small.
+        part = rows[start : start + size].astype(np.float64)
+        norms = np.linalg.norm(part, axis=1, keepdims=True)
+        filled[start : start + len(part)] = part / np.where(norms > 0, norms, 1)
     return filled.reshape(-1, size, rows.shape[1])

@@ -12,14 +12,16 @@ import numpy as np
 from mishax_lite.hashing import fingerprint
 from sae import showing
 from sae.autoencoder import bare
-from sae.evaluation import fidelity, kept
+from sae.evaluation import fidelity, kept, nearest_latents
 from sae.evaluation.fidelity import Metrics
 from sae.evaluation.latents import latent_statistics, top_tokens
 from sae.evaluation.matching import counted_of
+from sae.explainers.base import Explainer, explainer_of
 from sae.explorer import pages, tradeoff
 from sae.explorer.pages import About
 from sae.files import replace_file
 from sae.language_model import LanguageModel, titled
+from sae.looking import NEIGHBOURS, Latents
 from sae.progress import Progress, chosen
 from sae.released import Released
 from sae.text import Sequences, as_sequences
@@ -55,6 +57,7 @@ def explore(
     folder: str | Path,
     *,
     text: str = "text that the caller gave",
+    explainer: Explainer | str | None = None,
     progress: Progress | bool | None = None,
 ) -> Path:
     """Measures autoencoders and writes their pages: static files, to be opened in a browser.
@@ -66,19 +69,20 @@ def explore(
         sequences: the text: figures and examples are over it, and the same tokens count as for `sae.evaluate`.
         folder: where the pages go. Those of the same autoencoder, model and text stay as they are.
         text: what the pages call the text, after "tokens of".
+        explainer: what puts each latent into words (`sae.explainers`), by its name or itself; None for no words.
         progress: as for `sae.evaluate`.
 
     Returns:
         The first page.
 
     Raises:
-        ValueError: as for `sae.evaluate`, for crosscoders, and for no autoencoder.
+        ValueError: as for `sae.evaluate`, for crosscoders, for no autoencoder, and for an unknown explainer.
 
     Example:
         >>> sae.explore(autoencoder, model, sequences, folder).name
         'index.html'
     """
-    progress = chosen(progress)
+    progress, explainer = chosen(progress), explainer_of(explainer)
     named = _named(autoencoders)
     sequences = as_sequences(sequences, model)
     metrics = fidelity.evaluate(list(named.values()), model, sequences, progress=progress)
@@ -92,7 +96,7 @@ def explore(
         key = f"{kept.COUNTING}:{of}{_hash(autoencoder)}"
         entries.append(Entry(PurePath(name), one, target, about, key, lambda autoencoder=autoencoder: autoencoder))
     about = About(text, ", or of others: ".join(omissions))
-    return build(entries, model, sequences, Path(folder), about, progress=progress)
+    return build(entries, model, sequences, Path(folder), about, explainer=explainer, progress=progress)
 
 
 def build(
@@ -102,6 +106,7 @@ def build(
     folder: Path,
     about: About,
     *,
+    explainer: Explainer | None = None,
     progress: Progress,
 ) -> Path:
     """Writes the pages of autoencoders, those excepted that are there already, and returns the first page.
@@ -112,11 +117,12 @@ def build(
         sequences: the text of the metrics.
         folder: of the first page.
         about: what that page says of the text.
+        explainer: what puts each latent into words; None for no words.
         progress: called with what is to come, as tqdm is.
     """
     rows = []
     for entry in entries:
-        _write(entry, model, sequences, folder, progress)
+        _write(entry, model, sequences, folder, explainer, progress)
         rows.append({
             "href": pages.link(entry.place / "index.html"),
             "site": entry.metrics.site,
@@ -131,9 +137,17 @@ def build(
     return pages.write_index(folder, name, rows, metrics[0].tokens, about)
 
 
-def _write(entry: Entry, model: LanguageModel, sequences: Sequences, folder: Path, progress: Progress) -> None:
+def _write(
+    entry: Entry,
+    model: LanguageModel,
+    sequences: Sequences,
+    folder: Path,
+    explainer: Explainer | None,
+    progress: Progress,
+) -> None:
     out, site = folder / entry.place, entry.metrics.site
-    key = entry.key + hashlib.sha256(repr((VERSION, entry.about)).encode()).hexdigest()[:16]
+    said = (VERSION, entry.about) + (() if explainer is None else (explainer, explainer.version))
+    key = entry.key + hashlib.sha256(repr(said).encode()).hexdigest()[:16]
     done = out / "identity.txt"
     if done.exists() and done.read_text(encoding="utf-8") == key:
         return
@@ -144,6 +158,11 @@ def _write(entry: Entry, model: LanguageModel, sequences: Sequences, folder: Pat
     autoencoder = entry.load()
     statistics = latent_statistics(autoencoder, model, sequences, autoencoder.info.site, progress=progress)
     effects = top_tokens(autoencoder, model, site) if model.sites[site].writes_to_residual else None
+    explained = None
+    if explainer is not None:  # what `sae.latents` says
+        near = nearest_latents.neighbours(autoencoder, NEIGHBOURS)
+        latents = Latents(site, statistics, effects, *near, sequences, model.tokenizer, explainer)
+        explained = pages.Explanations(explainer.about, lambda latent: latents[latent].explanation)
     pages.write_latents(
         out,
         "../" * len(entry.place.parts),
@@ -154,6 +173,7 @@ def _write(entry: Entry, model: LanguageModel, sequences: Sequences, folder: Pat
         sequences,
         model.tokenizer,
         entry.about,
+        explanations=explained,
         progress=progress,
     )
     replace_file(done, key)

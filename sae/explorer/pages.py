@@ -64,6 +64,19 @@ class About:
     omissions: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Explanations:
+    """Latents in words.
+
+    Attributes:
+      about: what the texts are, in a line.
+      of: returns the text of a latent by its number.
+    """
+
+    about: str
+    of: Callable[[int], str]
+
+
 def write_index(folder: Path, model: str, rows: Sequence[dict], tokens: int, about: About) -> Path:
     """Writes `index.html` and `style.css`. A row has `href` (from `link`), `site`, `width`, `target` and `metrics`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +100,7 @@ def write_latents(
     tokenizer: Tokenizer,
     about: About,
     *,
+    explanations: Explanations | None = None,
     progress: Callable[..., Iterable] = lambda latents, **_: latents,
 ) -> Path:
     """Writes a page for each latent that fired, then the list of them, `index.html`, whose presence says that all are
@@ -101,6 +115,7 @@ def write_latents(
       sequences: the text, for the examples.
       tokenizer: to show tokens.
       about: what they say of the text.
+      explanations: where given, on the page of each latent and in the list.
       progress: called with the latents to come, and `total` and `desc`, as tqdm is.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,11 +133,14 @@ def write_latents(
         if effects is not None:
             top = _with_effects(labels, effects.promoted[z], effects.promotion[z])
             bottom = _with_effects(labels, effects.suppressed[z], effects.suppression[z])
+        explanation = None if explanations is None else explanations.of(z)
         frequency = f"{statistics.fired[z] / statistics.tokens:.3%}"
         page = template.render(
             root=root,
             name=name,
             latent=z,
+            explanation=explanation,
+            explanations=explanations,
             previous=alive[place - 1] if place else None,
             next=alive[place + 1] if place + 1 < len(alive) else None,
             frequency=frequency,
@@ -141,6 +159,7 @@ def write_latents(
             "fired": int(statistics.fired[z]),
             "frequency": frequency,
             "largest": f"{statistics.largest[z]:.3g}",
+            "explanation": explanation,
             "top": [token for token, _ in top[:4]],
             **_snippet(examples[0]),
         })  # fmt: skip
@@ -148,7 +167,7 @@ def write_latents(
     dead = np.nonzero(statistics.fired == 0)[0].tolist()
     page = _environment().get_template("latents.html").render(
         root=root, name=name, width=autoencoder.width, tokens=count(statistics.tokens, "token"), rows=rows, dead=dead,
-        about=about,
+        about=about, explanations=explanations,
     )  # fmt: skip
     replace_file(folder / "index.html", _writable(page))
     return folder / "index.html"

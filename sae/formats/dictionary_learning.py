@@ -15,6 +15,7 @@ import numpy as np
 from sae.autoencoder import Info, JumpReLU
 from sae.files import read_json
 from sae.formats import names, torch_files
+from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Format, formats
 from sae.gated import Gated
 from sae.relu import ReLU
@@ -86,7 +87,7 @@ def _linear(tensors: _Tensors, b_dec: str) -> dict[str, np.ndarray]:
 
 def _relu(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
     values = _linear(tensors, "bias")
-    return Contents(ReLU, values | {"b_enc": tensors["encoder.bias"] - values["b_dec"] @ values["W_enc"]})
+    return Contents(ReLU, values | {"b_enc": subtracted(tensors["encoder.bias"], values)})
 
 
 def _relu_new(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
@@ -96,20 +97,20 @@ def _relu_new(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 
 def _gated(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
     values = _linear(tensors, "decoder_bias")
-    r_mag, shift = tensors["r_mag"], values["b_dec"] @ values["W_enc"]
-    biases = {"b_gate": tensors["gate_bias"] - shift, "b_mag": tensors["mag_bias"] - shift * np.exp(r_mag)}
-    return Contents(Gated, values | biases | {"r_mag": r_mag})
+    r_mag, b_gate = tensors["r_mag"], subtracted(tensors["gate_bias"], values)
+    b_mag = subtracted(tensors["mag_bias"], values, np.exp(r_mag))
+    return Contents(Gated, values | {"b_gate": b_gate, "b_mag": b_mag, "r_mag": r_mag})
 
 
 def _topk(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
     values = _linear(tensors, "b_dec")
-    b_enc = tensors["encoder.bias"] - values["b_dec"] @ values["W_enc"]
+    b_enc = subtracted(tensors["encoder.bias"], values)
     return Contents(TopK, values | {"b_enc": b_enc}, {"k": int(tensors["k"])})
 
 
 def _with_threshold(values: dict[str, np.ndarray], b_enc: np.ndarray, threshold: np.ndarray) -> Contents:
     """A threshold that was never set is -1, and all above 0 are active then, as in dictionary_learning itself."""
-    shifted = b_enc - values["b_dec"] @ values["W_enc"]
+    shifted = subtracted(b_enc, values)
     thresholds = np.full(len(b_enc), max(0.0, float(threshold)), np.float32)
     return Contents(JumpReLU, values | {"b_enc": shifted, "threshold": thresholds})
 

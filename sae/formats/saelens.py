@@ -16,6 +16,7 @@ import numpy as np
 from sae.autoencoder import Info, JumpReLU
 from sae.files import current, read_json
 from sae.formats import names, safetensors_files
+from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.gated import Gated
 from sae.released import Released
@@ -152,10 +153,9 @@ def _fold(
         raise ValueError(f"{file}: {what} normalised by {normalisation!r} are not read: no weights can do that")
     bias = "b_gate" if form is Gated else "b_enc"
     if config.get("apply_b_dec_to_input", not transcoder):
-        shift = values["b_dec"] @ values["W_enc"]
-        values[bias] = values[bias] - shift
+        values[bias] = subtracted(values[bias], values)
         if form is Gated:
-            values["b_mag"] = values["b_mag"] - shift * np.exp(values["r_mag"])
+            values["b_mag"] = subtracted(values["b_mag"], values, np.exp(values["r_mag"]))
     values["W_enc"] = values["W_enc"] * scale
     values["W_dec"], values["b_dec"] = values["W_dec"] / scale, values["b_dec"] / scale
     if config.get("rescale_acts_by_decoder_norm"):

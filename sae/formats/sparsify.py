@@ -12,6 +12,7 @@ from pathlib import Path
 from sae.autoencoder import Info
 from sae.files import current, read_json
 from sae.formats import names, safetensors_files
+from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.released import Released
 from sae.topk import TopK
@@ -52,7 +53,7 @@ class Sparsify(Format):
         if skip:
             values["W_skip"] = values["W_skip"].T
         if not config.get("transcode"):
-            values["b_enc"] = values["b_enc"] - values["b_dec"] @ values["W_enc"]
+            values["b_enc"] = subtracted(values["b_enc"], values)
         return Contents(TopK, values, {"k": k}, _info(file.parent, config))
 
     def lacks(self, autoencoder: Released) -> str | None:
@@ -68,7 +69,7 @@ class Sparsify(Format):
         skip = "W_skip" in values
         transcode = skip or (info is not None and info.site != info.site_out)
         if not transcode:  # which subtracts b_dec from what goes in
-            values["b_enc"] = values["b_enc"] + values["b_dec"] @ values["W_enc"]
+            values["b_enc"] = subtracted(values["b_enc"], values, -1.0)
         values["W_enc"] = values["W_enc"].T
         if skip:
             values["W_skip"] = values["W_skip"].T

@@ -78,6 +78,7 @@ class Aimed(Warmed):
         log(L0 / l0_target), and by a twentieth of that a step at most.
     """
 
+    aim: ClassVar[str | None] = "l0_target"
     l0_target: Number = 50.0
     controller: float | Fraction = 0.0
 
@@ -91,10 +92,6 @@ class Aimed(Warmed):
             raise ValueError(
                 f"{type(self).__name__}: l0_target must lie between 0 and the width {sizes.width}, got {self.l0_target}"
             )
-
-    @property
-    def l0_aim(self) -> float:
-        return self.l0_target
 
     def rate(self, steps: int) -> float:
         """The controller's, per step."""

@@ -25,7 +25,7 @@ from sae.store.places import Place
 
 SILENT_SECONDS = 300  # after which a writer on another machine counts as gone
 BEATS = 15  # signs of life in that time
-_TWO_LAUNCHES = "two launches of one harvest? Stop one of them, or give them different shares of it"
+_TWO_LAUNCHES = "two launches of one harvest? Stop one of them, or give each an index of its own (worker=)"
 _logger = logging.getLogger(__name__)
 
 

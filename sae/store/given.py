@@ -3,6 +3,9 @@
 Batches come in the order of a store with one segment (`sae/store/order.py`): blocks of neighbouring rows in a random
 order, the rows of each block shuffled anew, so that a memory-mapped file is read in large runs.
 
+Arrays that somebody else has may change while they are read. Every row therefore gets a check when the source is made
+(`row_checks.py`); the fingerprint is over these, and a row that is read with another one ends the run.
+
 Axis letters: R rows, A dim of the activation, its axes joined.
 """
 
@@ -21,8 +24,9 @@ from sae.ahead import Ahead
 from sae.counted import Counted
 from sae.language_model import LanguageModel, check_tokenizer
 from sae.parameters import parameters_dtype
+from sae.progress import Progress, chosen
 from sae.sites import dim, token_site
-from sae.store import order
+from sae.store import order, row_checks
 from sae.store.manifest import ROW_FIELDS, Manifest
 from sae.store.moments import Moments
 from sae.store.order import Pass
@@ -33,9 +37,17 @@ NOBODY = "unknown"  # the model, where nobody says which
 
 
 def rows(
-    arrays: Mapping[str, np.ndarray], *, model: LanguageModel | None = None, counted: Counted | None = None
+    arrays: Mapping[str, np.ndarray],
+    *,
+    model: LanguageModel | None = None,
+    counted: Counted | None = None,
+    progress: Progress | bool | None = None,
 ) -> "Rows":
     """Makes a source for `sae.train` of activations that are at hand: nothing is copied, and memory maps stay files.
+
+    Reads every row once, also of memory maps, at about 2 GB a second where the file is in memory. The source's
+    fingerprint is over all bytes, so that a checkpoint refuses any other rows. Rows that change afterwards are an error
+    when they are read; a change of rows that no batch takes is not noticed.
 
     Args:
         arrays: {site: rows [R, A]}, or [R, N, H] of heads, which are joined; raw units, any float dtype, equally many
@@ -45,9 +57,11 @@ def rows(
             The sites are then whatever the names say, and nobody can tell later whether a model is theirs.
         counted: which tokens the rows are of, for what the autoencoders record. By default all but the special ids of
             the model's tokenizer; without a model all.
+        progress: while the rows are read; as for `sae.evaluate`.
 
     Returns:
-        A source. Its statistics, and its fingerprint for checkpoints, are over 2^18 rows at most, evenly spread.
+        A source. Its statistics are over 2^18 rows at most, evenly spread. The dtype of activations that autoencoders
+        record is the smallest that holds the values at every site.
 
     Raises:
         ValueError: for arrays of no rows, of different numbers of rows, that are no floats or not finite; and with a
@@ -78,6 +92,7 @@ def rows(
     shapes = {site: array.shape[1:] for site, array in values.items()}
     if model is not None:  # heads may come joined
         shapes = {site: tuple(token_site(model, site).shape) for site in shapes}
+    checks = {site: row_checks.of(array, chosen(progress), f"rows at {site}") for site, array in values.items()}
     # One sequence for each row: nobody knows the text.
     manifest = Manifest(
         model=NOBODY if model is None else model.name,
@@ -85,16 +100,16 @@ def rows(
         tokenizer_sha256="" if model is None else model.tokenizer.sha256,
         sites=shapes,
         dtype="float32",
-        corpus_sha256=_fingerprint(values),
+        corpus_sha256=_fingerprint(values, checks),
         sequences=count,
         length=1,
         sequences_per_segment=count,
         seed=0,
         counted=rule,
-        activation_dtype=str(next(iter(values.values())).dtype),
+        activation_dtype=functools.reduce(jnp.promote_types, [array.dtype for array in values.values()]).name,
         parameters_dtype=None if model is None else parameters_dtype(model),
     )
-    return Rows(values, manifest)
+    return Rows(values, checks, manifest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,10 +118,12 @@ class Rows(Source):
 
     Attributes:
         arrays: {site: [R, *shape]}.
+        checks: {site: uint64 [R]}, of each row as it was when the source was made (`row_checks.of`).
         manifest: of which model and sites they are.
     """
 
     arrays: Mapping[str, np.ndarray]
+    checks: Mapping[str, np.ndarray]
     manifest: Manifest
     kind = "rows"
     batch_order = order.VERSION
@@ -163,7 +180,8 @@ class Rows(Source):
         """Batches {site: [B, A] float32} without end, read one ahead; the batch of a step depends on (seed, step).
 
         Raises:
-            ValueError: for a site that is missing, a field of rows, or more rows in a batch than there are.
+            ValueError: for a site that is missing, a field of rows, or more rows in a batch than there are; while they
+                are read, for a row that has changed, and one that is not finite in float32.
         """
         names = self.asked(batch_size, sites, start_step)
         if fields := [name for name in names if name in ROW_FIELDS]:
@@ -188,11 +206,21 @@ class Rows(Source):
         lanes = range(order.lanes_for(batch_size))
         runs = [run for lane in lanes for run in order.runs(plan, batch_size, seed, step, 1, lane)]
         numbers = np.concatenate([run.block.start + run.rows for run in runs])
-        batch = {name: self.arrays[name][numbers].astype(np.float32).reshape(batch_size, -1) for name in names}
+        batch = {name: self._read(name, numbers) for name in names}
         for name, x in batch.items():
             if not (finite := np.isfinite(x).all(axis=1)).all():
                 raise ValueError(f"row {numbers[~finite][0]:,} at {name} is not finite in float32: take such rows out")
         return batch
+
+    def _read(self, site: str, numbers: np.ndarray) -> np.ndarray:
+        """Rows with these numbers, float32 [rows, A]. Raises ValueError for one that is not what it was."""
+        x = self.arrays[site][numbers]
+        if (changed := row_checks.of_piece(x) != self.checks[site][numbers]).any():
+            raise ValueError(
+                f"row {numbers[changed][0]:,} at {site} has changed since sae.rows read it: give arrays that nobody "
+                "writes to, and call sae.rows again"
+            )
+        return x.astype(np.float32).reshape(len(x), -1)
 
     @functools.cached_property
     def _known(self) -> dict[str, dict]:
@@ -201,8 +229,7 @@ class Rows(Source):
     def _statistics(self, site: str) -> dict:
         self.check_sites([site])
         if site not in self._known:
-            x = self.arrays[site][_spread(self.rows)].astype(np.float32)
-            x = x.reshape(len(x), -1)
+            x = self._read(site, _spread(self.rows))
             moments = Moments.of(x)
             if not moments.finite():
                 raise ValueError(f"the activations at {site} are not all finite: take those rows out")
@@ -215,12 +242,12 @@ def _spread(count: int) -> np.ndarray:
     return np.arange(count) if count <= STATISTICS else np.linspace(0, count - 1, STATISTICS).astype(np.int64)
 
 
-def _fingerprint(values: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, shapes and the rows of the statistics: other rows are another source to a checkpoint."""
+def _fingerprint(values: Mapping[str, np.ndarray], checks: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, shapes and the checks of all rows: other rows are another source to a checkpoint."""
     digest = hashlib.sha256()
     for site, array in sorted(values.items()):
         digest.update(f"{site} {array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array[_spread(len(array))]).tobytes())
+        digest.update(checks[site].astype("<u8", copy=False).tobytes())
     return digest.hexdigest()
 
 

@@ -65,4 +65,4 @@ def _text(value: object) -> str:
     """A field's value as a part of a file's name."""
     if isinstance(value, Fraction):
         return f"{value.numerator}of{value.denominator}"
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"

@@ -1,5 +1,6 @@
 """Telling others how a run goes: TensorBoard files, Weights & Biases; and how fast it goes."""
 
+import abc
 import contextlib
 import copy
 import dataclasses
@@ -8,11 +9,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import jax
 
+from sae import showing
 from sae.files import check_folder, local_path
+from sae.progress import Labelled
 from sae.runs import Run
 from sae.trainer import planning
 from sae.trainer.complaints import TrainingWarning
@@ -34,32 +37,46 @@ class Rates:
     share_of_peak: float | None
 
 
-class Report(Protocol):
-    """What `sae.train` tells of records, as it makes them. A report may also have `begin(runs)`, which is called
-    before the first record with the runs, in the order of the records' `run`."""
+class Report(abc.ABC):
+    """Base of what `sae.train` tells of records, as it makes them. A subclass has `record`, and the others where it
+    needs them.
 
+    Example:
+      >>> class Losses(sae.Report):
+      ...     def record(self, records, rates):
+      ...         print([round(record["loss"], 3) for record in records])
+    """
+
+    def begin(self, runs: Sequence[Run]) -> None:  # noqa: B027, nothing by default
+        """Called before the first record with the runs, in the order of the records' `run`."""
+
+    @abc.abstractmethod
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         """Called with the records of all runs at one step."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, nothing by default
         """Called when training ends, however it ends."""
 
 
-class BarText:
-    """Shows L0, FVU, dead latents and waiting beside a progress bar. A `Report`.
+def check_reports(reports: Sequence[Report]) -> None:
+    """Raises ValueError for one that is no `Report`."""
+    for report in reports:
+        if not isinstance(report, Report):
+            raise ValueError(f"reports are objects of subclasses of sae.Report, got {showing.kind(report)}")
+
+
+class BarText(Report):
+    """Shows L0, FVU, dead latents and waiting beside a progress bar, which is closed by its maker.
 
     Args:
-      bar: with `set_postfix_str`, as tqdm has it.
+      bar: one of tqdm, or another.
     """
 
-    def __init__(self, bar):
+    def __init__(self, bar: Labelled):
         self._bar = bar
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         self._bar.set_postfix_str(in_words(records, rates), refresh=False)
-
-    def close(self) -> None:
-        """The bar is its maker's."""
 
 
 def in_words(records: Sequence[dict], rates: Rates) -> str:
@@ -96,10 +113,9 @@ class Reports:
         return self
 
     def begin(self, runs: Sequence[Run]) -> None:
-        """Tells those that ask for it which runs there are."""
+        """Tells all which runs there are."""
         for report in self._reports:
-            if hasattr(report, "begin"):
-                report.begin(runs)
+            report.begin(runs)
 
     def append(self, report: Report) -> None:
         """Adds one that is told of records from now on."""
@@ -190,9 +206,9 @@ def flat(record: dict) -> dict[str, float]:
     return numbers
 
 
-class TensorBoard:
+class TensorBoard(Report):
     """Writes event files that TensorBoard reads, a folder for each run: `layer_3/resid_post/width_1536/target_l0_20`
-    (`naming.run_names`). Its table of hyperparameters has the fields of each run. A `Report`.
+    (`naming.run_names`). Its table of hyperparameters has the fields of each run.
 
     Args:
       folder: where the runs' folders go; `~` is the user's home.
@@ -293,8 +309,8 @@ def _density(writer: "SummaryWriter", record: dict) -> None:
     )
 
 
-class WeightsAndBiases:
-    """Sends records to Weights & Biases (the extra `wandb`). A `Report`.
+class WeightsAndBiases(Report):
+    """Sends records to Weights & Biases (the extra `wandb`).
 
     Args:
       arguments: what `wandb.init` takes: project, name, mode and the rest.

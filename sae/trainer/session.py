@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sae import showing
-from sae.progress import Progress, every, say
+from sae.progress import Labelled, Progress, every, say
 from sae.runs import Run
 from sae.store.source import Batches, Source
 from sae.trainer import complaints, planning
 from sae.trainer.checkpoints import Checkpoints, Saved
 from sae.trainer.information import info_of, with_result
 from sae.trainer.preemption import Asked, Preempted, Preemption, watched
-from sae.trainer.reporting import BarText, Report, Reports, Speedometer
+from sae.trainer.reporting import BarText, Report, Reports, Speedometer, check_reports
 from sae.trainer.result import Result
 from sae.trainer.sweeps import Sweep
 from sae.trainer.telling import complaints_of, records_of, warn
@@ -47,6 +47,7 @@ class Session:
         progress: Progress,
     ):
         _check(runs, source, mesh)
+        check_reports(reports)
         self.runs, self.history = list(runs), []
         self._source, self._mesh, self._log_every = source, mesh, log_every
         self._reports, self._progress = reports, progress
@@ -118,7 +119,7 @@ class Session:
         self._bar = self._progress(
             range(self._start, first.steps), total=first.steps, initial=self._start, desc="train"
         )
-        if hasattr(self._bar, "set_postfix_str"):
+        if isinstance(self._bar, Labelled):
             self._told.append(BarText(self._bar))
             closing.callback(self._bar.close)
 

@@ -1,6 +1,5 @@
 """Flags that are empty, no numbers, or contradict one another: refused by name before anything is loaded."""
 
-import dataclasses
 import importlib
 import os
 import re
@@ -17,7 +16,7 @@ from absl.testing import flagsaver
 
 import sae
 from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, topologies, train
-from sae.families import FAMILIES
+from tests.experiments.checking import check
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 def given():
     """A function of a launch and flags, which checks them as the launch does."""
     with flagsaver.flagsaver():
-
-        def check(module, *argv):
-            flags.FLAGS(["a launch", *argv])
-            running.check_values()
-            running.check_names(module.__name__)
-            module.check_flags()
-
         yield check
 
 
@@ -68,8 +60,8 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--train_seeds=-1"], "--train_seeds takes different numbers from 0 on"),
         (train, ["--width=64,65.5"], "--width takes whole numbers, got '64,65.5'"),
         (train, ["--learning_rate=1e-3,x"], "--learning_rate takes numbers with commas"),
-        (harvest, ["--share=4/4"], "--share is which of how many"),
-        (harvest, ["--share=²/4"], "--share is which of how many"),
+        (harvest, ["--worker=4/4"], "--worker is an index from 0 on and a count"),
+        (harvest, ["--worker=²/4"], "--worker is an index from 0 on and a count"),
         # Contradictory.
         (train, ["--l0_targets=5", "--coefficients=1e-3"], "--coefficients and --l0_targets exclude each other"),
         (train, ["--coefficient=1e-3", "--coefficients=1e-3"], "--coefficient is for runs with --l0_targets"),
@@ -82,7 +74,7 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--train_sites=a,a"], "--train_sites takes different sites, got 'a,a'"),
         (scope, ["--coefficients=1e-3", "--l0_targets=5"], "exclude each other"),
         (scope, ["--store_dir=x"], "--store_dir is for the single steps"),
-        (scope, ["--share=1/2"], "--share is for the launch harvest"),
+        (scope, ["--worker=1/2"], "--worker is for the launch harvest"),
         (scope, ["--distributed"], "--distributed is for the launch train"),
         (scope, ["--only_model_turns"], "--only_model_turns is of chats, and the shipped text has none"),
         (harvest, ["--corpus=a.txt", "--held_out=./a.txt"], "--held_out and --corpus are both a.txt"),
@@ -103,6 +95,7 @@ IN_VAIN = ("held_out=a", "length=9", "packed", "only_model_turns", "max_sequence
         (train, ["--plan_only", "--store_dir=a", "--model=a"], "--model has no effect here"),
         (evaluate, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
         (explore, ["--max_sequences=5"], "--max_sequences has no effect here: nothing is harvested"),
+        (explore, ["--explainer=token"], "no explainer is named 'token': did you mean tokens?"),
         (harvest, ["--eval_sequences=5"], "--eval_sequences has no effect here"),
         (
             inspect_store,
@@ -128,9 +121,9 @@ def test_refused_by_name(given, module, argv, message):
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        (train, ["--matryoshka=", "--coefficients=1e-3", "--controller=0", "--penalty=linear"]),
+        (train, ["--matryoshka=", "--coefficients=1e-3", "--penalty=linear"]),
         (train, ["--l0_targets=5", "--coefficient=1e-3", "--plan_only", "--topology=v5e:4x4"]),
-        (scope, ["--share=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
+        (scope, ["--worker=0/1", "--nodistributed", "--corpus=a.txt", "--held_out=b.txt", "--overwrite"]),
         (generate, ["--prompt=", "--prompt= ", "--temperature=0.8", "--top_k=5"]),
         (evaluate, ["--site=layer_3/mlp_out", "--saes_dir=x", "--corpus=a", "--only_model_turns"]),
         (inspect_store, ["--repair", "--store_dir=x", "--sites=layer_1/*", "--noexpanded_cache"]),
@@ -146,7 +139,7 @@ def test_a_flag_that_is_no_number_is_refused_in_the_words_of_the_others():
             flags.FLAGS(["program", value])
         name = value.partition("=")[0]
         assert running._without_python(str(error.value)) == f"{name} takes {words}"
-    assert running._without_python("--share is") == "--share is"
+    assert running._without_python("--worker is") == "--worker is"
 
 
 def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
@@ -154,25 +147,6 @@ def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
     running.say_warnings("sae")
     warnings.showwarning(sae.TrainingWarning("Raise bandwidth"), sae.TrainingWarning, "train.py", 7)
     assert capsys.readouterr().err == "warning: Raise bandwidth\n"
-
-
-def test_the_help_says_what_each_field_of_a_part_means():
-    kinds = [kind for family in FAMILIES.values() for kind in family.registry.values()]
-    # Other tests add kinds of their own, of which launches know nothing if they are imported first.
-    kinds = [kind for kind in kinds if kind.__module__.startswith("sae.")]
-    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert fields - {"l0_target", "learning_rate"} <= set(train.FIELDS)
-    assert flags.FLAGS["beta2"].help == "Of the second moment. Default: the recipe's (by itself: 0.999)."
-    assert flags.FLAGS["controller"].help.startswith("How fast lambda follows")
-    assert "\n" not in flags.FLAGS["controller"].help
-
-
-def test_a_warm_up_is_a_number_or_a_share_of_the_run(given):
-    given(train, "--coefficient_warmup=1/8", "--learning_rate_warmup=7", "--controller=0.01", "--steps=80")
-    run = train.configs({"layer_1/mlp_out": 64})[0]
-    assert (run.warm_from, run.optimizer.learning_rate_warmup, run.sparsity[0].controller) == (10, 7, 0.01)
-    with pytest.raises(flags.Error, match="a number, or a share of the run such as 1/4, got 'a/b'"):
-        flags.FLAGS(["program", "--coefficient_warmup=a/b"])
 
 
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
@@ -185,7 +159,9 @@ def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
     assert done.stderr.startswith("error: --store_dir is empty: give a value") and done.stderr.count("\n") == 1
 
 
-COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", (ROOT / "README.md").read_text(encoding="utf-8"))
+READMES = [ROOT / name / "README.md" for name in ("", "gemma", "sae", "sae/store", "sae/trainer", "experiments")]
+TEXT = "\n".join(readme.read_text(encoding="utf-8") for readme in READMES)
+COMMANDS = re.findall(r"python -m experiments\.(\w+)( [^`{]*)?`", TEXT)
 PLAN = next(argv.split() for name, argv in COMMANDS if "--plan_only" in argv)
 
 

@@ -119,6 +119,7 @@ def test_stopped_at_every_stage_it_goes_on_to_the_same_result(whole, tmp_path):
     assert contents(tmp_path / "out" / "store", "*") == contents(expected / "store", "*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -233,15 +234,20 @@ def test_text_and_chats_of_many_kinds_are_harvested_and_trained_on(tmp_path):
     assert done.returncode == 0 and list((tmp_path / "saes").rglob("params.npz")), done.stderr
 
 
-@pytest.mark.slow
-def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
-    out, _ = whole
-    small = ("--steps=5", "--batch_size=128", "--l0_targets=8", f"--store_dir={out / 'store'}")
+@pytest.fixture
+def train(whole, tmp_path):
+    """A function of flags, and of a name for the folder of autoencoders, that trains on the store for five steps."""
+    small = ("--steps=5", "--batch_size=128", "--l0_targets=8", f"--store_dir={whole[0] / 'store'}")
 
-    def train(*flags, name="saes"):
+    def run(*flags, name="saes"):
         where = (f"--saes_dir={tmp_path / name}", f"--checkpoint_dir={tmp_path / name / 'c'}")
         return launch(*small, *where, *flags, module="experiments.train")
 
+    return run
+
+
+@pytest.mark.slow
+def test_training_makes_a_sweep(train, tmp_path):
     done = train("--train_sites=layer_3/attn_z", "--width=64,96", "--train_seeds=0,1", "--penalty=quadratic")
     assert done.returncode == 0, done.stderr
     names = [line.rsplit("attn_z/", 1)[1] for line in done.stdout.splitlines() if "attn_z/" in line]
@@ -250,30 +256,55 @@ def test_training_makes_sweeps_transcoders_and_crosscoders(whole, tmp_path):
     for name in names:
         assert len(list((tmp_path / "saes" / "tensorboard" / "layer_3" / "attn_z" / name).glob("events*"))) == 1
         assert len(json.loads((tmp_path / "saes" / "layer_3" / "attn_z" / name / "history.json").read_text())) == 2
-    pair = "--train_sites=layer_3/mlp_out,layer_3/resid_post"
-    done = train("--crosscoder", pair, "--width=64", name="cross")
+
+
+@pytest.mark.slow
+def test_training_makes_an_architecture_that_a_flag_names(train, tmp_path):
+    done = train("--train_sites=layer_3/attn_z", "--width=64", "--autoencoder=topk", "--aux_k=16")
+    assert done.returncode == 0 and "recipe short_run: autoencoder topk; inputs are centred" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64").iterdir()
+    assert folder.name == "target_l0_8_autoencoder_topk_aux_k_16" and sae.load(folder).k == 8
+
+
+@pytest.mark.slow
+def test_training_makes_a_crosscoder(train, tmp_path):
+    done = train("--crosscoder", "--train_sites=layer_3/mlp_out,layer_3/resid_post", "--width=64")
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "cross").glob("crosscoder_layer_3.mlp_out+layer_3.resid_post/width_64/target_l0_8")
+    (folder,) = (tmp_path / "saes").glob("crosscoder_layer_3.mlp_out+layer_3.resid_post/width_64/target_l0_8")
     with np.load(folder / "autoencoder.npz") as arrays:
         assert arrays["W_enc"].shape == (2, 192, 64)
-    flags = ("--train_sites=layer_3/mlp_out", "--site_out=layer_3/resid_post", "--skip", "--width=64")
-    done = train(*flags, name="trans")
+
+
+@pytest.mark.slow
+def test_training_makes_a_transcoder_that_evaluates(train, tmp_path):
+    done = train("--train_sites=layer_3/mlp_out", "--site_out=layer_3/resid_post", "--skip", "--width=64")
     assert done.returncode == 0, done.stderr
     text = [flag for flag in SMALL if flag.split("=")[0] in ("--eval_sequences", "--length")]
-    done = launch(f"--saes_dir={tmp_path / 'trans'}", *text, module="experiments.evaluate")
+    done = launch(f"--saes_dir={tmp_path / 'saes'}", *text, module="experiments.evaluate")
     assert done.returncode == 0 and "layer_3/resid_post" in done.stdout, done.stderr
-    done = train("--plan_only", "--width=64", "--latent_devices=1", name="plan")
+
+
+@pytest.mark.slow
+def test_a_plan_trains_nothing(train, tmp_path):
+    done = train("--plan_only", "--width=64", "--latent_devices=1")
     assert done.returncode == 0 and re.search(r"memory of a device: 0\.\d\d of", done.stdout), done.stderr
-    assert "5 steps, 640 tokens" in done.stdout and not (tmp_path / "plan").exists()
-    for wrong, message in (
+    assert "5 steps, 640 tokens" in done.stdout and not (tmp_path / "saes").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         (["--site_out=layer_9/mlp_out"], "'layer_9/mlp_out' is not among the sites harvested"),
-        (["--latent_devices=3"], "this machine has 1 devices: 3 of them cannot share"),
+        (["--latent_devices=3"], "this machine has 1 device: 3 of them cannot share"),
         (["--matryoshka=0.3", "--width=64"], "matryoshka takes fractions k/32"),
         (["--train_sites=layer_3/attn_z", "--crosscoder"], "--crosscoder takes two sites at least"),
-    ):
-        done = train(*wrong, name="wrong")
-        assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert message in done.stderr
+    ],
+)
+def test_training_refuses_in_one_line(train, wrong, message):
+    done = train(*wrong)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
 
 
 def test_sigterm_stops_a_launch_and_it_goes_on(whole, tmp_path):

@@ -234,6 +234,7 @@ def test_figures_at_one_site_are_none_at_another(tiny, tmp_path, monkeypatch, la
         assert sae.load(tmp_path).largest.values[0] == float(site[6])
 
 
+@pytest.mark.slow
 def test_figures_and_pages_follow_only_model_turns(tiny, tmp_path):
     """Also where figures of an earlier version, which counted every token, are there."""
     lines = [f"And {i} days went by, and the king said unto him, Go. " * 2 for i in range(21)]

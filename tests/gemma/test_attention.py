@@ -63,6 +63,7 @@ def test_fused_attention_with_a_mask_and_positions_of_ones_own(short, tokens, bl
     close(packed[:, 170:], jax.jit(short.apply)(tokens[:, 170:]))
 
 
+@pytest.mark.slow
 def test_gradients_through_fused_attention(short, tokens, blocks_of_platform):
     def logit(x, mode):
         edits = {"layer_0/resid_post": lambda value, site: value + x}
@@ -72,6 +73,7 @@ def test_gradients_through_fused_attention(short, tokens, blocks_of_platform):
     close(gradient(jnp.zeros(192), "fused"), gradient(jnp.zeros(192), "plain"))
 
 
+@pytest.mark.slow
 def test_memory_of_fused_attention_grows_with_the_length_and_not_with_its_square(short, blocks_of_platform):
     def temporary(mode, length):
         run = functools.partial(short.apply, attention=mode, last=True)
@@ -95,6 +97,7 @@ def test_sites_that_fused_attention_lacks_are_named_with_the_mode_that_has_them(
     assert sorted(values) == ["layer_1/attn_in", "layer_1/attn_out", "layer_1/attn_z"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "platform"), [("plain", "cpu"), ("fused", "cpu"), ("fused", "gpu")])
 def test_a_cache_filled_in_pieces_gives_the_same_logits(short, tokens, plain, mode, platform, monkeypatch):
     """Pieces of one token and of several, before and after the rings are full."""

@@ -64,6 +64,7 @@ def test_the_kernels_arguments_mean_what_ours_mean(window, K):
     np.testing.assert_allclose(theirs, want, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_model_by_the_platforms_kernel_is_the_model(golden_3, monkeypatch):
     """Gemma 3 whole, with the kernel of this platform in cuDNN's place: logits, sites and gradients."""
     model, expected = golden_3

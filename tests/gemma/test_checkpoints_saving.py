@@ -15,6 +15,7 @@ from tests.gemma import small
 GEMMAS = pytest.mark.parametrize("kind", [{}, small.GEMMA_3], ids=["gemma2", "gemma3"])
 
 
+@pytest.mark.slow
 @GEMMAS
 @pytest.mark.parametrize("format", ["orbax", "huggingface"])
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_configurations_come_back(kind, format, change, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -104,6 +106,7 @@ def test_under_jit_nothing_is_saved(tmp_path):
         jax.jit(lambda model: gemma.save(model, tmp_path / "m"))(small.model())
 
 
+@pytest.mark.slow
 def test_the_dtype_that_is_written_loses_nothing(tmp_path):
     """transformers loads all tensors in that of config.json."""
     for dtypes, want in (

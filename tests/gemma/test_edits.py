@@ -70,6 +70,7 @@ def test_a_hundred_strengths_generate_by_one_program(model, autoencoder):
     assert len(different) > 1
 
 
+@pytest.mark.slow
 def test_edits_are_bound_by_apply_and_losses_however_they_are_called(model, autoencoder):
     edits, tokens = sae.steer(autoencoder, {3: 30.0}), np.array([[2, 7, 9, 30], [2, 5, 7, 0]])
     positions = np.broadcast_to(np.arange(4), tokens.shape)
@@ -90,6 +91,7 @@ def test_edits_are_bound_by_apply_and_losses_however_they_are_called(model, auto
         mishax_lite.edit(lambda t: model.apply(t), edits)(tokens)
 
 
+@pytest.mark.slow
 def test_positions_go_on_where_a_cache_ends(model):
     seen = []
 

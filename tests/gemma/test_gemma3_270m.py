@@ -52,6 +52,7 @@ def test_a_mark_that_a_text_spells_out_is_one_id(model, text, ids):
     assert model.tokenizer.encode(text) == ids
 
 
+@pytest.mark.slow
 def test_logits_losses_hidden_states_and_greedy_continuations(model, expected):
     """In one pass over the three texts and over the three continuations, as each token of a greedy continuation is
     the argmax after those before it."""
@@ -88,6 +89,7 @@ def check_logits(logits, expected, i):
     np.testing.assert_allclose(losses, expected[f"nll_{i}"], rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_greedy_continuations_with_a_cache(model, expected):
     """Three prompts of unequal length in one batch."""
     prompts = [expected[f"greedy_{i}"][:-24].tolist() for i in TEXTS]

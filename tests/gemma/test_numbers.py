@@ -42,6 +42,7 @@ def stepper(model, attention="plain"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "attention"), [({}, "plain"), (small.GEMMA_3, "fused")], ids=["gemma2", "gemma3"])
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_longer_than_the_window_pushes_nothing_out_of_a_cache(kind, attention, left):
@@ -158,6 +159,7 @@ def test_a_cache_follows_its_model():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), [({}, jnp.float32), (small.GEMMA_3, jnp.bfloat16)])
 @pytest.mark.parametrize("attention", ["plain", "fused"])
 def test_strict_promotion_of_dtypes_and_ranks(kind, dtype, attention):

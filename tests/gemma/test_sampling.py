@@ -64,6 +64,7 @@ def test_a_prompt_longer_than_the_window(tiny):
     )
 
 
+@pytest.mark.slow
 def test_steering_changes_the_text_and_equals_the_uncached_computation(tiny, direction):
     plain = gemma.generate(tiny, PROMPTS, max_new_tokens=NEW, stop_tokens=())
     edits = jax.tree_util.Partial(steering, direction)

@@ -130,6 +130,7 @@ def test_several_samples_a_prompt(golden, prompt):
     np.testing.assert_array_equal(three[[0, 1, 3, 4]], draw(2))
 
 
+@pytest.mark.slow
 def test_samples_have_the_models_distribution(golden, prompt):
     """The first token of many samples, against the softmax of the model's logits."""
     made = gemma.generate(golden[0], [prompt], max_new_tokens=1, temperature=1.0, samples=2000, stop_tokens=())

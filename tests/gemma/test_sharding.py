@@ -107,6 +107,7 @@ def test_fused_attention_is_that_of_one_device(case, shape):
     same(got, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4)])
 def test_decoding_with_a_cache_is_the_whole_pass_of_one_device(case, shape):
     """Prefill, then token by token; capacity and window are such that local layers keep rings."""

@@ -119,6 +119,7 @@ def test_an_edit_changes_what_comes_after_it_and_nothing_before(golden):
     assert all(np.abs(np.asarray(clean[name] - edited[name])).max() > 1e-3 for name in ("layer_2/q", "logits"))
 
 
+@pytest.mark.slow
 def test_gradients_and_vmap_go_through_sites(golden):
     model, _ = golden
 

@@ -1,6 +1,6 @@
 """A harvest in a process of its own, for tests that kill or suspend it.
 
-python harvest_worker.py STORE SHARE DEVICES [OPTIONS]
+python harvest_worker.py STORE WORKER DEVICES [OPTIONS]
 
 It says when it is ready, and begins when it has read a line. OPTIONS is a JSON object:
   host: a name for this machine. clock: seconds to add to its clock.
@@ -71,8 +71,8 @@ def slowly(pause, batches=None):
 
 
 def main():
-    where, share, devices, options = [*sys.argv[1:], "{}"][:4]
-    which, of = map(int, share.split("/"))
+    where, worker, devices, options = [*sys.argv[1:], "{}"][:4]
+    index, count = map(int, worker.split("/"))
     options = json.loads(options)
     stores, rest = options.pop("stores", 0), options.pop("rest", 0.05)
     if "host" in options:
@@ -86,7 +86,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         sae.harvest(model, sequences.take(slice(0, 4)), SITES, folder, mesh=mesh)
     counted = sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(3.0))
-    options |= {"shuffle_rows": 60, "counted": counted, "share": (which, of), "mesh": mesh}
+    options |= {"shuffle_rows": 60, "counted": counted, "worker": (index, count), "mesh": mesh}
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(stores):

@@ -53,6 +53,7 @@ def counted(autoencoder, tiny, text, **how):
     return tokens
 
 
+@pytest.mark.slow
 def test_tokens_that_the_text_leaves_out_count_nowhere(tiny, text, part, tmp_path):
     store = sae.harvest(tiny, part, [SITE], tmp_path / "s")
     autoencoder = trained(store)

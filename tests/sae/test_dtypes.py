@@ -149,6 +149,7 @@ def test_infinite_activations_are_refused_with_what_to_do(narrow, text, tmp_path
             use()
 
 
+@pytest.mark.slow
 def test_bfloat16_on_eight_devices_is_that_of_one(text, tmp_path, meshes, one_device):
     one, eight = (gemma.load("gemma2-tiny", dtype=jnp.bfloat16, mesh=mesh) for mesh in (None, meshes(8, 1)))
     stores = {

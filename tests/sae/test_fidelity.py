@@ -129,6 +129,7 @@ def crosscoder_for(model, sites, width=192, latents=384):
     return sae.Crosscoder(**arrays, info=sae.Info(model.config.name, sites, sites))
 
 
+@pytest.mark.slow
 def test_a_crosscoder_is_spliced_in_at_all_its_sites(tiny):
     """Of layers 1 and 4, whose second reconstruction takes no notice of the first; and of two sublayers, where it does
     matter what layers between make of it."""

@@ -1,5 +1,6 @@
 """Files of other projects are read as their projects compute, and ours are such files: by numpy, from their texts."""
 
+import doctest
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 import sae
+from sae.formats import folding
 from sae.formats.files import main_files
 from tests.sae import torch_pickles
 
@@ -190,6 +192,51 @@ def test_sparsify_files_are_computed_as_sparsify_does(tmp_path):
         f = largest(relu(x @ t["encoder.weight"].T + t["encoder.bias"]))
         out = f @ t["W_dec"] + t["b_dec"] + (X @ t["W_skip"].T if "W_skip" in t else 0)
         close(autoencoder(X), out)
+
+
+def test_biases_are_folded_as_in_float64(tmp_path):
+    """The parts of the bias cancel, where sums in float32 keep three digits."""
+    rng, dim, width = np.random.default_rng(0), 2304, 64
+    t = {
+        "W_enc": rng.normal(size=(dim, width)),
+        "W_dec": rng.normal(size=(width, dim)),
+        "b_dec": 30 * rng.normal(size=dim),
+    }
+    t = {name: value.astype(np.float32) for name, value in t.items()}
+    shift = np.float64(t["b_dec"]) @ np.float64(t["W_enc"])
+    t |= {name: (shift + rng.normal(size=width)).astype(np.float32) for name in ("b_enc", "b_gate", "b_mag")}
+    r_mag = np.full(width, 0.25, np.float32)
+    gain = np.float64(np.exp(r_mag))
+    topk = saelens(
+        tmp_path / "a", "topk", {n: t[n] for n in ("W_enc", "W_dec", "b_dec", "b_enc")}, k=K, d_in=dim, d_sae=width
+    )
+    weights = {n: t[n] for n in ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag")} | {"r_mag": r_mag}
+    gated = saelens(tmp_path / "b", "gated", weights, d_in=dim, d_sae=width)
+    theirs = {
+        "encoder.weight": t["W_enc"].T.copy(),
+        "encoder.bias": t["b_enc"],
+        "W_dec": t["W_dec"],
+        "b_dec": t["b_dec"],
+    }
+    (tmp_path / "c").mkdir()
+    safetensors.numpy.save_file(theirs, tmp_path / "c" / "sae.safetensors")
+    (tmp_path / "c" / "cfg.json").write_text(json.dumps({"activation": "topk", "k": K}))
+    sparsify = sae.load(tmp_path / "c")
+    for got, name, factor in (
+        (topk.b_enc, "b_enc", 1),
+        (sparsify.b_enc, "b_enc", 1),
+        (gated.b_gate, "b_gate", 1),
+        (gated.b_mag, "b_mag", gain),
+    ):
+        np.testing.assert_allclose(got, t[name] - factor * shift, rtol=1e-7)
+    sae.save(sparsify, tmp_path / "d", format="sparsify")
+    back = safetensors.numpy.load_file(tmp_path / "d" / "sae.safetensors")["encoder.bias"]
+    np.testing.assert_allclose(back, np.asarray(sparsify.b_enc) + shift, rtol=1e-7)
+
+
+def test_examples_of_folding_run():
+    result = doctest.testmod(folding, extraglobs={"np": np})
+    assert result.attempted == 3 and not result.failed
 
 
 def test_sparsifys_own_folders_say_their_site_by_their_names(tmp_path):

@@ -72,9 +72,9 @@ def test_harvest_equals_the_model_and_resumes(tiny, tmp_path, packed):
 def test_shares_make_one_store(tiny, tmp_path):
     sequences = text_for(tiny)
     sae.harvest(tiny, sequences, SITES, tmp_path / "one", shuffle_rows=310)
-    second = sae.harvest(tiny, sequences, SITES, tmp_path / "two", shuffle_rows=310, share=(1, 2))
+    second = sae.harvest(tiny, sequences, SITES, tmp_path / "two", shuffle_rows=310, worker=(1, 2))
     assert second.growing and all(index % 2 for index, _ in second.segments)
-    sae.harvest(tiny, sequences, SITES, tmp_path / "two", shuffle_rows=310, share=(0, 2))
+    sae.harvest(tiny, sequences, SITES, tmp_path / "two", shuffle_rows=310, worker=(0, 2))
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -166,8 +166,8 @@ def test_unknown_sites_offer_the_nearest(tiny, tmp_path):
         sae.harvest(tiny, text_for(tiny), ["layer_6/resid_post"], tmp_path / "s")
     with pytest.raises(ValueError, match=r"every pair of tokens"):
         sae.harvest(tiny, text_for(tiny), ["layer_1/attn_pattern"], tmp_path / "s")
-    with pytest.raises(ValueError, match=r"share is \(which, of how many\)"):
-        sae.harvest(tiny, text_for(tiny), SITES, tmp_path / "s", share=(2, 2))
+    with pytest.raises(ValueError, match=r"worker is \(index, count\) with an index from 0 to count - 1, got \(2, 2\)"):
+        sae.harvest(tiny, text_for(tiny), SITES, tmp_path / "s", worker=(2, 2))
     assert not (tmp_path / "s").exists()
 
 
@@ -179,7 +179,7 @@ def test_unknown_sites_offer_the_nearest(tiny, tmp_path):
         ({"seed": 1.5}, r"seed is a whole number, got 1\.5"),
         ({"seed": True}, r"seed is a whole number, got True"),
         ({"shuffle_rows": 1e6}, r"shuffle_rows is a whole number, got 1000000\.0"),
-        ({"share": (0.0, 1)}, r"share is a whole number, got 0\.0"),
+        ({"worker": (0.0, 1)}, r"worker is a whole number, got 0\.0"),
         ({"silent_seconds": 0}, r"silent_seconds is above 0, got 0"),
         ({"dtype": "float64"}, r"a store's dtype is one of"),
         ({"counted": 4.0}, r"`counted` is a sae.Counted, or None for the default; got 4.0"),
@@ -218,7 +218,7 @@ def test_numpy_numbers_are_plain_ones(tiny, tmp_path):
         "shuffle_rows": np.int64(12 * 31),
         "counted": with_sinks(tiny, np.float32(4.0)),
     }
-    store = sae.harvest(tiny, sequences, SITES, tmp_path / "a", share=(np.int64(0), np.int64(1)), **numbers)
+    store = sae.harvest(tiny, sequences, SITES, tmp_path / "a", worker=(np.int64(0), np.int64(1)), **numbers)
     plain = {"seed": 2**32 - 1, "shuffle_rows": 12 * 31, "counted": with_sinks(tiny, 4.0)}
     sae.harvest(tiny, sequences, SITES, tmp_path / "b", **plain)
     assert files(tmp_path / "a") == files(tmp_path / "b")

@@ -23,7 +23,7 @@ STORES = 3  # that the two write meanwhile
 WORKER = Path(harvest_worker.__file__)
 
 
-def start(where, share="0/1", devices=1, errors=None, wait=False, **options):
+def start(where, worker="0/1", devices=1, errors=None, wait=False, **options):
     """A worker that has loaded its model and begins to harvest, unless it is to wait. Its errors may go to a file."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -31,7 +31,7 @@ def start(where, share="0/1", devices=1, errors=None, wait=False, **options):
         "PYTHONPATH": str(WORKER.parents[2]),
     }
     worker = subprocess.Popen(
-        [sys.executable, str(WORKER), where.url, share, str(devices), json.dumps(options)],
+        [sys.executable, str(WORKER), where.url, worker, str(devices), json.dumps(options)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -98,6 +98,7 @@ def test_killed_at_25_random_moments(where):
     assert contents(killed) == contents(peaceful)
     rows = rows_of(sae.ActivationStore.open(killed))
     identities = np.stack([rows[name] for name in ("document", "position", "token")], axis=1)
+    assert len(np.unique(identities, axis=0)) == len(identities), "a row stands twice"
     print(f"committed segments after each kill: {seen}; {len(identities)} rows")
 
 
@@ -106,12 +107,12 @@ def test_two_processes_of_four_devices_killed_give_the_rows_of_one(where, tmp_pa
     seconds = finish(start(one))
     rng = np.random.default_rng(1)
     for _ in range(3):
-        workers = [start(two, share=f"{i}/2", devices=4) for i in range(2)]
+        workers = [start(two, worker=f"{i}/2", devices=4) for i in range(2)]
         time.sleep(rng.uniform(0.1, seconds / 4))
         for worker in workers:
             worker.kill()
             worker.communicate()
-    for worker in [start(two, share=f"{i}/2", devices=4) for i in range(2)]:
+    for worker in [start(two, worker=f"{i}/2", devices=4) for i in range(2)]:
         finish(worker)
     expected, got = sae.ActivationStore.open(one), sae.ActivationStore.open(two)
     assert got.segments == expected.segments and got.sinks == expected.sinks
@@ -158,7 +159,7 @@ def test_suspended_at_50_random_moments_while_another_harvests_the_same(where, t
     print(f"taken over {taken_over} times of {stops}")
 
 
-def test_two_launches_of_the_same_share_do_not_write_over_each_other(tmp_path):
+def test_two_launches_of_the_same_worker_do_not_write_over_each_other(tmp_path):
     where, alone = place(tmp_path / "s"), place(tmp_path / "alone")
     workers = [start(where), start(where)]
     results = [worker.communicate(timeout=300) for worker in workers]

@@ -34,6 +34,7 @@ def trained(text, tmp_path_factory):
     return store, sae.train(runs, store)[0]
 
 
+@pytest.mark.slow
 def test_both_models_speak_as_the_protocol_says(tiny):
     speaking.check(letter_model(), "the sea was calm.")
     speaking.check(tiny, "And God said")

@@ -71,6 +71,19 @@ def test_a_latent_in_words_is_what_numpy_finds(model, sequences):
             assert one.examples == ()
 
 
+def test_none_of_something_is_none_and_the_rest_stays(model, sequences):
+    full = sae.latents(autoencoder(), model, sequences)
+    for name, kept in (("examples", "examples"), ("tokens", "promoted"), ("neighbours", "neighbours")):
+        for one, other in zip(full, sae.latents(autoencoder(), model, sequences, **{name: 0}), strict=True):
+            assert getattr(one, kept) and getattr(other, kept) == ()
+            suppressed = () if name == "tokens" else one.suppressed
+            assert other == dataclasses.replace(one, suppressed=suppressed, **{kept: ()})
+        with pytest.raises(ValueError, match=f"{name} must not be negative, got -1: 0 keeps none"):
+            sae.latents(autoencoder(), model, sequences, **{name: -1})
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1.5"):
+            sae.latents(autoencoder(), model, sequences, **{name: 1.5})
+
+
 def test_iterating_goes_through_those_that_fire_the_most_frequent_first(model, sequences):
     found = sae.latents(autoencoder(), model, sequences)
     fired = [latent.frequency for latent in found]

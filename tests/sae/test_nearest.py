@@ -1,5 +1,6 @@
 """`sae.nearest` and neighbours, against all cosines at once in numpy."""
 
+import dataclasses
 import doctest
 
 import jax
@@ -30,6 +31,39 @@ def test_the_nearest_is_that_of_all_cosines(block):
     np.testing.assert_allclose(match.similarity, every.max(axis=1), atol=1e-6)
     np.testing.assert_array_equal(match.mutual, every.argmax(axis=0)[every.argmax(axis=1)] == np.arange(40))
     assert 0 < match.mutual.sum() < 40
+
+
+def test_norms_of_any_size_change_nothing():
+    a, b = autoencoder(40), autoencoder(57, seed=1)
+    want, size = sae.nearest(a, b), lambda count: np.float32(10.0) ** np.linspace(-43, 37, count)[:, None]
+    scaled = [dataclasses.replace(x, W_dec=x.W_dec * size(len(x.W_dec)).astype(np.float32)) for x in (a, b)]
+    few = np.flatnonzero(size(40)[:, 0] > 1e-37)  # smaller ones have lost digits of their direction
+    every = cosines(*scaled)
+    match = sae.nearest(*scaled)
+    np.testing.assert_array_equal(match.index, every.argmax(axis=1))
+    np.testing.assert_allclose(match.similarity, every.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(match.similarity[few], want.similarity[few], atol=0.02)
+
+
+def test_equal_latents_are_mutual_all_or_none():
+    a, b = autoencoder(40), autoencoder(57, seed=1)
+    want = sae.nearest(a, b)
+    twice = autoencoder(80)
+    twice.W_dec[:] = np.concatenate([a.W_dec, 3 * a.W_dec])
+    match = sae.nearest(twice, b)
+    np.testing.assert_array_equal(match.mutual, np.tile(want.mutual, 2))
+    assert sae.nearest(twice, twice).mutual.all()
+    b.W_dec[:] = 0
+    assert not sae.nearest(a, b).mutual.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_refused(bad):
+    a, b = autoencoder(6), autoencoder(6, seed=1)
+    b.W_dec[4, 2] = bad
+    for compare, where in ((lambda: sae.nearest(a, b), " in b"), (lambda: neighbours(b, 2), "")):
+        with pytest.raises(ValueError, match=f"row 4 of W_dec{where} is not finite, so it has no direction"):
+            compare()
 
 
 @pytest.mark.parametrize("block", [4096, 7])

@@ -91,9 +91,9 @@ def test_a_store_without_rows_says_so(tmp_path):
             ask()
 
 
-def test_a_share_whose_segments_are_empty_is_harvested(tiny, text, tmp_path):
+def test_a_worker_whose_segments_are_empty_is_harvested(tiny, text, tmp_path):
     part = without_segments(text, 0, 1)
-    share = sae.harvest(tiny, part, [SITE], tmp_path / "s", shuffle_rows=SIZE * 31, share=(1, 10))
-    assert share.growing and share.rows == 0
+    store = sae.harvest(tiny, part, [SITE], tmp_path / "s", shuffle_rows=SIZE * 31, worker=(1, 10))
+    assert store.growing and store.rows == 0
     whole = sae.harvest(tiny, part, [SITE], tmp_path / "s", shuffle_rows=SIZE * 31)
     assert whole.rows == part.text(tiny.tokenizer.special_ids).sum()

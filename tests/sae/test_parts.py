@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sae.architectures import ReLU, TopK
+from sae.architectures import BatchTopK, ReLU, TopK
 from sae.families import FAMILIES, recorded_fields
 from sae.objectives import Matryoshka
-from sae.parts import Number, Part, number_names, numbers_of, steps_of
+from sae.parts import Number, Part, Steps, number_names, numbers_of, steps_of
 from sae.registry import Registry
 from sae.runs import Run
-from sae.sparsity import Controlled, Frequency, Linear, Quadratic, Revival
+from sae.sparsity import TERMS, Controlled, Frequency, Linear, Quadratic, Revival
+from tests.registering import registered
 
 KINDS = [kind for family in FAMILIES.values() for kind in family.registry.values()]
 
@@ -31,6 +32,39 @@ class Sample(Part):
 
     def of(self, x):
         return self.strength * x**self.power
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Part):
+    """With texts that look like shares of a run."""
+
+    registry = Registry("named sample")
+
+    label: str = "a"
+    labels: tuple[str, ...] = ()
+    maybe: str | None = None
+    wait: Steps = 1
+    shares: tuple[Fraction, ...] = ()
+
+
+def test_texts_of_text_fields_stay_texts_in_json():
+    part = Named("1/2", ("1/2", "3/4"), "0/1", Fraction(1), (Fraction(1, 2), Fraction(3)))
+    with registered((Named.registry, "named", Named)):
+        back = Named.of_json(json.loads(json.dumps(part.json())))
+    assert back == part and isinstance(back.wait, Fraction) and isinstance(back.label, str)
+    for sites in ({"site": "1/2"}, {"site": ("1/2", "2/3")}, {"site": "a", "site_out": "3/4"}):
+        run = Run(**sites, width=64, steps=100, dead_tokens=Fraction(1))
+        back = Run.of_json(json.loads(json.dumps(run.json())))
+        assert back == run and isinstance(back.dead_tokens, Fraction)
+
+
+def test_a_field_of_texts_and_fractions_is_refused_when_a_part_is_made():
+    @dataclasses.dataclass(frozen=True)
+    class Both(Part):
+        value: str | Fraction = "a"
+
+    with pytest.raises(TypeError, match="Both: value takes texts and fractions, which are one thing in JSON"):
+        Both()
 
 
 def test_numbers_are_found_from_their_types():
@@ -125,6 +159,81 @@ def test_a_field_that_no_part_has_brings_in_the_one_kind_that_has_it():
     with pytest.raises(ValueError, match=r"several parts \(sparsity, sparsity\) have a field 'coefficient'"):
         two.replace(coefficient=1.0)
     assert two.fields()["quadratic.coefficient"] == 6e-4
+
+
+def test_names_with_a_dot_are_taken_as_fields_has_them_and_after_the_name_of_a_part():
+    run = Run("s", 64, 100, sparsity=(Linear(), Quadratic(l0_target=4.0), Revival()))
+    fields = run.fields()
+    assert "quadratic.coefficient" in fields and "quadratic.coefficient_warmup" in fields
+    assert run.replace(**{name: value for name, value in fields.items() if "." in name}) == run
+    other = run.replace(
+        **{"quadratic.coefficient": 1, "optimizer.beta2": 0.5, "adam.beta1": 0.25, "linear.coefficient": 2}
+    )
+    assert [term.coefficient for term in other.sparsity[:2]] == [2.0, 1.0]
+    assert (other.optimizer.beta1, other.optimizer.beta2) == (0.25, 0.5)
+    with pytest.raises(ValueError, match=r"or give linear\.coefficient or quadratic\.coefficient"):
+        run.replace(**{"sparsity.coefficient": 1.0})
+    with pytest.raises(
+        ValueError, match=r"'beta2' and 'optimizer\.beta2' are the same field of Adam: give one of them"
+    ):
+        run.replace(beta2=0.5, **{"optimizer.beta2": 0.6})
+    with pytest.raises(ValueError, match=r"Run has no field 'objective\.beta2', and no part has: did you mean .*beta2"):
+        run.replace(**{"objective.beta2": 0.5})
+
+
+def test_the_target_of_a_run_is_the_k_of_an_architecture_that_keeps_k_latents():
+    """It is in `run.l0_target`; given to `replace` or to a recipe beside such an architecture, it got lost."""
+    run = Run("s", 64, 100, autoencoder=TopK(k=4), sparsity=())
+    assert run.replace(l0_target=9.0) == Run("s", 64, 100, autoencoder=TopK(k=9), sparsity=())
+    assert run.replace(autoencoder=BatchTopK(), l0_target=9.5).autoencoder.k == run.replace(l0_target=9).l0_target + 0.5
+    with pytest.raises(ValueError, match=r"TopK: k must be a whole number, got 9\.5"):
+        run.replace(l0_target=9.5)
+    with pytest.raises(ValueError, match="'l0_target' and 'k' are the same field of TopK: give one of them"):
+        run.replace(l0_target=9.0, k=9)
+
+
+def test_a_kind_by_name_has_its_defaults_and_what_it_has_in_common_with_the_part_before():
+    run = Run("s", 64, 100, sparsity=(Controlled(0.5, Fraction(1, 8), 8.0), Revival(0.25)))
+    terms = run.replace(sparsity=("quadratic", "revival", Frequency(0.3))).sparsity
+    # A share of the run holds for every term; a coefficient is of its own.
+    assert terms == (Quadratic(6e-4, Fraction(1, 8), 50.0, Fraction(1, 24)), Revival(0.25), Frequency(0.3))
+    kept = run.replace(autoencoder="topk", k=7)
+    assert (kept.autoencoder, kept.sparsity) == (TopK(k=7), ())  # terms through the L0 would change nothing
+    assert kept.replace(autoencoder="batchtopk").autoencoder == BatchTopK(k=7.0)
+    assert kept.replace(autoencoder="batchtopk").replace(autoencoder="topk") == kept
+    assert run.replace(precision="high", objective="matryoshka").objective == Matryoshka(precision="high")
+    assert run.replace(autoencoder="jumprelu") == run
+    with pytest.raises(ValueError, match="no architecture is named 'topkk': did you mean topk"):
+        run.replace(autoencoder="topkk")
+    with pytest.raises(ValueError, match="Controlled acts through the L0, which has no gradient in a ReLU"):
+        run.replace(autoencoder="relu")
+    with pytest.raises(
+        ValueError, match="Reconstruction has no field 'matryoshka', which Matryoshka has: to change it"
+    ):
+        run.replace(objective="reconstruction", matryoshka=(0.25,))
+    with pytest.raises(ValueError, match=r"a run with finish=\(\) has no field 'largest_tokens', which LargestAct"):
+        run.replace(finish=(), largest_tokens=5)
+    with pytest.raises(ValueError, match="sparsity is a tuple of parts, got the text 'l1': put it in a tuple"):
+        run.replace(sparsity="l1", seed=1, beta1=0.5)
+
+
+def test_a_kind_without_defaults_is_made_of_the_fields_that_are_given():
+    @dataclasses.dataclass(frozen=True)
+    class Demanding(Revival):
+        """A term that leaves its power to the user.
+
+        Attributes:
+          revival: as of `Revival`.
+          power: without a default.
+        """
+
+        power: float = dataclasses.field(kw_only=True)
+
+    with registered((TERMS, "demanding", Demanding)):
+        run = Run("s", 64, 100)
+        assert run.replace(sparsity=("demanding",), **{"demanding.power": 2}).sparsity == (Demanding(power=2.0),)
+        with pytest.raises(ValueError, match=r"Demanding has no default for power: give sparsity\.power"):
+            run.replace(sparsity=("demanding",))
 
 
 @pytest.mark.parametrize(

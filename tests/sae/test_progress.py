@@ -238,5 +238,5 @@ def test_harvest_says_first_what_it_takes(tiny, tmp_path):
     sae.harvest(tiny, some, SITES[:1], tmp_path / "s", shuffle_rows=8 * 31, progress=again)
     assert again.words[0] == line + "; nothing is left to do here"
     half = Told()
-    sae.harvest(tiny, some, SITES[:1], tmp_path / "h", shuffle_rows=8 * 31, share=(1, 2), progress=half)
+    sae.harvest(tiny, some, SITES[:1], tmp_path / "h", shuffle_rows=8 * 31, worker=(1, 2), progress=half)
     assert "; here 1 of 3 segments: 8 sequences, about " in half.words[0] and store.manifest.segments == 3

@@ -28,6 +28,7 @@ def blocks(tmp_path, monkeypatch):
     sys.modules.pop("small_flax", None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sae.TrainingWarning")  # runs of a few steps
 def test_the_example_goes_the_whole_way_and_has_another_site(blocks, tmp_path):
     adapter, way, another = blocks

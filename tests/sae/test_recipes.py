@@ -10,8 +10,8 @@ import pytest
 
 import sae
 from sae import recipes, runs
-from sae.architectures import Encoded
-from sae.sparsity import Now
+from sae.architectures import BatchTopK, Encoded, ReLU, TopK
+from sae.sparsity import L1, Now
 
 SHORT = {"site": "s", "width": 64, "steps": 600, "l0_target": 20.0}
 LENGTHS = {"steps": 6000, "batch_size": 8192}
@@ -56,6 +56,28 @@ def test_a_number_that_was_given_is_kept():
     run = dataclasses.replace(sae.short_run(**SHORT, **given), steps=6000, batch_size=64)
     assert given.items() <= run.fields().items()
     assert dataclasses.replace(sae.gemma_scope("s", 64, 100), steps=10**6).warm_from == 10_000
+
+
+def test_a_recipes_target_is_the_k_of_an_architecture_that_keeps_k_latents():
+    for recipe in RECIPES:
+        assert recipe("s", 64, 100, l0_target=7.0, autoencoder="topk").autoencoder.k == 7
+        assert recipe("s", 64, 100, l0_target=7.0, autoencoder=BatchTopK(), sparsity=()).autoencoder.k == 7.0
+        # Nobody asked for the 50 of gemma_scope_2.
+        assert recipe("s", 64, 100, autoencoder=TopK(k=9), sparsity=()).autoencoder.k == 9
+        with pytest.raises(ValueError, match=r"no part has a field 'l0_target', and Controlled, Quadratic have"):
+            recipe("s", 64, 100, l0_target=7.0, autoencoder=ReLU(), sparsity=(L1(),))
+        with pytest.raises(ValueError, match=r"no part has a field 'l0_target', and Controlled, Quadratic have"):
+            recipe("s", 64, 100, l0_target=7.0, sparsity=("linear",))
+
+
+def test_terms_by_name_have_the_recipes_constants():
+    by_name = sae.short_run(**SHORT, sparsity=("quadratic", "revival"))
+    assert by_name == sae.short_run(**SHORT, penalty="quadratic")
+    by_name = sae.gemma_scope_2("s", 64, 100, sparsity=("controlled", "frequency"))
+    assert by_name == sae.gemma_scope_2("s", 64, 100, penalty="linear") and by_name.l0_target == 50.0
+    assert sae.gemma_scope("s", 64, 100, sparsity=("linear",)) == sae.gemma_scope("s", 64, 100)
+    with pytest.raises(ValueError, match="a quadratic penalty needs an l0_target"):
+        sae.short_run("s", 64, 100, sparsity=("quadratic",))
 
 
 @pytest.mark.parametrize("number", [np.int64(5), np.float32(5), np.float64(5), np.array(5.0)])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import sae
-from sae.store import given
+from sae.progress import silent
+from sae.store import given, row_checks
 from tests.sae.letters import Letters
 
 SITE = "layer_1/resid"
@@ -83,6 +84,70 @@ def test_other_rows_are_another_source():
     assert sae.rows({"a": x}).manifest.fingerprint() != sae.rows({"a": other}).manifest.fingerprint()
 
 
+def test_a_change_of_any_row_is_another_source(monkeypatch):
+    """Also of one that the statistics leave out, within a row, and of signs alone."""
+    monkeypatch.setattr(given, "STATISTICS", 100)
+    x = drawn(3000)
+    before = sae.rows({"a": x}).manifest.fingerprint()
+    for change in (
+        lambda y: y.__setitem__((1234, 7), y[1234, 7] + 1),
+        lambda y: y.__setitem__(1234, y[1234, ::-1].copy()),
+        lambda y: y.__setitem__([1234, 1235], y[[1235, 1234]]),
+        lambda y: y.__setitem__(1234, -y[1234]),
+    ):
+        change(y := x.copy())
+        assert sae.rows({"a": y}).manifest.fingerprint() != before
+
+
+@pytest.mark.parametrize("kind", ["in memory", "memory map"])
+def test_rows_that_change_while_they_are_read_are_an_error(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(given, "STATISTICS", 100)
+    x = drawn()
+    if kind == "memory map":
+        np.save(tmp_path / "x.npy", x)
+        x = np.load(tmp_path / "x.npy", mmap_mode="r+")
+    source = sae.rows({"b": drawn(), "a": x})
+    epoch(source, 100)
+    x[777, 3] += 1
+    message = "row 777 at a has changed since sae.rows read it: give arrays that nobody writes to"
+    with pytest.raises(ValueError, match=message):
+        epoch(source, 100, seed=1)
+    epoch(source, 100, sites=["b"])
+    source.mean("b")
+    x *= -1
+    with pytest.raises(ValueError, match="row 0 at a has changed"):
+        source.mean("a")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dim", [4, 6, 7, 16])
+def test_the_check_of_a_row_sees_every_change(dtype, dim):
+    x = np.asarray(jnp.asarray(drawn(500, dim))).astype(dtype)
+    checks = row_checks.of(x, silent, "rows")
+    assert len(set(checks.tolist())) == 500
+    np.testing.assert_array_equal(row_checks.of_piece(x[::3]), checks[::3])
+    swapped, one = x.copy(), x.copy()
+    swapped[:, [0, -1]] = x[:, [-1, 0]]
+    one.view(np.uint8)[np.arange(500), np.arange(500) % one.view(np.uint8).shape[1]] ^= 128
+    for other in (-x, swapped, one, np.roll(x, 1, axis=1), x * x.dtype.type(2)):
+        differs = (np.ascontiguousarray(other).view(np.uint8) != x.view(np.uint8)).any(axis=1)
+        assert differs.sum() > 450  # two numbers of a row may be the same, in few bits
+        np.testing.assert_array_equal(row_checks.of_piece(other) != checks, differs)
+
+
+def test_sites_of_several_dtypes_record_one_that_holds_all():
+    x = drawn()
+    half, brain = x.astype(np.float16), np.asarray(jnp.asarray(x, jnp.bfloat16))
+    for arrays, dtype in (
+        ({"a": brain, "b": brain}, "bfloat16"),
+        ({"a": brain, "b": x}, "float32"),
+        ({"a": x, "b": brain}, "float32"),
+        ({"a": half, "b": brain}, "float32"),
+        ({"a": x.astype(">f4")}, "float32"),
+    ):
+        assert sae.rows(arrays).manifest.activation_dtype == dtype
+
+
 def small_model():
     return sae.AdaptedModel(
         name="small", params=jnp.ones((4, 16)), tokenizer=Letters(), vocab_size=31, layers=2,
@@ -135,5 +200,6 @@ def test_what_cannot_be_is_said(make, message):
 
 
 def test_examples_run():
-    result = doctest.testmod(given, extraglobs={"sae": sae, "np": np})
-    assert result.attempted and not result.failed
+    for module in (given, row_checks):
+        result = doctest.testmod(module, extraglobs={"sae": sae, "np": np, "silent": silent})
+        assert result.attempted and not result.failed

@@ -36,15 +36,12 @@ def no_thread_is_left():
     assert [thread.name for thread in threading.enumerate() if thread.name == "stream"] == []
 
 
-class Failing:
+class Failing(sae.Report):
     def __init__(self, error):
         self._error = error
 
     def record(self, records, rates):
         raise self._error
-
-    def close(self):
-        pass
 
 
 def test_training_from_a_text_of_one_segment_ends(stream, one_device):

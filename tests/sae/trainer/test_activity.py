@@ -30,6 +30,7 @@ def following(store, run, sites):
     return {site: np.concatenate([np.asarray(batch[site], np.float64) for batch in taken]) for site in sites}
 
 
+@pytest.mark.slow
 def test_it_is_the_largest_of_the_released_autoencoder_over_the_batches_that_follow(small):
     """In raw units, of an autoencoder, a transcoder and a crosscoder; and on a mesh that splits the latents."""
     runs = [config(), config(site_out="y", skip=True), config(("x", "w"))]

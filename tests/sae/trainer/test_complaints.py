@@ -1,6 +1,7 @@
 """What a run is told is off about it: by hand from records, and on runs that have something wrong with them."""
 
 import doctest
+import re
 import warnings
 
 import numpy as np
@@ -38,9 +39,7 @@ def small(tmp_path_factory):
 def test_complaints_of_a_run_that_goes_on(changes, complaint):
     found = complaints.complaints(CONFIG, [GOOD | changes] * 3)
     assert len(found) == (complaint is not None)
-    if complaint:
-        with pytest.raises(ValueError, match=complaint):
-            raise ValueError(*found.values())
+    assert all(re.search(complaint, text) for text in found.values())
 
 
 @pytest.mark.parametrize(
@@ -60,9 +59,7 @@ def test_complaints_of_a_run_that_goes_on(changes, complaint):
 def test_at_the_end_everything_is_said_however_short_the_run(records, kind, complaint):
     found = complaints.complaints(CONFIG, records)
     assert list(found) == ([] if kind is None else [kind])
-    if kind:
-        with pytest.raises(ValueError, match=complaint):
-            raise ValueError(found[kind])
+    assert kind is None or re.search(complaint, found[kind])
 
 
 def test_without_a_target_an_l0_of_almost_none_or_all_latents_is_said():

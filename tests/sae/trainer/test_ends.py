@@ -37,7 +37,7 @@ def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-class Failing:
+class Failing(sae.Report):
     """A report that raises when it is told of a step, or closed."""
 
     def __init__(self, step=None, error=None):
@@ -106,15 +106,22 @@ def test_a_folder_that_is_no_step_is_none(small, one_device, tmp_path):
     assert sae.train(config, small, one_device, checkpoint_dir=tmp_path / "c").history[-1]["step"] == 1
 
 
+def test_what_is_no_report_is_refused_before_anything_is_written(small, one_device, tmp_path):
+    class Duck:
+        def record(self, records, rates):
+            raise AssertionError("it was told of something")
+
+    with pytest.raises(ValueError, match=r"reports are objects of subclasses of sae\.Report, got .*Duck"):
+        sae.train(CONFIG, small, one_device, checkpoint_dir=tmp_path / "c", reports=[Duck()])
+    assert not (tmp_path / "c").exists()
+
+
 def test_reports_do_not_reach_the_history(small, one_device):
-    class Emptying:
+    class Emptying(sae.Report):
         def record(self, records, rates):
             for record in records:
                 record.pop("density")
                 record["gradients"].clear()
-
-        def close(self):
-            pass
 
     history = sae.train(
         dataclasses.replace(CONFIG, steps=2), small, one_device, reports=[Emptying(), Emptying()]

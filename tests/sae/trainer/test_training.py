@@ -7,6 +7,7 @@ import pytest
 
 import sae
 from sae.inputs import Units
+from sae.trainer.checkpoints import Checkpoints, Saved
 from sae.trainer.sweeps import Sweep
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
@@ -194,30 +195,48 @@ def test_states_are_made_where_they_lie(small, meshes):
     assert {shard.data.shape for shard in state.silent.addressable_shards} == {(16,)}
 
 
-def test_the_last_and_the_best_are_kept(small, tmp_path):
-    run = config(steps=60, coefficient_warmup=5, learning_rate=1e-2, learning_rate_decay=0)
-    sae.train(run, small, checkpoint_dir=tmp_path / "c", save_every=10)
-    kept = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
-    assert kept[-1] == 60 and 1 <= len(kept) <= 2
-    metrics = {step: json.loads((tmp_path / "c" / str(step) / "metrics" / "metrics").read_text()) for step in kept}
-    assert min(metrics, key=lambda step: metrics[step]["fvu"]) == kept[0]
+def state_of(run, mesh):
+    """The state with which a run begins."""
+    sweep = Sweep([run], [{"x": ONE}], {"x": 64}, mesh)
+    sweep.begin()
+    return sweep.states()[0]
 
 
-def test_moments_in_bfloat16_are_refused(small, tmp_path, monkeypatch):
-    sae.train(config(steps=4), small, checkpoint_dir=tmp_path / "c")
-    original = Sweep.structure
+def saved(fvu, l0=4.0, before=20):
+    """What a checkpoint holds whose last record has an FVU; the record before it is of a step."""
+    records = [{"run": 0, "step": step, "fvu": fvu, "l0": l0} for step in (before, before + 5)]
+    return Saved(records, (), [{"x": ONE}], {})
 
-    def rounded(self):
-        (state,) = original(self)
-        W_dec = state.optimizer[1].nu.W_dec
-        W_dec = jax.ShapeDtypeStruct(W_dec.shape, "bfloat16", sharding=W_dec.sharding)
-        moments = state.optimizer[1]._replace(nu=state.optimizer[1].nu._replace(W_dec=W_dec))
-        return [state._replace(optimizer=(state.optimizer[0], moments, state.optimizer[2]))]
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Sweep, "structure", rounded)
-        with pytest.raises(ValueError, match=r"run_0/optimizer/1/nu/W_dec is float32, masters and .* are bfloat16"):
-            sae.train(config(steps=4), small, checkpoint_dir=tmp_path / "c")
+def test_the_last_and_the_best_are_kept(small, one_device, tmp_path):
+    run = config(steps=100, coefficient_warmup=10)
+    state = state_of(run, one_device)
+    checkpoints = Checkpoints(tmp_path / "c", [run], small, save_every=10)
+    checkpoints.open()
+    # 20 would be the best, but its lambda is not yet at its full strength; 50, but its L0 is far off the target.
+    for step, about in (
+        *((10, saved(0.5)), (20, saved(0.1, before=5)), (30, saved(0.2))),
+        *((40, saved(0.4)), (50, saved(0.1, l0=8.0)), (60, saved(0.3))),
+    ):
+        checkpoints.save(step, [state], about)
+        checkpoints.wait()
+        best = {10: [10], 20: [10, 20], 30: [30], 40: [30, 40], 50: [30, 50], 60: [30, 60]}[step]
+        assert checkpoints.steps() == best
+    checkpoints.close()
+
+
+def test_moments_in_bfloat16_are_refused(small, one_device, tmp_path):
+    run = config(steps=4)
+    state = state_of(run, one_device)
+    rounded = jax.tree.map_with_path(
+        lambda path, leaf: leaf.astype("bfloat16") if "nu" in str(path) and "W_dec" in str(path) else leaf, state
+    )
+    checkpoints = Checkpoints(tmp_path / "c", [run], small, save_every=2)
+    checkpoints.open()
+    checkpoints.save(2, [rounded], saved(0.5))
+    checkpoints.close()
+    with pytest.raises(ValueError, match=r"run_0/optimizer/1/nu/W_dec is bfloat16, masters and .* are float32"):
+        sae.train(run, small, one_device, checkpoint_dir=tmp_path / "c")
 
 
 def test_another_runs_checkpoint_is_refused_and_kept(small, tmp_path):

@@ -91,6 +91,7 @@ def test_killed_at_10_random_steps_it_ends_in_the_same_bits(store, tmp_path, dev
         np.testing.assert_array_equal(values, killed[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops(store, tmp_path):
     worker = start(store, tmp_path / "told", 1, [1, 1], steps=41)
     until(worker, 22)

@@ -150,13 +150,20 @@ def commit() -> str:
 
 
 def result_of(
-    runs: Mapping[str, list[sae.Run]], metrics: list[sae.Metrics], store: sae.ActivationStore, rows_of: str
+    runs: Mapping[str, list[sae.Run]], metrics: list[sae.Metrics], store: sae.ActivationStore, began_at: str
 ) -> dict[str, Any]:
-    """All that the table shows, as JSON has it: what the runs have in common, and the figures of each."""
+    """All that the table shows, as JSON has it: what the runs have in common, and the figures of each.
+
+    Args:
+      runs: of each architecture.
+      metrics: in the order of the runs.
+      store: with the rows.
+      began_at: the commit, as of the start.
+    """
     flat = [(name, run) for name, several in runs.items() for run in several]
     first, one = flat[0][1], metrics[0]
     return {
-        "model": rows_of,
+        "model": store.manifest.model,
         "site": one.site,
         "rows": store.rows,
         "width": first.width,
@@ -166,7 +173,7 @@ def result_of(
         "held_out_tokens": one.tokens,
         "held_out_documents": one.documents,
         "loss": one.loss,
-        "commit": commit(),
+        "commit": began_at,
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, JAX {jax.__version__}",
         "autoencoders": [
@@ -200,7 +207,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main():
-    out = Path(OUT_DIR.value)
+    out, began_at = Path(OUT_DIR.value), commit()
     model = common.load_model()
     text, held_out = common.texts(model, folder=out / "text")
     (site,) = harvest.sites(model)
@@ -217,7 +224,7 @@ def main():
     if not EVALUATED.value:
         return
     metrics = kept.evaluate_folders(folders, model, held_out, progress=common.progress, say=print)
-    result = result_of(runs, metrics, store, model.name)
+    result = result_of(runs, metrics, store, began_at)
     replace_file(Path(RESULTS.value or out / "architectures.json"), json.dumps(result, indent=1) + "\n")
     replace_file(out / "architectures.md", table(result) + "\n")
     print("\n" + table(result))

@@ -20,6 +20,7 @@ DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
     "sae": 'glob(["sae/explorer/templates/**", "sae/text/*.jsonl"])',
     "tests": '["pyproject.toml"]',
+    "tests/experiments/test_architecture_table": '["sae/README.md"] + glob(["experiments/results/*.json"])',
     "tests/experiments/test_notebooks": 'glob(["experiments/notebooks/*"])',
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_from_others": '["sae/FROM_TRANSFORMERLENS_AND_SAELENS.md"]',

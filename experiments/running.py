@@ -110,11 +110,11 @@ def _without_python(problem: str) -> str:
       >>> _without_python("flag --steps=abc: invalid literal for int() with base 10: 'abc'")
       "--steps takes a whole number, got 'abc'"
     """
-    if found := re.fullmatch(r"flag --([\w.]+)=.*?: (takes .*)", problem):
-        return f"--{found[1]} {found[2]}"
+    if match := re.fullmatch(r"flag --([\w.]+)=.*?: (takes .*)", problem):
+        return f"--{match[1]} {match[2]}"
     for words, what in _CONVERSIONS.items():
-        if found := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
-            return f"--{found[1]} takes {what}, got {found[2]!r}"
+        if match := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
+            return f"--{match[1]} takes {what}, got {match[2]!r}"
     return problem
 
 

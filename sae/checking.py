@@ -233,17 +233,17 @@ def _problems(captured: Captured, best: Fit, usage: Usage | None, special_error:
     if best.fvu >= NOTHING:
         return ("unknown",)
     problems: list[Problem] = []
-    found = best.usage
+    fitting = best.usage
     if usage is None:
         problems.append("site")
     else:
-        ways = ((usage.site, found.site), (usage.site_out, found.site_out))
+        ways = ((usage.site, fitting.site), (usage.site_out, fitting.site_out))
         for claimed, other in ways:
             if claimed != other:
                 problems.append("gain" if differ_by_a_gain(captured, claimed, other) else "site")
-    if found.transposed_skip:
+    if fitting.transposed_skip:
         problems.append("skip")
-    if (found.scale, found.scale_out) != (1, 1):
+    if (fitting.scale, fitting.scale_out) != (1, 1):
         problems.append("scale")
     if special_error is not None and special_error > max(_SPECIAL, 2 * best.fvu):
         problems.append("BOS")

@@ -137,11 +137,13 @@ def _beside(main: str, sizes: Mapping[str, int], whole: bool) -> list[str]:
 def _main(
     hub: "_Hub", inside: str, sizes: Mapping[str, int], entries: Mapping[str, int | None], mains: tuple[str, ...]
 ) -> str:
-    found = [main for main in mains if main in sizes]
-    if len(found) > 1:
-        raise HubError(f"{hub.label} has autoencoders of several formats at {inside or 'its root'}: {', '.join(found)}")
-    if found:
-        return found[0]
+    candidates = [main for main in mains if main in sizes]
+    if len(candidates) > 1:
+        raise HubError(
+            f"{hub.label} has autoencoders of several formats at {inside or 'its root'}: {', '.join(candidates)}"
+        )
+    if candidates:
+        return candidates[0]
     below = sorted(path for path, size in entries.items() if size is None)
     hint = (
         f"it has {_named(below, 'folder')}: give the path of one that has" if below else f"none of {', '.join(mains)}"
@@ -150,8 +152,8 @@ def _main(
 
 
 def _named(paths: list[str], noun: str) -> str:
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return f"the {noun}{'s' * (len(paths) > 1)} {', '.join(paths[:_NAMED])}{more}"
+    others = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return f"the {noun}{'s' * (len(paths) > 1)} {', '.join(paths[:_NAMED])}{others}"
 
 
 def _canonical(hub: "_Hub", folder: str) -> str:
@@ -212,7 +214,7 @@ class _Hub:
         return Path(self.hub.HfApi().hf_hub_download(filename=path, **self._of))
 
     def cached(self, inside: str, mains: tuple[str, ...]) -> Path | None:
-        """The folder or the file in the cache; None where it is not there."""
+        """The folder or the file in the cache; None where the cache lacks it."""
         if (file := self._in_cache(inside)) is not None:
             return file
         places = [place for main in mains if (place := self._in_cache(_joined(inside, main)))]

@@ -44,8 +44,8 @@ def l0_of_folder(folder: str) -> float | None:
         >>> l0_of_folder("layer_20/width_16k/average_l0_71")
         71.0
     """
-    found = re.search(_FOLDER, folder)
-    return float(found[1]) if found else None
+    match = re.search(_FOLDER, folder)
+    return float(match[1]) if match else None
 
 
 def _inside(facts: Any, *names: str | int) -> Any:

@@ -68,7 +68,7 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
         Them by path, numbers in the order of their values. One whose file is damaged is listed with its problem.
 
     Raises:
-        ValueError: for a folder that is not there; `sae.formats.hub.HubError` as `sae.load` raises it.
+        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` raises it.
 
     Example:
         >>> sae.releases("runs/scope/saes")

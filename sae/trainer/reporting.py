@@ -17,7 +17,7 @@ from sae import showing
 from sae.files import check_folder, local_path
 from sae.progress import Labelled
 from sae.runs import Run
-from sae.trainer import planning
+from sae.trainer import devices
 from sae.trainer.complaints import TrainingWarning
 from sae.trainer.diagnostics import DENSITY_EDGES, QUANTILES
 from sae.trainer.naming import run_names
@@ -159,9 +159,9 @@ class Speedometer:
     """Measures how fast a run goes, without waiting for the device more than a step at a time."""
 
     def __init__(self, run: Run, flops: float, device: jax.Device):
-        """flops: of a step of all runs, of a device (`Plan.flops`)."""
+        """flops: of a step of all runs, of a device (`Estimate.flops`)."""
         self._tokens, self._device = run.batch_size, device
-        self._flops = flops * planning.passes(run, device)
+        self._flops = flops * devices.passes(run, device)
         self._last = None
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
@@ -183,7 +183,7 @@ class Speedometer:
     def since_last(self) -> Rates:
         now = time.perf_counter()
         seconds, steps = max(now - self._began, 1e-9), self._steps
-        peak = planning.peak_flops(self._device)
+        peak = devices.peak_flops(self._device)
         rates = Rates(
             steps * self._tokens / seconds,
             self._waited / seconds,

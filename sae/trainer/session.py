@@ -14,7 +14,7 @@ from sae import showing
 from sae.progress import Labelled, Progress, every, say
 from sae.runs import Run
 from sae.store.source import Batches, Source
-from sae.trainer import complaints, planning
+from sae.trainer import complaints, estimating
 from sae.trainer.checkpoints import Checkpoints, Saved
 from sae.trainer.information import info_of, with_result
 from sae.trainer.preemption import Asked, Preempted, Preemption, watched
@@ -56,9 +56,9 @@ class Session:
         self._checkpoints = None
         if folder is not None:
             self._checkpoints = Checkpoints(folder, runs, source, save_every)
-            self._checkpoints.check_space(planning.state_bytes(runs, widths))
-        self._plan = planning.plan(runs, widths, mesh, rows=source.rows, together=together)
-        self._plan.check()
+            self._checkpoints.check_space(estimating.state_bytes(runs, widths))
+        self._estimate = estimating.estimate(runs, source, mesh, together=together)
+        self._estimate.check()
         units = [
             {site: run.inputs.units(source, site, len(run.sites)) for site in run.sites + run.sites_out} for run in runs
         ]
@@ -102,7 +102,7 @@ class Session:
             self._sweep.load(states)
         self.history, self._done = list(self._saved.history), self._start
         first = self.runs[0]
-        self._speed = Speedometer(first, self._plan.flops, self._mesh.devices.flat[0])
+        self._speed = Speedometer(first, self._estimate.flops, self._mesh.devices.flat[0])
         self._batches = self._source.batches(
             first.batch_size,
             sites=self._sites,
@@ -190,11 +190,11 @@ class Session:
     def _takes(self) -> str:
         """What it takes, in a line."""
         runs, tokens = showing.count(len(self.runs), "autoencoder"), showing.count(self._source.rows, "token")
-        on, plan = f", from step {self._start:,} on" if self._start else "", self._plan
+        on, estimate = f", from step {self._start:,} on" if self._start else "", self._estimate
         return (
-            f"train: {runs}, {plan.steps:,} steps of {self.runs[0].batch_size:,} tokens{on}; {plan.passes:.2f} passes "
-            f"over {tokens} of {self._source.name}; {showing.size(plan.read)} to read, {showing.size(plan.peak)} of "
-            "each device"
+            f"train: {runs}, {estimate.steps:,} steps of {self.runs[0].batch_size:,} tokens{on}; "
+            f"{estimate.epochs:.2f} passes over {tokens} of {self._source.name}; {showing.size(estimate.read)} to "
+            f"read, {showing.size(estimate.peak)} of each device"
         )
 
 
@@ -242,5 +242,5 @@ def _check(runs: list[Run], store: Source, mesh: Mesh) -> None:
             f"{store.name} is still growing, and {jax.process_count()} processes would not see the same of it: wait "
             "for the harvest to end, or train in one process"
         )
-    planning.check_mesh(runs, mesh)
+    estimating.check_mesh(runs, mesh)
     store.batches_per_pass(runs[0].batch_size)

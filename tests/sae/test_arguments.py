@@ -27,7 +27,7 @@ def sequences(tiny):
         (lambda tiny, s: sae.stream(tiny, "my.csv", [SITE]), "the text 'my.csv'", "sae.text.read_documents(path)"),
         (lambda tiny, s: sae.train([RUN], "runs/store"), "the text 'runs/store'", "sae.ActivationStore.open(path)"),
         (lambda tiny, s: sae.train(7, s), "7", "sae.short_run"),
-        (lambda tiny, s: sae.plan([RUN], s), "a Sequences", "{site: store.width(site) for site in store.sites}"),
+        (lambda tiny, s: sae.estimate([RUN], s), "a Sequences", "a store, a stream or rows"),
         (lambda tiny, s: cut("my.csv", tiny.tokenizer, 16), "the text 'my.csv'", "sae.text.read_documents(path)"),
         (lambda tiny, s: cut(["hello"], tiny.tokenizer, 16), "the text 'hello'", "sae.text.Document(id, source, text)"),
         (lambda tiny, s: cut(DOCUMENTS, tiny, 16), "a Model", "model.tokenizer"),

@@ -46,4 +46,4 @@ def test_sizes_and_collectives(case):
 
 def test_what_does_not_fit_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"does not fit into a device's memory.*more devices along 'latent' \(now 1\)"):
-        tpu_training.plan(Case(2**20, "v5e:2x2", latent=1)).check()
+        tpu_training.estimate(Case(2**20, "v5e:2x2", latent=1)).check()

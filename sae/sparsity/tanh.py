@@ -60,7 +60,7 @@ class ControlledTanh(Following):
     """
 
     instead: ClassVar[str] = "sae.sparsity.Tanh"
-    coefficient: Number = 1e-3  # L0s of 20 and 40 ended with 0.0005 to 0.003; from 0.01 the L0 overshot
+    coefficient: Number = 0.01
     scale: Number = 100.0
 
     def check(self) -> None:

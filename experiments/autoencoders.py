@@ -70,27 +70,27 @@ def _asked(run: sae.Run, source: Source | None) -> dict:
         return {"training": {"run": run.json()}}
     growing = source.growing  # its limits for sinks are those of the time when the run began
     info = info_of(run, source, {}, {} if growing else source.sink_limits())
-    asked = json.loads(json.dumps(dataclasses.asdict(info)))
+    wanted = json.loads(json.dumps(dataclasses.asdict(info)))
     training = json.loads(info.training)
     del training["scale"]
-    del asked["shape"]  # which follows from model and site, and older records lack
+    del wanted["shape"]  # which follows from model and site, and older records lack
     if growing:
-        asked.pop("counted", None)
-    return asked | {"training": training}
+        wanted.pop("counted", None)
+    return wanted | {"training": training}
 
 
 _NEWER = "factor"  # of sinks, which records of earlier versions lack
 
 
-def _differences(there: dict, asked: dict) -> list[str]:
+def _differences(recorded: dict, wanted: dict) -> list[str]:
     """The fields in which a run's record differs from the run that is asked for, in words."""
-    if there.get("training", {}).get("config"):
+    if recorded.get("training", {}).get("config"):
         return ["its run is recorded in format 1, of an earlier version, and this one is in format 2"]
-    if not there.get("training", {}).get("run"):
+    if not recorded.get("training", {}).get("run"):
         return ["it does not say which"]
-    found: list[str] = []
-    there, asked = _with_fields(there), _with_fields(asked)
-    order = {name: i for i, name in enumerate(asked["training"]["run"])}
+    differences: list[str] = []
+    recorded, wanted = _with_fields(recorded), _with_fields(wanted)
+    order = {name: i for i, name in enumerate(wanted["training"]["run"])}
 
     def walk(path: tuple[str, ...], old: object, new: object) -> None:
         if isinstance(old, dict) and isinstance(new, dict):
@@ -99,10 +99,10 @@ def _differences(there: dict, asked: dict) -> list[str]:
                     walk((*path, name), old.get(name), new[name])
         elif old != new:
             name = ".".join(part for part in path if part not in ("training", "run"))
-            found.append(f"{name} is {json.dumps(old)[:60]} there, {json.dumps(new)[:60]} here")
+            differences.append(f"{name} is {json.dumps(old)[:60]} there, {json.dumps(new)[:60]} here")
 
-    walk((), there, asked)
-    return found
+    walk((), recorded, wanted)
+    return differences
 
 
 def _with_fields(record: dict) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .stopping import COMMAND
 
-LAUNCHES = ("evaluate", "explore", "generate", "harvest", "inspect_store", "scope", "train")
+LAUNCHES = ("convert", "evaluate", "explore", "generate", "harvest", "inspect_store", "scope", "train")
 # By import name, the packages that launches need and the library does not.
 PACKAGES = {"absl": "absl-py", "jinja2": "jinja2", "matplotlib": "matplotlib", "tensorboardX": "tensorboardX"}
 
@@ -25,4 +25,4 @@ def main() -> None:
             raise
         every = " ".join(PACKAGES.values())
         sys.exit(f"error: launches need the package {PACKAGES[error.name]}: pip install {every} (the extra `launch`)")
-    running.run(launch.main, launch.check_flags)
+    running.run(launch.main, launch.check_flags, getattr(launch, "ARGUMENTS", ()))

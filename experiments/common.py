@@ -219,9 +219,9 @@ def held_out_text(
 def _corpus(model: sae.LanguageModel, at_hand: bool = True, *, say: Callable[[str], object]) -> Corpus:
     if model.tokenizer is None:
         raise ValueError(f"{MODEL.value} has no tokenizer.model, so text cannot be turned into its tokens")
-    known = at_hand or not HELD_OUT.value
+    given = at_hand or not HELD_OUT.value
     return Corpus(
-        corpus_path() if known else None, held_out_path(), read=preparing.Reader(say, reading.SKIP_BAD.value), say=say
+        corpus_path() if given else None, held_out_path(), read=preparing.Reader(say, reading.SKIP_BAD.value), say=say
     )
 
 

@@ -115,7 +115,7 @@ def main():
         title, edits = steering(model, local_path(SAE.value), LATENT.value, STRENGTH.value)
         runs[title] = edits
     for title, edits in runs.items():
-        made = gemma.generate(
+        texts = gemma.generate(
             model,
             PROMPTS.value,
             max_new_tokens=MAX_NEW_TOKENS.value,
@@ -127,7 +127,7 @@ def main():
         )
         if title:
             print(f"\n{title}:")
-        for prompt, text in zip(PROMPTS.value, made.texts or map(str, made.tokens.tolist()), strict=True):
+        for prompt, text in zip(PROMPTS.value, texts.texts or map(str, texts.tokens.tolist()), strict=True):
             print(f"{prompt}|{text}")
 
 

@@ -63,8 +63,8 @@ def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool) -
         lines += _entry(flags.FLAGS[name])
     if not full:
         return "\n".join([*lines, "", "--helpfull lists all flags."])
-    for made, _ in sections:
-        lines += ["", made()]
+    for section, _ in sections:
+        lines += ["", section()]
     return "\n".join(lines)
 
 

@@ -44,10 +44,10 @@ def _flags_of(module) -> list[str]:
 def contents(store: sae.ActivationStore) -> str:
     """The store in words."""
     m = store.manifest
-    there = f"{len(store.segments)} of {m.segments} segments"
+    extent = f"{len(store.segments)} of {m.segments} segments"
     sources = len({source for _, source in store.documents})
     lines = [
-        f"{store.path}: {store.rows:,} tokens in {there}, {m.dtype}, {m.units} units",
+        f"{store.path}: {store.rows:,} tokens in {extent}, {m.dtype}, {m.units} units",
         f"model {m.model} in {m.activation_dtype} ({'fingerprint' if m.former is None else 'parameters'} "
         f"{(m.model_fingerprint or m.former['model_sha256'])[:12]}), "
         f"tokenizer {m.tokenizer_sha256[:12]}",

@@ -215,9 +215,9 @@ def check(run: sae.Run, others: Mapping[str, str]) -> None:
     values, before = given(), {place: getattr(run, place) for place in FAMILIES}
     parts = before | {place: value for place, value in values.items() if place in FAMILIES}
     choose(parts, before, values)
-    own = {field.name for field in dataclasses.fields(sae.Run)} | {"penalty"}
+    of_run = {field.name for field in dataclasses.fields(sae.Run)} | {"penalty"}
     seen: dict[Any, str] = {}
-    for flag, name in [*others.items(), *((name, name) for name in values if name not in own)]:
+    for flag, name in [*others.items(), *((name, name) for name in values if name not in of_run)]:
         places, field = places_of(parts, name), field_of(name)
         if len(places) > 1:
             both = [f"--{part.kind}.{field}" for place in SEVERAL for part in parts[place]]

@@ -52,8 +52,8 @@ def described(runs: Mapping[str, sae.Run]) -> str:
         "it (--quadratic.coefficient):"
     )
     lines = textwrap.wrap(intro, helping.WIDTH)
-    own = [field for field in dataclasses.fields(sae.Run) if field.name in FIELDS and field.name not in FAMILIES]
-    lines += ["", *_wrapped("of the run itself:", 2), *_entries(sae.Run, own, "", runs)]
+    of_run = [field for field in dataclasses.fields(sae.Run) if field.name in FIELDS and field.name not in FAMILIES]
+    lines += ["", *_wrapped("of the run itself:", 2), *_entries(sae.Run, of_run, "", runs)]
     for place, family in FAMILIES.items():
         for name, kind in family.registry.items():
             summary = " ".join(textwrap.dedent(f"    {kind.__doc__ or ''}").split("\n\n")[0].split())

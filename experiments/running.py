@@ -45,13 +45,14 @@ def define_registered(module: str) -> None:
             flags.FLAGS.register_key_flag_for_module(_called(module), flags.FLAGS[name])
 
 
-def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> None:
+def run(main: Callable[..., None], check: Callable[[], None] | None = None, arguments: tuple[str, ...] = ()) -> None:
     """Runs a launch: an error of the user's is one line and exit status 1; a flag out of range, exit status 2.
 
     Args:
       main: the launch.
       check: raises ValueError for flags that contradict one another, from the flags alone. A launch that has it refuses
         flags that its --helpfull does not list, too: another launch's are defined as well, and would do nothing.
+      arguments: what the arguments that are no flags are called; `main` is called with them.
     """
     terminal.print_what_it_can()
     if main.__module__ != "__main__":
@@ -62,7 +63,9 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
         helping.define(lambda full: _help(main, full))
         try:
             rest = flags.FLAGS(argv)
-            if len(rest) > 1:
+            if arguments and len(rest) != 1 + len(arguments):
+                raise flags.Error(f"{' and '.join(arguments)} are needed, got {' '.join(rest[1:]) or 'neither'}")
+            if not arguments and len(rest) > 1:
                 raise flags.Error(f"flags only, got {' '.join(rest[1:])!r}")
             check_values()
             if check is not None:
@@ -73,7 +76,7 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
             sys.exit(2)
         return rest
 
-    def guarded(_):
+    def guarded(argv):
         # Orbax reports each of its steps at level INFO.
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("absl").setLevel(logging.WARNING)
@@ -82,7 +85,7 @@ def run(main: Callable[[], None], check: Callable[[], None] | None = None) -> No
         try:
             if check is not None:
                 check()
-            main()
+            main(*argv[1:])
             sys.stdout.flush()
         except BaseException as error:
             _end(error)
@@ -107,11 +110,11 @@ def _without_python(problem: str) -> str:
       >>> _without_python("flag --steps=abc: invalid literal for int() with base 10: 'abc'")
       "--steps takes a whole number, got 'abc'"
     """
-    if found := re.fullmatch(r"flag --([\w.]+)=.*?: (takes .*)", problem):
-        return f"--{found[1]} {found[2]}"
+    if match := re.fullmatch(r"flag --([\w.]+)=.*?: (takes .*)", problem):
+        return f"--{match[1]} {match[2]}"
     for words, what in _CONVERSIONS.items():
-        if found := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
-            return f"--{found[1]} takes {what}, got {found[2]!r}"
+        if match := re.fullmatch(rf"flag --([\w.]+)=(.*): {words}.*", problem):
+            return f"--{match[1]} takes {what}, got {match[2]!r}"
     return problem
 
 

@@ -118,7 +118,7 @@ def apply_edit(
     lines = tuple(match.nodes[0].lineno for match in matches)
     if not matches:
         diffs = (nearest(before.body, d.node, text) for d in candidates)
-        message = "`before` is not there"
+        message = "`before` is missing"
         if not before.is_expression and all(isinstance(d.node, ast.Lambda) for d in candidates):
             message += ": a lambda has one expression and no statements, so `before` and `after` must be expressions"
         return finding("stale", message, pin=pin, diff=next(filter(None, diffs), ""))

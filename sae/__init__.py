@@ -4,6 +4,7 @@ measuring and looking at what comes out."""
 from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
 from sae.autoencoder import Info, JumpReLU
+from sae.checking import Check, CheckWarning, check
 from sae.counted import Counted, Sinks
 from sae.cross_layer import CrossLayerTranscoder
 from sae.crosscoder import Crosscoder
@@ -12,6 +13,7 @@ from sae.evaluation.nearest_latents import Nearest, nearest
 from sae.evaluation.tables import as_table
 from sae.firing import Firing, top_latents
 from sae.formats.files import load, save
+from sae.formats.releases import Published, releases
 from sae.gated import Gated
 from sae.harvesting import harvest
 from sae.interventions import ablate, clamp, of_max, splice, steer
@@ -36,6 +38,8 @@ from sae.transcoder_set import TranscoderSet
 __all__ = [
     "ActivationStore",
     "AdaptedModel",
+    "Check",
+    "CheckWarning",
     "Counted",
     "CrossLayerTranscoder",
     "Crosscoder",
@@ -50,6 +54,7 @@ __all__ = [
     "Nearest",
     "NormedTopK",
     "Preempted",
+    "Published",
     "ReLU",
     "Report",
     "Run",
@@ -63,6 +68,7 @@ __all__ = [
     "WeightsAndBiases",
     "ablate",
     "as_table",
+    "check",
     "clamp",
     "estimate",
     "evaluate",
@@ -76,6 +82,7 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
+    "releases",
     "rows",
     "save",
     "short_run",

@@ -109,11 +109,11 @@ def filled_segments(
             values.copy_to_host_async()
         if in_order:
             jax.block_until_ready(captured)
-        if running is not None and (done := buffers.take(*running)):
-            yield done
+        if running is not None and (filled := buffers.take(*running)):
+            yield filled
         running = (index, part, start, min(start + batch, len(part)), captured)
-    if running is not None and (done := buffers.take(*running)):
-        yield done
+    if running is not None and (filled := buffers.take(*running)):
+        yield filled
     _check_follows(last, None, batches)
 
 

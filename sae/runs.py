@@ -175,9 +175,9 @@ class Run:
           >>> Run("layer_3/resid_post", 64, steps=100).replace(autoencoder="topk", l0_target=8).autoencoder.k
           8
         """
-        own = {name: changes.pop(name) for name in list(changes) if name in _RUN_FIELDS}
+        of_run = {name: changes.pop(name) for name in list(changes) if name in _RUN_FIELDS}
         before = {name: getattr(self, name) for name in FAMILIES}
-        parts = before | {name: own.pop(name) for name in FAMILIES if name in own}
+        parts = before | {name: of_run.pop(name) for name in FAMILIES if name in of_run}
         chosen = choose(parts, before, changes)
         for place, given in by_part(parts, changes, _RUN_FIELDS, chosen).items():
             name, index = place
@@ -187,7 +187,7 @@ class Run:
                 several = list(parts[name])
                 several[index] = dataclasses.replace(several[index], **given)
                 parts[name] = tuple(several)
-        return dataclasses.replace(self, **own, **parts)
+        return dataclasses.replace(self, **of_run, **parts)
 
     def json(self) -> dict[str, Any]:
         """Returns all of it as JSON has it, with the number of its format."""

@@ -1,4 +1,4 @@
-"""Devices that are not there: TPU topologies, for which libtpu compiles on any x86-64 Linux machine."""
+"""Devices that this machine lacks: TPU topologies, for which libtpu compiles on any x86-64 Linux machine."""
 
 import importlib.util
 import os

@@ -67,8 +67,8 @@ class TranscoderSet(OfLayers):
     def rows(self, latents: jax.Array) -> jax.Array:
         """[K, L, A]: what latents [K] write to each layer, zeros for all layers but their own."""
         L, width, A = self.W_dec.shape
-        own = jax.nn.one_hot(latents // width, L, dtype=self.W_dec.dtype)
-        return own[:, :, None] * self.W_dec.reshape(-1, A)[latents][:, None]
+        one_hot = jax.nn.one_hot(latents // width, L, dtype=self.W_dec.dtype)
+        return one_hot[:, :, None] * self.W_dec.reshape(-1, A)[latents][:, None]
 
     def layer(self, index: int) -> JumpReLU:
         """Returns the transcoder of one layer.

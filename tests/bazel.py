@@ -18,8 +18,9 @@ package(default_visibility = ["//visibility:public"])
 # What a target needs beside Python files, as Starlark.
 DATA = {
     "gemma": 'glob(["gemma/tiny/**"])',
-    "sae": 'glob(["sae/explorer/templates/**"])',
+    "sae": 'glob(["sae/explorer/templates/**", "sae/text/*.jsonl"])',
     "tests": '["pyproject.toml"]',
+    "tests/experiments/test_architecture_table": '["sae/README.md"] + glob(["experiments/results/*.json"])',
     "tests/experiments/test_notebooks": 'glob(["experiments/notebooks/*"])',
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_from_others": '["sae/FROM_TRANSFORMERLENS_AND_SAELENS.md"]',

@@ -66,7 +66,7 @@ def bucket():
         AWS_ACCESS_KEY_ID="testing",
         AWS_SECRET_ACCESS_KEY="testing",
         AWS_EC2_METADATA_DISABLED="true",
-        AWS_CONFIG_FILE=os.devnull,  # each request writes four lines about a file that is not there
+        AWS_CONFIG_FILE=os.devnull,  # each request writes four lines about a file that is missing
         AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_REGION="us-east-1",
         AWS_ENDPOINT_URL=f"http://{host}:{port}",

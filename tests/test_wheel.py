@@ -11,7 +11,7 @@ from tests import clean
 ROOT = Path(__file__).parents[1]
 # Pages for readers of the repository, which the wheel leaves out.
 PAGES = ("README.md", "FROM_TRANSFORMERLENS_AND_SAELENS.md")
-COMMANDS = ("evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
+COMMANDS = ("convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,17 @@ def test_the_whole_way_from_the_wheel(launch, tmp_path):
     done = run(launch, tmp_path, "mishax-scope", *small, *text)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "out").rglob("index.html")) and list((tmp_path / "out").rglob("*.png"))
+    held_out = ("--saes_dir=saes", "--eval_sequences=16", "--length=64")
+    for command, *flags in (
+        ("inspect-store", "--store_dir=out/store", "--verify"),
+        ("train", "--store_dir=out/store", "--saes_dir=saes", "--checkpoint_dir=checkpoints", *small),
+        ("evaluate", *held_out),
+        ("explore", *held_out, "--pages_dir=pages"),
+        ("generate", "--prompt=The sea", "--max_new_tokens=4"),
+    ):
+        done = run(launch, tmp_path, f"mishax-{command}", *flags)
+        assert done.returncode == 0, (command, done.stderr)
+    assert list((tmp_path / "saes").rglob("metrics.json")) and (tmp_path / "pages" / "index.html").exists()
 
 
 WITHOUT = """

@@ -110,12 +110,12 @@ def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None
             **{"learning_rate": job.rate, "seed": job.seed},
             "l0": round(job.target + AIM if job.side == "jumprelu" else job.target),
         }
-        done = subprocess.run(
+        process = subprocess.run(
             [PYTHON.value, str(WORKER), json.dumps(arguments)],
             **{"env": os.environ | quiet, "capture_output": True, "text": True},
         )
-        if done.returncode:
-            raise ValueError(f"SAELens's side failed in {job.name}: {done.stderr.strip().splitlines()[-1]}")
+        if process.returncode:
+            raise ValueError(f"SAELens's side failed in {job.name}: {process.stderr.strip().splitlines()[-1]}")
 
 
 def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metrics]:
@@ -134,8 +134,8 @@ def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metri
             autoencoder = dataclasses.replace(sae.load(out / job.name), info=info)
             if not known:
                 known.append(baseline(model, held_out, site, counted=info.counted, progress=common.progress))
-            found = sae.evaluate(autoencoder, model, held_out, known=known[0], progress=common.progress)
-            file.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+            metrics = sae.evaluate(autoencoder, model, held_out, known=known[0], progress=common.progress)
+            file.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         return sae.Metrics(**json.loads(file.read_text(encoding="utf-8")))
 
     return measure

@@ -102,7 +102,7 @@ def products(config: gemma.Config, layers: int, batch: int, length: int) -> dict
 
 def measure(own: Jobs, peer: Peer, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
     """For each job the seconds of every round: ours, and transformers'."""
-    found = {name: ([], []) for name in own}
+    times = {name: ([], []) for name in own}
     for round_ in common.progress(range(rounds + 1), total=rounds + 1, desc="rounds"):
         for name, run in own.items():
             began = time.perf_counter()
@@ -110,9 +110,9 @@ def measure(own: Jobs, peer: Peer, rounds: int) -> dict[str, tuple[list[float], 
             ours = time.perf_counter() - began
             theirs = peer.seconds(name)
             if round_:
-                found[name][0].append(ours)
-                found[name][1].append(theirs)
-    return found
+                times[name][0].append(ours)
+                times[name][1].append(theirs)
+    return times
 
 
 def agree(own: Jobs, about: dict) -> None:
@@ -169,11 +169,11 @@ def main():
     }
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(PEER.value, model, Path(folder), job)
-        own = own_jobs(model, job)
-        agree(own, peer.about)
-        found = measure(own, peer, ROUNDS.value)
+        jobs = own_jobs(model, job)
+        agree(jobs, peer.about)
+        times = measure(jobs, peer, ROUNDS.value)
         peer.close()
-    print(report(model.config, found, peer.about))
+    print(report(model.config, times, peer.about))
 
 
 if __name__ == "__main__":

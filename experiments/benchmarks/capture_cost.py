@@ -64,7 +64,7 @@ PROGRAMS = {CAPTURE: captured, **COPIES}
 
 
 def load_or_draw(name: str) -> gemma.Model:
-    """The model in float32, or where a preset's folder is not there one of that shape with random parameters."""
+    """The model in float32, or where a preset's folder is missing one of that shape with random parameters."""
     try:
         return gemma.load(name)
     except ValueError:
@@ -83,16 +83,16 @@ def check_equal(model: gemma.Model, tokens: jax.Array) -> int:
     Raises:
       ValueError: naming the sites that only one has, or whose values differ.
     """
-    known = gemma.sites.names(model.config)
+    names = gemma.sites.names(model.config)
     returned = {name: jax.device_get(jax.jit(program)(model, tokens)) for name, program in PROGRAMS.items()}
     logits, sites = returned[CAPTURE]
     for name, (other_logits, other) in returned.items():
-        if set(other) != set(known):
-            raise ValueError(f"{name}: got other sites than gemma.sites.names: {sorted(set(other) ^ set(known))}")
-        differing = [site for site in known if not _identical(sites[site], other[site])]
+        if set(other) != set(names):
+            raise ValueError(f"{name}: got other sites than gemma.sites.names: {sorted(set(other) ^ set(names))}")
+        differing = [site for site in names if not _identical(sites[site], other[site])]
         if differing or not _identical(logits, other_logits):
             raise ValueError(f"{name}: got other values than capture at {', '.join(differing) or 'the output'}")
-    return len(known)
+    return len(names)
 
 
 def _identical(a: np.ndarray, b: np.ndarray) -> bool:

@@ -55,18 +55,18 @@ def main():
     if ONE.value:
         print(json.dumps(one(ONE.value)))
         return
-    found = []
+    records = []
     for times in common.progress([1, 4, 16], total=3, desc="harvests"):
         command = [sys.executable, "-m", "experiments.benchmarks.store_cost", f"--one={times}"]
         command += [f"--base_sequences={BASE.value}", f"--shuffle_bytes={SHUFFLE_BYTES.value}"]
         command += [f"--model={common.MODEL.value}", f"--max_sequences={common.MAX_SEQUENCES.value}"]
-        found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        records.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     print(f"memory for shuffling bounded at {SHUFFLE_BYTES.value / 2**20:.0f} MiB")
     print(f"{'tokens':>12}{'segments':>10}{'seconds':>10}{'tokens/s':>12}{'MiB above':>12}")
-    for row in found:
+    for row in records:
         rate = row["tokens"] / row["seconds"]
         print(f"{row['tokens']:12,}{row['segments']:10}{row['seconds']:10.1f}{rate:12,.0f}{row['mib']:12.1f}")
-    plot(found, Path(PLOT.value))
+    plot(records, Path(PLOT.value))
 
 
 def plot(found: list[dict], path: Path) -> None:

@@ -37,7 +37,7 @@ def main():
     (site,) = harvest.sites(model)[-1:]
     print(f"{model.config.name}, {site}\n")
     rows = []
-    known = None
+    shared = None
     for dtype in names():
         store = sae.harvest(
             model,
@@ -53,12 +53,12 @@ def main():
         autoencoders, _ = sae.train(runs, store, progress=common.progress)
         for config, autoencoder in zip(runs, autoencoders, strict=True):
             counted = autoencoder.info.counted
-            if known is None or known.counted != counted:
-                known = baseline(model, held_out, site, counted=counted, progress=common.progress)
-            found = sae.evaluate(autoencoder, model, held_out, known=known, progress=common.progress)
+            if shared is None or shared.counted != counted:
+                shared = baseline(model, held_out, site, counted=counted, progress=common.progress)
+            result = sae.evaluate(autoencoder, model, held_out, known=shared, progress=common.progress)
             rows.append(
-                f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {found.l0:.1f} | "
-                f"{found.fvu:.4f} | {found.loss_recovered:.4f} | {found.loss_spliced - found.loss:.4f} |"
+                f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {result.l0:.1f} | "
+                f"{result.fvu:.4f} | {result.loss_recovered:.4f} | {result.loss_spliced - result.loss:.4f} |"
             )
     print("| store | bytes a row | target L0 | L0 | FVU | loss recovered | delta loss |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -63,9 +63,9 @@ class Side:
         batch = next(batches)
         began = time.perf_counter()
         for _ in range(steps * (SEGMENTS if FROM_MODEL.value else 1)):
-            done = self._sweep.update(batch)
+            finished = self._sweep.update(batch)
             batch = next(batches)
-            done.block_until_ready()
+            finished.block_until_ready()
         count = steps * (SEGMENTS if FROM_MODEL.value else 1)
         self.seconds.append((time.perf_counter() - began) / count)
         batches.close()

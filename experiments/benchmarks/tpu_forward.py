@@ -52,9 +52,9 @@ HEAD = (
 
 def cases() -> list[Case]:
     """All that the flags ask for."""
-    more = (BATCH.value, TOKENS.value, ATTENTION.value, MODEL_AXIS.value)
+    settings = (BATCH.value, TOKENS.value, ATTENTION.value, MODEL_AXIS.value)
     return [
-        Case(model, topology, dtype, program, *more)
+        Case(model, topology, dtype, program, *settings)
         for model in MODELS.value
         for topology in TOPOLOGIES.value
         for dtype in DTYPES.value

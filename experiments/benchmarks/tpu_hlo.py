@@ -36,7 +36,7 @@ def collectives(text: str) -> Counter[Moved]:
 
     What is in a loop's body counts once. Axes of length 1 are left out of shapes.
     """
-    found: Counter[Moved] = Counter()
+    moved: Counter[Moved] = Counter()
     for line in text.splitlines():
         match = _COLLECTIVE.search(line)
         if match is None:
@@ -46,8 +46,8 @@ def collectives(text: str) -> Counter[Moved]:
         if match[3] and match[2] != "all-reduce":
             arrays = arrays[1:2] if match[2] in ("all-gather", "collective-permute") else arrays
         for dtype, dims in arrays:
-            found[Moved(match[2], dtype, tuple(int(n) for n in dims.split(",") if n not in ("", "1")))] += 1
-    return found
+            moved[Moved(match[2], dtype, tuple(int(n) for n in dims.split(",") if n not in ("", "1")))] += 1
+    return moved
 
 
 def not_activations(found: Counter[Moved], tokens: int, d_model: int) -> list[Moved]:
@@ -66,12 +66,12 @@ def below_float32(text: str, d_ff: int) -> Counter[str]:
     """The operations in the text of a StableHLO module (what was asked of XLA) that norms, softmax, RoPE, softcaps and
     losses are made of and that are in less than float32. The tanh of the feed-forward's gelu [B, T, F] is meant to be.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for line in text.splitlines():
         match = _STABLE.search(line.rstrip())
         if match is None:
             continue
         *dims, dtype = match[2].split("x")
         if dtype in ("bf16", "f16") and not (match[1] == "tanh" and dims and int(dims[-1]) == d_ff):
-            found[f"{match[1]} {match[2]}"] += 1
-    return found
+            counts[f"{match[1]} {match[2]}"] += 1
+    return counts

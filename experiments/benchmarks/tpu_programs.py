@@ -144,7 +144,7 @@ def compile_forward(case: Case) -> Report:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFitError(str(error).splitlines()[0]) from None
-    memory, found = compiled.memory_analysis(), tpu_hlo.collectives(compiled.as_text())
+    memory, moved = compiled.memory_analysis(), tpu_hlo.collectives(compiled.as_text())
     return Report(
         mesh=(mesh.shape["data"], mesh.shape["model"]),
         arguments=memory.argument_size_in_bytes,
@@ -152,7 +152,7 @@ def compile_forward(case: Case) -> Report:
         outputs=memory.output_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         flops=compiled.cost_analysis()["flops"],
-        collectives=found,
+        collectives=moved,
         below_float32=tpu_hlo.below_float32(lowered.as_text(), config.d_ff),
-        unexpected=tpu_hlo.not_activations(found, case.batch * case.tokens, config.d_model),
+        unexpected=tpu_hlo.not_activations(moved, case.batch * case.tokens, config.d_model),
     )

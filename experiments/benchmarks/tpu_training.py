@@ -70,17 +70,17 @@ def estimate(case: Case) -> sae.Estimate:
 def compile_step(case: Case) -> Report:
     mesh, run = case.mesh(), case.run()
     compiled = programs.compiled_step(programs.Shape.of(run, {"resid_post": A}), mesh)
-    memory, found = compiled.memory_analysis(), collectives(compiled.as_text())
+    memory, moved = compiled.memory_analysis(), collectives(compiled.as_text())
     latents, tokens = case.width // mesh.shape["latent"], case.batch // mesh.shape["data"]
     weights = (A * latents, A * case.width)
     return Report(
         state=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         flops=compiled.cost_analysis()["flops"],
-        collectives=found,
+        collectives=moved,
         # More than a chip's own part of z, and made of pieces.
-        gathers_of_latents=[m for m in found if m.kind != "all-reduce" and m.bytes > 4 * tokens * latents],
-        gradient_sums=[m.dtype for m in found if m.kind in ("all-reduce", "reduce-scatter") and _size(m) in weights],
+        gathers_of_latents=[m for m in moved if m.kind != "all-reduce" and m.bytes > 4 * tokens * latents],
+        gradient_sums=[m.dtype for m in moved if m.kind in ("all-reduce", "reduce-scatter") and _size(m) in weights],
     )
 
 

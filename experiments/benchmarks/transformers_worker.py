@@ -30,10 +30,10 @@ def main() -> None:
 
     def decode() -> torch.Tensor:
         model.model.layers, model.model.norm, model.config.num_hidden_layers = whole, norm, len(whole)
-        made = model.generate(
+        tokens_out = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new, min_new_tokens=new
         )
-        return made[:, prompt.shape[1] :]
+        return tokens_out[:, prompt.shape[1] :]
 
     jobs = {"forward": forward, "decode": decode, "matmul": lambda: square @ square, "read": lambda: big.sum()}
     with torch.inference_mode():

@@ -24,12 +24,12 @@ def notebook(name: str) -> str:
         >>> notebook("a_first_hour").startswith("{")
         True
     """
-    made = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
-    made.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    for i, cell in enumerate(made.cells):
+    result = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
+    result.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    for i, cell in enumerate(result.cells):
         cell["id"] = f"cell-{i}"  # Jupytext's are random
         cell["metadata"] = {}
-    return jupytext.writes(made, fmt="ipynb")
+    return jupytext.writes(result, fmt="ipynb")
 
 
 def main():

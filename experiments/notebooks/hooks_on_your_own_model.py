@@ -109,8 +109,8 @@ def train(params: dict, steps: jax.Array) -> tuple[dict, jax.Array]:
     def body(state, step):
         params, first, second = state
         value, gradient = jax.value_and_grad(loss)(params, batch(jax.random.key(step)))
-        made = jax.tree.map(lambda *leaves: adam(*leaves, step), gradient, first, second)
-        change, first, second = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made)
+        moved = jax.tree.map(lambda *leaves: adam(*leaves, step), gradient, first, second)
+        change, first, second = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), moved)
         return (jax.tree.map(jnp.subtract, params, change), first, second), value
 
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -33,12 +33,12 @@ LENGTH, BATCH = 256, 16
 def losses(model: gemma.Model, data: np.ndarray) -> np.ndarray:
     """[R, T-1] negative log-likelihoods (nats) of rows [R, T]."""
     step = jax.jit(lambda model, tokens: token_losses(model.apply(tokens), tokens))
-    found = []
+    losses_of_batches = []
     for start in tqdm(range(0, len(data), BATCH), desc="held-out loss", mininterval=5.0):
         batch = np.zeros((BATCH, data.shape[1]), np.int32)
         batch[: len(data) - start] = data[start : start + BATCH]
-        found.append(np.asarray(step(model, batch))[: len(data) - start])
-    return np.concatenate(found)
+        losses_of_batches.append(np.asarray(step(model, batch))[: len(data) - start])
+    return np.concatenate(losses_of_batches)
 
 
 def main(argv):

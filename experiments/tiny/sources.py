@@ -108,19 +108,19 @@ def _scenes(lines: list[str]) -> Iterator[tuple[str, str]]:
 
     for line in lines:
         stripped = line.strip()
-        if found := _ACT.match(stripped):
+        if match := _ACT.match(stripped):
             yield from finished()
-            act, body = f"Act {number(found[1])}", []
-            heading, stripped = f"{act}, Prologue", found[2].strip()
+            act, body = f"Act {number(match[1])}", []
+            heading, stripped = f"{act}, Prologue", match[2].strip()
             line = stripped
-        elif not act and (found := _OPENING.match(stripped)):
+        elif not act and (match := _OPENING.match(stripped)):
             yield from finished()
-            act = heading = found[1].capitalize()
+            act = heading = match[1].capitalize()
             body = []
             continue
-        if act and (found := _SCENE.match(stripped)):
+        if act and (match := _SCENE.match(stripped)):
             yield from finished()
-            heading, body = f"{act}, Scene {number(found[1])}", [found[2]]
+            heading, body = f"{act}, Scene {number(match[1])}", [match[2]]
         else:
             body.append(line)
     yield from finished()
@@ -136,10 +136,10 @@ def bible(folder: Path) -> Iterator[dict[str, str]]:
 
     chapters: dict[tuple[str, int], list[str]] = {}
     for line in output("-f", "Gen1:1-Rev22:21").splitlines():
-        found = _VERSE.match(line)
-        if not found:
+        match = _VERSE.match(line)
+        if not match:
             raise ValueError(f"the bible program printed {line!r}; expected 'Ge1:1 ...': look at its -f option")
-        chapters.setdefault((found[1], int(found[2])), []).append(found[4])
+        chapters.setdefault((match[1], int(match[2])), []).append(match[4])
     names: dict[str, str] = {}
     for (short, chapter), verses in chapters.items():
         if short not in names:  # pretty-printed, the first line is the book's whole name and the chapter

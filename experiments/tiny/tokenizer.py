@@ -60,7 +60,7 @@ def read_documents(path: Path) -> Iterator[dict[str, str]]:
     """The documents of a .jsonl file, in its order.
 
     Raises:
-      ValueError: if the file is not there, or a line lacks id, source or text.
+      ValueError: if the file does not exist, or a line lacks id, source or text.
     """
     if not path.exists():
         raise ValueError(f"no corpus at {path}; run `python -m experiments.tiny.corpus --out_dir={path.parent}` first")

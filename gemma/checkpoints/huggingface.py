@@ -151,7 +151,7 @@ def _scan_shards(index: Path) -> dict[str, Stored]:
     needless = lambda name: _is_left_out(name) or bare(name) == HEAD  # noqa: E731
     places = {name: file for name, file in places.items() if name in shards.get(file, {}) or not needless(name)}
     problems = [
-        f"missing: {name}, as {file} is " + ("without it" if file in shards else "not there")
+        f"missing: {name}, as {file} is " + ("without it" if file in shards else "missing")
         for name, file in places.items()
         if name not in shards.get(file, {})
     ]

@@ -84,19 +84,19 @@ class JumpReLU(Affine):
         return {"threshold_mean": theta.mean(), "threshold_moved": moved.mean()}
 
     def warnings(self, course: Course) -> dict[str, str]:
-        last, found = course.last, {}
+        last, messages = course.last, {}
         if last["threshold_moved"] < 0.01:
-            found["thresholds"] = (
+            messages["thresholds"] = (
                 f"the thresholds have moved by {last['threshold_moved']:.2%} on average since the start: with a "
                 f"learning rate of {self.threshold_learning_rate:g} they cannot adapt in {course.sizes.steps} steps. "
                 "Raise threshold_learning_rate, or use the recipe short_run"
             )
         if last["window"] < 1e-6:
-            found["window"] = (
+            messages["window"] = (
                 f"no pre-activations lie within the bandwidth {self.bandwidth:g} of their thresholds, so these get no "
                 "gradient: raise bandwidth"
             )
-        return found
+        return messages
 
     def release(self, params: Params, state: tuple, sizes: Sizes) -> released.JumpReLU:
         b_enc = released_bias(params, sizes)

@@ -104,8 +104,8 @@ def counted_text(
 def sites_to_capture(model: LanguageModel, site_in: str | Sites, site_out: str | Sites, counted: Counted) -> Sites:
     """What evaluation captures of a batch, in one pass: the activations, where a pass may be resumed, and the sinks'
     sites. The same tuple for everything that is measured of one autoencoder, so that one program serves it all."""
-    asked = {*as_tuple(site_in), *as_tuple(site_out)}
-    return tuple(sorted({*asked, *resumption(model, as_tuple(site_out)), *counted.sink_sites}))
+    wanted = {*as_tuple(site_in), *as_tuple(site_out)}
+    return tuple(sorted({*wanted, *resumption(model, as_tuple(site_out)), *counted.sink_sites}))
 
 
 def as_tuple(site: str | Sites) -> Sites:

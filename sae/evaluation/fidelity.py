@@ -64,7 +64,7 @@ class Baseline:
 
     def check(self, sites: Sites, text: CountedText, model: LanguageModel) -> None:
         """Raises ValueError, naming both, unless it is of these sites, this text, rule and model."""
-        own, given = (
+        recorded, given = (
             f"{model_name} with parameters {sha256[:12]}…"
             for model_name, sha256 in ((self.model, self.model_fingerprint), (model.name, model.fingerprint))
         )
@@ -74,7 +74,7 @@ class Baseline:
                 ("site", "+".join(as_tuple(self.site)), "+".join(sites), as_tuple(self.site) == sites),
                 ("text", self.text, text, self.text_sha256 == text.sha256),
                 ("rule of which tokens count", self.counted, text.rule, self.counted == text.rule),
-                ("model", own, given, self.model_fingerprint == model.fingerprint),
+                ("model", recorded, given, self.model_fingerprint == model.fingerprint),
             )
             if not same
         ]

@@ -161,11 +161,11 @@ def _groups(folders: Sequence[Path], model: LanguageModel, load: Load) -> Iterat
     for folder in folders:
         autoencoder = load(folder)
         info = autoencoder.info
-        own = sum(array.nbytes for array in jax.tree.leaves(autoencoder))
+        nbytes = sum(array.nbytes for array in jax.tree.leaves(autoencoder))
         here = (info.site, info.site_out, counted_of(info, model))
-        if group and (place != here or size + own > TOGETHER):
+        if group and (place != here or size + nbytes > TOGETHER):
             yield group
             group, size = {}, 0
-        group[folder], place, size = autoencoder, here, size + own
+        group[folder], place, size = autoencoder, here, size + nbytes
     if group:
         yield group

@@ -125,12 +125,12 @@ def _grow(histogram: np.ndarray, reach: np.ndarray, peaks: np.ndarray) -> None:
 def _keep_strongest(sequence: np.ndarray, activation: np.ndarray, f: np.ndarray, start: int) -> None:
     """Merges, in place, the sequences of a batch's latents f [B, T, Z] into the strongest [Z, E] so far."""
     E = sequence.shape[1]
-    known = activation.max(axis=-1)
+    strongest = activation.max(axis=-1)
     peaks = f.max(axis=1).T
-    changed = np.nonzero(peaks.max(axis=1) > known[:, -1])[0]
+    changed = np.nonzero(peaks.max(axis=1) > strongest[:, -1])[0]
     for z in changed:
-        new = np.nonzero(peaks[z] > known[z, -1])[0]
-        strengths = np.concatenate([known[z], peaks[z, new]])
+        new = np.nonzero(peaks[z] > strongest[z, -1])[0]
+        strengths = np.concatenate([strongest[z], peaks[z, new]])
         rows = np.concatenate([activation[z], f[new, :, z]])
         owners = np.concatenate([sequence[z], (start + new).astype(np.int32)])
         best = np.argsort(-strengths, kind="stable")[:E]

@@ -68,18 +68,20 @@ def reconstruct(
     def add(sums, block):
         active, largest = sums
         x, y, counts = block
-        made, f = autoencoder(x), autoencoder.encode(x)
+        reconstruction, f = autoencoder(x), autoencoder.encode(x)
         on = (f > 0) & counts[..., None]
-        errors = jnp.square(made - y).sum(axis=tuple(range(2, y.ndim)))
+        errors = jnp.square(reconstruction - y).sum(axis=tuple(range(2, y.ndim)))
         peaks = jnp.where(on, f, 0.0).max(axis=(0, 1))
         sums = active + on.sum(axis=(0, 1), dtype=jnp.int32), jnp.maximum(largest, peaks)
-        return sums, (made, jnp.where(counts, errors, 0.0))
+        return sums, (reconstruction, jnp.where(counts, errors, 0.0))
 
     start = jnp.zeros(Z, jnp.int32), jnp.zeros(Z, jnp.float32)
     blocks = in_blocks(joined(xs)), in_blocks(joined(ys)), in_blocks(text)
-    (active, largest), (made, errors) = jax.lax.scan(add, start, blocks)
-    made, errors = (jnp.moveaxis(part, 0, 1).reshape(B, -1, *part.shape[3:])[:, :T] for part in (made, errors))
-    each_made = (made,) if len(ys) == 1 else tuple(made[:, :, i] for i in range(len(ys)))
+    (active, largest), (reconstruction, errors) = jax.lax.scan(add, start, blocks)
+    reconstruction, errors = (
+        jnp.moveaxis(part, 0, 1).reshape(B, -1, *part.shape[3:])[:, :T] for part in (reconstruction, errors)
+    )
+    each_made = (reconstruction,) if len(ys) == 1 else tuple(reconstruction[:, :, i] for i in range(len(ys)))
     spliced = tuple(jnp.where(text[..., None], m.astype(y.dtype), y) for m, y in zip(each_made, ys, strict=True))
     return spliced, {"active": active, "largest": largest, "errors": errors}
 

@@ -148,11 +148,11 @@ def _write(
     out, site = folder / entry.place, entry.metrics.site
     said = (VERSION, entry.about) + (() if explainer is None else (explainer, explainer.version))
     key = entry.key + hashlib.sha256(repr(said).encode()).hexdigest()[:16]
-    done = out / "identity.txt"
-    if done.exists() and done.read_text(encoding="utf-8") == key:
+    identity_file = out / "identity.txt"
+    if identity_file.exists() and identity_file.read_text(encoding="utf-8") == key:
         return
     # Pages of an earlier text or autoencoder must not be taken for these.
-    done.unlink(missing_ok=True)
+    identity_file.unlink(missing_ok=True)
     for old in out.glob("*.html"):
         old.unlink()
     autoencoder = entry.load()
@@ -176,7 +176,7 @@ def _write(
         explanations=explained,
         progress=progress,
     )
-    replace_file(done, key)
+    replace_file(identity_file, key)
 
 
 def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released]) -> dict[str, Released]:

@@ -42,8 +42,8 @@ class CircuitTracer(Format):
             _put(encoder, values["W_enc"][layer], tensors[f"W_enc_{layer}"].T, f"W_enc_{layer}, turned,")
             for name in ("b_enc", "b_dec"):
                 _put(encoder, values[name][layer], tensors[f"{name}_{layer}"], f"{name}_{layer}")
-            if (own := f"threshold_{layer}") in tensors:  # without a threshold it is a ReLU
-                values["threshold"][layer] = threshold(encoder, tensors[own], values["threshold"][layer].shape)
+            if (key := f"threshold_{layer}") in tensors:  # without a threshold it is a ReLU
+                values["threshold"][layer] = threshold(encoder, tensors[key], values["threshold"][layer].shape)
         return Contents(shapes.form, values, info=shapes.info)
 
     def shapes(self, file: Path) -> Contents:

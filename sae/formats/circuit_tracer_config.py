@@ -62,10 +62,10 @@ def lacks(info: Info | None) -> str | None:
     """What of an info the config has no place for: sites that are not one kind's of the layers 0, 1, ..."""
     for sites in () if info is None else (info.site, info.site_out):
         sites = (sites,) if isinstance(sites, str) else sites
-        found = [re.fullmatch(r"layer_(\d+)/(.+)", site) for site in sites]
-        if not all(found) or len({match[2] for match in found}) > 1:
+        matches = [re.fullmatch(r"layer_(\d+)/(.+)", site) for site in sites]
+        if not all(matches) or len({match[2] for match in matches}) > 1:
             return f"sites of several kinds ({', '.join(sites)})"
-        if [int(match[1]) for match in found] != list(range(len(sites))):
+        if [int(match[1]) for match in matches] != list(range(len(sites))):
             return f"which layers: its files are of the layers 0 to {len(sites) - 1}, not of {', '.join(sites)}"
     return None
 

@@ -57,9 +57,9 @@ def lines(file: Path) -> dict[str, str] | None:
     """
     if (text := _text(file)) is None:
         return None
-    found = re.findall(r"^(\w+):[ \t]*[\"']?([^\"'\n#]+?)[\"']?[ \t]*(?:#.*)?$", text, re.MULTILINE)
+    entries = re.findall(r"^(\w+):[ \t]*[\"']?([^\"'\n#]+?)[\"']?[ \t]*(?:#.*)?$", text, re.MULTILINE)
     try:
-        return once(found)
+        return once(entries)
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
 

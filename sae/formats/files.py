@@ -1,12 +1,20 @@
 """`sae.save` and `sae.load`: which format it is, by the files, and that format's reader and writer."""
 
+import warnings
 from pathlib import Path
 
-from sae import showing
+import numpy as np
+
+from sae import progress, showing
+from sae.checking import CheckWarning
+from sae.checking import check as measure
 from sae.discovery import import_all
 from sae.files import local_path
+from sae.formats import hub
 from sae.formats.format import Format, formats
+from sae.language_model import LanguageModel
 from sae.released import Released
+from sae.text import Sequences
 
 _NAMED = 3  # of the autoencoders below a folder that is none
 
@@ -46,23 +54,69 @@ def save(autoencoder: Released, path: str | Path, format: str | None = None) -> 
     chosen().save(autoencoder, local_path(path))
 
 
-def load(path: str | Path) -> Released:
+def load(
+    where: str | Path,
+    path: str | None = None,
+    revision: str | None = None,
+    *,
+    check: LanguageModel | tuple[LanguageModel, Sequences | np.ndarray] | None = None,
+) -> Released:
     """Reads an autoencoder of any registered format, which is recognised from the names of the files.
 
     Of Gemma Scope's own `params.npz`, the path says model and site; `info` is None where nothing is known.
 
     Args:
-      path: a folder, or the file in it. `~` is the user's home.
+      where: a folder, or the file in it (`~` is the user's home); or a repository of the Hugging Face hub,
+        `owner/name`, of which this autoencoder's files alone are fetched to the hub's cache (extra `hub`). A folder
+        here of that name goes first.
+      path: of a folder or a file within a repository, or within a copy of one.
+      revision: of a repository: a branch, a tag or a commit; by default its main branch.
+      check: a model, or a model and a text. `sae.check` then measures whether the autoencoder fits what its file
+        claims; without a text, on the one that comes with this package.
 
     Raises:
       ValueError: when there is no autoencoder at the path, several of different formats, or a damaged one (a negative
-        threshold, say).
+        threshold, say). `sae.formats.hub.HubError`, which is one, when the hub cannot be reached, or does not have or
+        give what was asked for.
+
+    Warns:
+      CheckWarning: where the check finds that the autoencoder does not fit, with what fits.
 
     Example:
       >>> autoencoder = sae.load("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
+      >>> autoencoder = sae.load("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", check=model)
     """
-    format, file = find(local_path(path))
-    return format.load(file)
+    place = _place(where, path, revision)
+    format, file = find(place)
+    autoencoder = format.load(file)
+    if check is None:
+        return autoencoder
+    model, sequences = check if isinstance(check, tuple) else (check, None)
+    result = measure(autoencoder, model, sequences)
+    if result.fits:
+        progress.say(progress.chosen(None), str(result))
+    else:
+        warnings.warn(str(result), CheckWarning, stacklevel=2)
+    return autoencoder
+
+
+def _place(where: str | Path, path: str | None, revision: str | None) -> Path:
+    """Where an autoencoder lies on this machine, fetched from the hub where it is of a repository there."""
+    here = local_path(where)
+    # A name in a folder that is here is a typing error, unless what only the hub has is asked for.
+    meant = path is not None or revision is not None or not here.parent.is_dir()
+    if isinstance(where, str) and hub.is_id(where) and not here.exists() and meant:
+        return hub.fetch(where, path, revision, main_files())
+    if revision is not None:
+        raise ValueError(f"a revision is of a repository of the hub, and {where} is here: leave it out")
+    if path is None:
+        return here
+    if not here.is_dir():
+        raise ValueError(f"{where} is no folder, so {path!r} cannot be in it")
+    inside = Path(path)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ValueError(f"{path!r} is no path within {where}: give one like layer_20/width_16k/average_l0_71")
+    return here / inside
 
 
 def outline(path: str | Path) -> Released:
@@ -111,6 +165,6 @@ def find(path: Path) -> tuple[Format, Path]:
     below = sorted({file.parent for name in main_files() for file in path.rglob(name)})
     hint = ""
     if below:
-        more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
-        hint = f"; below it are {', '.join(map(str, below[:_NAMED]))}{more}: name one of them"
+        others = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+        hint = f"; below it are {', '.join(map(str, below[:_NAMED]))}{others}: name one of them"
     raise ValueError(f"no autoencoder at {path}: the folder has no {names}{hint}")

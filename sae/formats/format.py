@@ -87,8 +87,8 @@ class Contents:
             if 0 in value.shape:
                 raise ValueError(f"{name} is empty, of shape {value.shape}")
             if value.ndim != (rank := len(self.form.axes[name])):
-                more = f"; of {len(value)} stacked ones, each goes by itself" if value.ndim == rank + 1 else ""
-                raise ValueError(f"{name} must have {rank} axes, got shape {value.shape}{more}")
+                advice = f"; of {len(value)} stacked ones, each goes by itself" if value.ndim == rank + 1 else ""
+                raise ValueError(f"{name} must have {rank} axes, got shape {value.shape}{advice}")
         self.form.check_arrays(self.values)
         self.form(**self.values, **self.numbers)
 

@@ -31,7 +31,7 @@ class GemmaScope(Format):
         """Reads a file; names may begin with a lower-case w, as in some copies."""
         names = _own(npz_files.headers(file) or {})
         values = npz_files.read(file, list(names.values()))
-        contents = {name: values[own] for name, own in names.items()}
+        contents = {name: values[stored] for name, stored in names.items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
     def shapes(self, file: Path) -> Contents | None:

@@ -42,7 +42,7 @@ class GemmaScope2(Format):
         """Reads a file."""
         config = _config(file.parent)
         tensors = safetensors_files.read(file, _needed(config))
-        values = {name: tensors[own] for name, own in _TENSORS.items()}
+        values = {name: tensors[stored] for name, stored in _TENSORS.items()}
         if _SKIP in tensors:
             values["W_skip"] = tensors[_SKIP]
         return Contents(JumpReLU, values, info=_info(file.parent, config))
@@ -66,7 +66,7 @@ class GemmaScope2(Format):
     def files(self, contents: Contents) -> Files:
         """The weights and a config."""
         values, info = contents.values, contents.info
-        tensors = {own: values[name] for name, own in _TENSORS.items()}
+        tensors = {stored: values[name] for name, stored in _TENSORS.items()}
         if "W_skip" in values:
             tensors[_SKIP] = values["W_skip"]
         config: dict[str, Any] = {
@@ -103,7 +103,7 @@ def _info(folder: Path, config: Mapping[str, Any]) -> Info | None:
     """By the config, and by the folder's place in the repository where that is missing or says less."""
     parts = folder.absolute().parts
     model, hooks = config.get("model_name"), [config.get(f"hf_hook_point_{way}") for way in ("in", "out")]
-    repository = next((found for part in reversed(parts) if (found := _REPOSITORY.fullmatch(part))), None)
+    repository = next((match for part in reversed(parts) if (match := _REPOSITORY.fullmatch(part))), None)
     if not isinstance(model, str):
         model = f"gemma3-{repository[1]}" if repository else None
     if all(isinstance(hook, str) for hook in hooks):

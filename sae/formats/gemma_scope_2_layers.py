@@ -71,10 +71,10 @@ class GemmaScope2Layers(Format):
     def files(self, contents: Contents) -> Files:
         """A file for each layer, and a config."""
         files: Files = {}
-        wanted = {name: own for name, own in _OWN.items() if name in contents.values}
+        wanted = {name: key for name, key in _OWN.items() if name in contents.values}
         count, _, width = contents.values["W_enc"].shape
         for layer in range(count):
-            tensors = {own: contents.values[name][layer] for name, own in wanted.items()}
+            tensors = {key: contents.values[name][layer] for name, key in wanted.items()}
             files[_NAME.format(layer)] = safetensors_files.writer(tensors)
         config: dict[str, Any] = {
             "width": count * width,

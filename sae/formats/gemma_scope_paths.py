@@ -1,4 +1,4 @@
-"""Gemma Scope's folders have no info.json; their paths say what they are of:
+"""Gemma Scope's folders have no info.json; their paths name model and site:
 
 google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz
 google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6/params.npz
@@ -38,12 +38,14 @@ def info_of(folder: Path) -> Info | None:
       'layer_20/resid_post'
     """
     parts = folder.absolute().parts
-    matches = [(at, found) for at, part in enumerate(parts) if (found := _REPOSITORY.fullmatch(part))]
+    matches = [(at, match) for at, part in enumerate(parts) if (match := _REPOSITORY.fullmatch(part))]
     if not matches:
         return None
-    at, found = matches[-1]
-    repository, size, kind = found[1], found[2], found[4]
+    at, match = matches[-1]
+    repository, size, kind = match[1], match[2], match[4]
     inside = parts[at + 1 :]
+    if inside[:1] == ("snapshots",):  # of the hub's cache, and then a commit
+        inside = inside[2:]
     layers = [layer[1] for part in inside if (layer := re.fullmatch(r"layer_(\d+)", part))]
     if len(layers) == 1:
         site, site_out = (f"layer_{int(layers[0])}/{name}" for name in _SITES[kind])

@@ -43,8 +43,8 @@ def site_of(hook: str) -> str:
         ('layer_3/mlp_out', 'layer_17/resid_post', 'embed')
     """
     for pattern, kinds in _PATTERNS:
-        if (found := pattern.fullmatch(hook)) and found[2] in kinds:
-            return f"layer_{int(found[1])}/{kinds[found[2]]}"
+        if (match := pattern.fullmatch(hook)) and match[2] in kinds:
+            return f"layer_{int(match[1])}/{kinds[match[2]]}"
     return "embed" if hook == "hook_embed" else hook
 
 
@@ -82,8 +82,8 @@ def model_of(name: str) -> str:
         ('gemma2-2b', 'gemma3-270m', 'gpt2')
     """
     for template, pattern in _MODELS.items():
-        if found := pattern.fullmatch(name):
-            return template.format(found[1])
+        if match := pattern.fullmatch(name):
+            return template.format(match[1])
     return name
 
 
@@ -107,10 +107,10 @@ def hub_name(model: str, training: str = "{}") -> str:
         repository = re.fullmatch(r"gemma-scope-(2-)?(\w+)-it(?:-\w+)?", text)
         if repository and model == f"gemma{3 if repository[1] else 2}-{repository[2]}":
             return f"google/gemma-{3 if repository[1] else 2}-{repository[2]}-it"
-    if found := re.fullmatch(r"gemma2-(2b|9b|27b)", model):
-        return f"google/gemma-2-{found[1]}"
-    if found := re.fullmatch(r"gemma3-(270m|1b|4b|12b|27b)", model):
-        return f"google/gemma-3-{found[1]}" + ("" if found[1] == "270m" else "-pt")
+    if match := re.fullmatch(r"gemma2-(2b|9b|27b)", model):
+        return f"google/gemma-2-{match[1]}"
+    if match := re.fullmatch(r"gemma3-(270m|1b|4b|12b|27b)", model):
+        return f"google/gemma-3-{match[1]}" + ("" if match[1] == "270m" else "-pt")
     return model
 
 

@@ -79,11 +79,11 @@ def _facts(file: Path) -> tuple[int, Info | None]:
         raise ValueError(f"{place}: the model_type {kind!r} is not read; topk_sae is")
     if (hook := config.get("hook_point", "resid_post")) != "resid_post":
         raise ValueError(f"{place}: the hook_point {hook!r} is not read; resid_post is")
-    found = [match for part in file.absolute().parts if (match := _REPOSITORY.fullmatch(part))]
-    k = config.get("k", int(found[-1][2]) if found else None)
+    matches = [match for part in file.absolute().parts if (match := _REPOSITORY.fullmatch(part))]
+    k = config.get("k", int(matches[-1][2]) if matches else None)
     if type(k) is not int or k < 1:
         raise ValueError(f"{place}: k must be a whole number above 0, got {k!r}")
-    model = config.get("base_model", f"Qwen/{found[-1][1]}" if found else None)
+    model = config.get("base_model", f"Qwen/{matches[-1][1]}" if matches else None)
     if not isinstance(model, str):
         return k, None
     site = f"layer_{int(_FILE.fullmatch(file.name)[1])}/resid_post"

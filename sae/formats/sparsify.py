@@ -41,7 +41,7 @@ class Sparsify(Format):
         config = _config(file)
         wanted = _wanted(config)
         tensors = safetensors_files.read(file, list(wanted.values()))
-        values = {name: tensors[own] for name, own in wanted.items()}
+        values = {name: tensors[stored] for name, stored in wanted.items()}
         values["W_enc"] = values["W_enc"].T
         if "W_skip" in wanted:
             values["W_skip"] = values["W_skip"].T
@@ -87,7 +87,7 @@ class Sparsify(Format):
             "transcode": transcode,
             "d_in": A,
         }
-        tensors = {own: values[name] for name, own in _TENSORS.items() if name in values}
+        tensors = {stored: values[name] for name, stored in _TENSORS.items() if name in values}
         text = json.dumps(config, indent=2) + "\n"
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
@@ -116,8 +116,8 @@ def _info(folder: Path, config: dict) -> Info | None:
     model = (configs.read(folder.absolute().parent / "config.json") or {}).get("model")
     if not isinstance(model, str):
         return None
-    if found := re.fullmatch(r"layers\.(\d+)", hook):
-        site = f"layer_{int(found[1])}/resid_post"
+    if match := re.fullmatch(r"layers\.(\d+)", hook):
+        site = f"layer_{int(match[1])}/resid_post"
     else:
         site = "embed" if hook == "embed_tokens" else hook
     return Info(names.model_of(model), site, site, training=json.dumps({"sparsify": config}, sort_keys=True))

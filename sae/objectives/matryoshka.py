@@ -48,11 +48,11 @@ class Matryoshka(Objective):
         f = f.reshape(len(f), -1, BANDS)
         W_dec = params.W_dec.reshape(-1, BANDS, y.shape[-1])
         ends = [int(p * BANDS) for p in self.matryoshka] + [BANDS]
-        partial, found = 0.0, []
+        partial, errors = 0.0, []
         for start, end in zip([0, *ends], ends, strict=False):
             partial += jnp.einsum("Bzk,zkA->BA", f[:, :, start:end], W_dec[:, start:end])
-            found.append(jnp.square(partial + start_from - y).sum(axis=-1).mean())
-        return (found[-1], *found[:-1])
+            errors.append(jnp.square(partial + start_from - y).sum(axis=-1).mean())
+        return (errors[-1], *errors[:-1])
 
     def release(self, autoencoder: T) -> T:
         order = jnp.arange(autoencoder.width).reshape(-1, BANDS).T.reshape(-1)

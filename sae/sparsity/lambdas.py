@@ -139,3 +139,25 @@ class Aimed(Warmed):
         return {
             "l0": f"L0 is {l0:.3g}, {target:g} was asked for{still}: {times} times the target. To come closer, {advice}"
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Following(Aimed):
+    """A term whose lambda always follows the L0: without a controller the target would mean nothing to it.
+
+    Attributes:
+      coefficient_warmup: lambda grows linearly over so many steps, or over such a share of the run.
+      controller: how fast lambda follows; see `Aimed`.
+    """
+
+    instead: ClassVar[str] = ""  # what to take for a fixed lambda, in words
+    coefficient_warmup: Steps = Fraction(1, 4)
+    controller: float | Fraction = Fraction(1, 24)
+
+    def check(self) -> None:
+        super().check()
+        if self.controller == 0:
+            raise ValueError(
+                f"{type(self).__name__}: a fixed lambda takes no notice of l0_target: set controller (0.01, say), or "
+                f"take {self.instead}"
+            )

@@ -1,14 +1,13 @@
 """The penalty lambda * L0 of Gemma Scope (arXiv 2408.05147, section 2.2): with a fixed lambda, or one that follows."""
 
 import dataclasses
-from fractions import Fraction
 from typing import ClassVar
 
 import jax
 
 from sae.architectures.base import Encoded
 from sae.sparsity.base import Now, register
-from sae.sparsity.lambdas import Aimed, Warmed
+from sae.sparsity.lambdas import Following, Warmed
 
 
 @register("linear")
@@ -29,7 +28,7 @@ class Linear(Warmed):
 
 @register("controlled")
 @dataclasses.dataclass(frozen=True)
-class Controlled(Aimed):
+class Controlled(Following):
     """lambda * L0 a token, with a lambda that a controller moves until the L0 is the target.
 
     Attributes:
@@ -40,16 +39,7 @@ class Controlled(Aimed):
     """
 
     reads_l0: ClassVar[bool] = True
-    coefficient_warmup: int | Fraction = Fraction(1, 4)
-    controller: float | Fraction = Fraction(1, 24)
-
-    def check(self) -> None:
-        super().check()
-        if self.controller == 0:
-            raise ValueError(
-                "Controlled: a linear penalty with a fixed lambda takes no notice of l0_target: set controller (0.01, "
-                "say), or take sae.sparsity.Quadratic"
-            )
+    instead: ClassVar[str] = "sae.sparsity.Quadratic"
 
     def penalty(self, encoded: Encoded, state: jax.Array, now: Now, sizes) -> jax.Array:
         return (self.strength(state, now.step, sizes) * encoded.l0).mean()

@@ -78,7 +78,7 @@ class Writer:
             "codecs": [_sharding([chunk, *row_shape])],
         }
         self.files = _files(rows, self.shard_rows, len(row_shape))
-        # Zeros are written too, so that a chunk that is not there is one that was lost.
+        # Zeros are written too, so that a chunk that is missing is one that was lost.
         spec = {
             "driver": "zarr3",
             "kvstore": place.spec(name),
@@ -161,11 +161,11 @@ def digest(place: Place, name: str, shape: Sequence[int]) -> str:
     if array.shape != tuple(shape):
         raise ValueError(f"its rows have shape {list(array.shape[1:])}, manifest.json says {list(shape[1:])}")
     rows = shape[0]
-    found = _hash()
+    hasher = _hash()
     size = shard_rows(array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:])))
     for piece in pieces(rows, size):
-        found.update(np.ascontiguousarray(array[piece].read().result()).view(np.uint8).data)
-    return found.hexdigest()
+        hasher.update(np.ascontiguousarray(array[piece].read().result()).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 def _sharding(chunk_shape: list[int]) -> dict:

@@ -127,9 +127,9 @@ class _Loader:
         number, index = divmod(step - plan.first_step, per_pass)
         if index == 0 and number and plan is passes[-1]:
             # A store that has grown to its end since the passes began is opened as one that does not grow.
-            there = (self._store.reopened() if self._store.growing else self._store).segments
-            if there != plan.segments:
-                plan = Pass(step, plan.number + number, there, plan.block)
+            segments = (self._store.reopened() if self._store.growing else self._store).segments
+            if segments != plan.segments:
+                plan = Pass(step, plan.number + number, segments, plan.block)
                 passes.append(plan)
                 per_pass = order.steps_per_pass(plan.rows, self._batch_size)
         # Reads begin at multiples of their size, so that a reader that starts late makes the same ones.
@@ -163,15 +163,15 @@ class _Loader:
             dtype = np.int32 if name in ROW_FIELDS else np.float32
             whole[name] = np.empty((read.steps, len(self._lanes), self._share, *row), dtype)
         for place, lane in enumerate(self._lanes):
-            done = 0
+            filled = 0
             for run, futures in begun[lane]:
                 for name, parts in futures.items():
                     try:
                         stored = {suffix: part.result() for suffix, part in parts.items()}
                     except ValueError as error:
                         raise self._damaged(run.block, error) from error
-                    _put(whole[name][:, place], done, self._decoders[name], stored, run.rows)
-                done += len(run.rows)
+                    _put(whole[name][:, place], filled, self._decoders[name], stored, run.rows)
+                filled += len(run.rows)
         return [self._placed({name: values[step] for name, values in whole.items()}) for step in range(read.steps)]
 
     def _placed(self, batch: dict[str, np.ndarray]) -> dict:

@@ -67,9 +67,9 @@ class Place:
         return ts.KvStore.open(self.spec()).result()
 
     def read(self, name: str) -> bytes | None:
-        """A file's contents; None where it is not there."""
-        found = self._keys().read(name).result()
-        return found.value if found.state == "value" else None
+        """A file's contents; None where it does not exist."""
+        answer = self._keys().read(name).result()
+        return answer.value if answer.state == "value" else None
 
     def read_json(self, name: str):
         """Raises FileNotFoundError, or ValueError when it is not JSON; both name the file."""

@@ -52,15 +52,15 @@ class ActivationStore(Source):
         """
         where = place(path)
         manifest = manifests.read(where)
-        there = manifests.committed(where)
-        missing = sorted(set(range(manifest.segments)) - set(there))
+        committed = manifests.committed(where)
+        missing = sorted(set(range(manifest.segments)) - set(committed))
         if missing and not growing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
-                f"{where} is not complete: {segment_name(missing[0])}{more} of {manifest.segments} segments is "
+                f"{where} is not complete: {segment_name(missing[0])}{others} of {manifest.segments} segments is "
                 "missing; run the harvest again, it writes what is missing, or open it with growing=True"
             )
-        facts = {index: facts_module.read(where, index, manifest) for index in there}
+        facts = {index: facts_module.read(where, index, manifest) for index in committed}
         if not facts:
             raise ValueError(f"{where} has no segment yet: wait for the first of {manifest.segments}")
         store = cls(where, manifest, tuple((index, fact["rows"]) for index, fact in facts.items()), growing)
@@ -157,10 +157,10 @@ class ActivationStore(Source):
         """Raises ValueError for a store without a row, which has no statistics and no batches."""
         if self.rows:
             return
-        more = len(self.segments) < self.manifest.segments
+        growing = len(self.segments) < self.manifest.segments
         raise ValueError(
             f"{self.name} has no rows: in its {len(self.segments)} segments every token was left out. "
-            + ("Wait for more segments" if more else "Harvest text that has tokens to count into another folder")
+            + ("Wait for more segments" if growing else "Harvest text that has tokens to count into another folder")
         )
 
     def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
@@ -247,7 +247,7 @@ class ActivationStore(Source):
           passes: of a growing store: `Batches.passes` as they were at `start_step`, to go on in the same order.
 
         Raises:
-          ValueError: for a site that is not there, or a batch larger than the store. While iterating: for a segment
+          ValueError: for a site that the store lacks, or a batch larger than the store. While iterating: for a segment
             that is damaged, which is named.
         """
         names = self.asked(batch_size, sites, start_step)

@@ -131,7 +131,7 @@ class Source(abc.ABC):
         """What batches are to have, checked: the sites, all by default, and fields of rows.
 
         Raises:
-          ValueError: for a site that is not there, a step below 0, or a batch size that is not possible.
+          ValueError: for a site that the source lacks, a step below 0, or a batch size that is not possible.
         """
         names = tuple(self.sites if sites is None else sites)
         self.check_sites([name for name in names if name not in ROW_FIELDS])

@@ -18,6 +18,7 @@ from sae.text.pipeline import segment
 from sae.text.preparing import prepare
 from sae.text.reading import iter_documents, read_documents
 from sae.text.sequences import Sequences, batch_at, is_text
+from sae.text.shipped import sample
 from sae.text.splitting import split, survey
 from sae.text.tally import Tally, TextWarning
 
@@ -38,6 +39,7 @@ __all__ = [
     "iter_documents",
     "prepare",
     "read_documents",
+    "sample",
     "segment",
     "split",
     "survey",

@@ -105,11 +105,11 @@ def check_sequences(sequences: Sequences, model: LanguageModel) -> None:
 
 def check_tokenizer(sequences: Sequences, model: LanguageModel) -> None:
     """Raises ValueError, naming both, for sequences of another tokenizer than the model's."""
-    made, read = sequences.tokenizer_sha256, None if model.tokenizer is None else model.tokenizer.sha256
-    if made is None or read is None or made == read:
+    tokenizer_of_text, read = sequences.tokenizer_sha256, None if model.tokenizer is None else model.tokenizer.sha256
+    if tokenizer_of_text is None or read is None or tokenizer_of_text == read:
         return
     raise ValueError(
-        f"these sequences were cut with the tokenizer {made[:12]}…, while {model.name} has the tokenizer "
+        f"these sequences were cut with the tokenizer {tokenizer_of_text[:12]}…, while {model.name} has the tokenizer "
         f"{read[:12]}…: cut the text with model.tokenizer. If both give the same ids, "
         "dataclasses.replace(sequences, tokenizer_sha256=None) makes them anybody's"
     )

@@ -215,21 +215,21 @@ def _packed(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, token
     row, filled = None, 0  # the open sequence, and how many tokens it has
 
     for number, (ids, left_out) in enumerate(encoded):
-        done = 0  # tokens of this document that have found their place
+        placed = 0  # tokens of this document that have found their place
         begun = False
-        while not begun or done < len(ids):
+        while not begun or placed < len(ids):
             if row is None:
                 # Its BOS is the document's own where that begins here, else one more.
                 row, filled = _empty(1, length, tokenizer), 1
-                row.document[:], row.offset[:] = number, done
+                row.document[:], row.offset[:] = number, placed
             elif not begun:
                 row.tokens[0, filled] = tokenizer.bos
                 filled += 1
             begun = True
-            count = min(length - filled, len(ids) - done)
-            row.tokens[0, filled : filled + count] = ids[done : done + count]
-            row.left_out[0, filled : filled + count] = left_out[done : done + count]
-            filled, done = filled + count, done + count
+            count = min(length - filled, len(ids) - placed)
+            row.tokens[0, filled : filled + count] = ids[placed : placed + count]
+            row.left_out[0, filled : filled + count] = left_out[placed : placed + count]
+            filled, placed = filled + count, placed + count
             if filled == length:
                 yield row
                 row = None

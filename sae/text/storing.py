@@ -87,29 +87,29 @@ def in_folder(
 
 def _open(folder: Path, facts: dict, refused: Tally) -> Sequences:
     try:
-        there = json.loads((folder / "text.json").read_bytes())
+        record = json.loads((folder / "text.json").read_bytes())
         differs = [
-            f"{key}: the folder has {there.get(key)!r}, asked for {value!r}"
+            f"{key}: the folder has {record.get(key)!r}, asked for {value!r}"
             for key, value in facts.items()
-            if there.get(key) != value
+            if record.get(key) != value
         ]
         if not differs:
             # Folders of earlier versions have no checksums.
-            for name, recorded in there.get("sha256", {}).items():
+            for name, recorded in record.get("sha256", {}).items():
                 if (now := _sha256(folder / name)) != recorded:
                     raise ValueError(f"{name} has the sha256 {now[:12]}…, {recorded[:12]}… was recorded")
             arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in there["arrays"]
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in record["arrays"]
             }
             lines = (folder / "documents.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
             names = tuple((id_, source) for id_, source in map(json.loads, lines))
-            found = {"sequences": sorted({len(array) for array in arrays.values()}), "documents": len(names)}
-            if found != {"sequences": [there["sequences"]], "documents": there["documents"]}:
-                raise ValueError(f"text.json and the files disagree: {found}")
-            refused.bad, refused.first_bad = there.get("bad", 0), there.get("first_bad", "")
-            if _HASHES in there.get("sha256", {}):
+            counts = {"sequences": sorted({len(array) for array in arrays.values()}), "documents": len(names)}
+            if counts != {"sequences": [record["sequences"]], "documents": record["documents"]}:
+                raise ValueError(f"text.json and the files disagree: {counts}")
+            refused.bad, refused.first_bad = record.get("bad", 0), record.get("first_bad", "")
+            if _HASHES in record.get("sha256", {}):
                 arrays["hashes"] = np.load(folder / _HASHES, allow_pickle=False)
-            return Sequences(documents=names, tokenizer_sha256=there.get("tokenizer_sha256"), **arrays)
+            return Sequences(documents=names, tokenizer_sha256=record.get("tokenizer_sha256"), **arrays)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it, or name another folder") from error
     raise ValueError(

@@ -89,11 +89,11 @@ class Checkpoints:
         steps = self._runs[0].steps
         # The first step is saved as well, and the last.
         saves = min(3, min(steps, 2) + (steps - 1) // self._save_every)
-        more = max(0, saves - len(self.steps()))
+        extra = max(0, saves - len(self.steps()))
         free = free_bytes(self.folder)
-        if more * size > free:
+        if extra * size > free:
             raise OSError(
-                f"the disk is full: a checkpoint of {size / 1e6:.0f} MB goes to {self.folder}, up to {more} more of "
+                f"the disk is full: a checkpoint of {size / 1e6:.0f} MB goes to {self.folder}, up to {extra} more of "
                 f"them at a time, and {free / 1e6:.0f} MB are free. Free some, or raise save_every"
             )
 
@@ -157,14 +157,14 @@ class Checkpoints:
 
     def _check_dtypes(self, step: int, fresh: list[State]) -> None:
         """Orbax would convert bfloat16 moments without a word."""
-        there = self._manager.item_metadata(step)
-        if any(there.get(f"run_{i}") is None for i in range(len(fresh))):
+        metadata = self._manager.item_metadata(step)
+        if any(metadata.get(f"run_{i}") is None for i in range(len(fresh))):
             return  # damaged, which restoring says
         for i, state in enumerate(fresh):
-            found = _by_name(there[f"run_{i}"].tree)
+            stored = _by_name(metadata[f"run_{i}"].tree)
             for name, want in _by_name(state).items():
-                if name in found and np.dtype(found[name].dtype) != want.dtype:
-                    raise ValueError(f"run_{i}/{name} is {found[name].dtype}, masters and moments are {want.dtype}")
+                if name in stored and np.dtype(stored[name].dtype) != want.dtype:
+                    raise ValueError(f"run_{i}/{name} is {stored[name].dtype}, masters and moments are {want.dtype}")
 
     def due(self, step: int) -> bool:
         return self._manager.latest_step() != step and self._manager.should_save(step)

@@ -18,10 +18,10 @@ def beforehand(run: Run) -> dict[str, str]:
       >>> list(beforehand(Run("s", 64, steps=100)))
       ['learning_rate_warmup', 'coefficient_warmup']
     """
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for _, part in run.parts():
-        found |= part.beforehand(run.sizes)
-    return found
+        messages |= part.beforehand(run.sizes)
+    return messages
 
 
 def complaints(run: Run, records: Sequence[Mapping]) -> dict[str, str]:
@@ -39,13 +39,13 @@ def complaints(run: Run, records: Sequence[Mapping]) -> dict[str, str]:
     course = Course(records, run.sizes, run.warm_from)
     if not course.ended and course.last["step"] < run.steps // 5:
         return {}
-    found = dict(run.autoencoder.warnings(course))
+    messages = dict(run.autoencoder.warnings(course))
     if course.settled:
         for name, part in run.parts():
             if name != "autoencoder":
-                found |= part.warnings(course)
-        found |= _of_dead(course)
-    return found
+                messages |= part.warnings(course)
+        messages |= _of_dead(course)
+    return messages
 
 
 def _of_dead(course: Course) -> dict[str, str]:

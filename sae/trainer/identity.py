@@ -68,13 +68,13 @@ class Identity:
                     f"{folder} holds checkpoints without the {_FILE} that says of which run they are. {_REFUSED}"
                 )
             return
-        there = read_json(folder / _FILE)
-        if not isinstance(there, dict) or not isinstance(there.get("source"), dict):
+        recorded = read_json(folder / _FILE)
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("source"), dict):
             raise ValueError(
                 f"{folder} holds the checkpoint of an older version, which does not say whether a store or a stream "
                 f"was read, and in which order. {_REFUSED}"
             )
-        before = Identity(there.get("runs"), there.get("store"), there["source"], there.get("format", 1))
+        before = Identity(recorded.get("runs"), recorded.get("store"), recorded["source"], recorded.get("format", 1))
         begun, given = (of.store.get("format") if isinstance(of.store, dict) else None for of in (before, self))
         if begun != given:
             raise ValueError(
@@ -87,13 +87,13 @@ class Identity:
                 f"{folder} holds the checkpoint of a run in format {before.format}, and this version goes on with "
                 f"format {FORMAT}: finish it with the version that began it, or begin again. {_REFUSED}"
             )
-        found = _differences(before._compared(), self._compared())
-        if not found:
+        changes = _differences(before._compared(), self._compared())
+        if not changes:
             return
         sources = ""
         if before._compared()["source"] != self._compared()["source"] or before.store != self.store:
             sources = f"it was begun on {before._words()}, and this call reads {self._words()}; "
-        raise ValueError(f"{folder} holds the checkpoint of another run: {sources}{'; '.join(found[:3])}. {_REFUSED}")
+        raise ValueError(f"{folder} holds the checkpoint of another run: {sources}{'; '.join(changes[:3])}. {_REFUSED}")
 
     def check_step(self, folder: Path, fingerprint: str | None) -> None:
         """Raises ValueError unless the checkpoint of a step carries the run's fingerprint."""
@@ -117,9 +117,9 @@ class Identity:
         return f"{kind} of {model} ({str(parameters)[:8]}) over text {text}"
 
 
-def _differences(there: object, asked: object) -> list[str]:
+def _differences(recorded: object, wanted: object) -> list[str]:
     """The fields in which two nested JSON values differ, in words."""
-    found: list[str] = []
+    differences: list[str] = []
 
     def walk(path, a, b):
         if type(a) is type(b) and isinstance(a, dict):
@@ -129,7 +129,7 @@ def _differences(there: object, asked: object) -> list[str]:
             for i, (x, y) in enumerate(zip(a, b, strict=True)):
                 walk(f"{path}[{i}]", x, y)
         elif a != b:
-            found.append(f"{path} is {json.dumps(a)[:60]} there, {json.dumps(b)[:60]} asked for")
+            differences.append(f"{path} is {json.dumps(a)[:60]} there, {json.dumps(b)[:60]} asked for")
 
-    walk("", there, asked)
-    return found
+    walk("", recorded, wanted)
+    return differences

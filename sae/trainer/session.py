@@ -210,8 +210,8 @@ def _finished(autoencoders: list, runs: Sequence[Run], batches: Batches, mesh: M
                 if number < wanted[i][j]:
                     kept[i][j] = part.see(kept[i][j], one, values, mesh)
     for i, run in enumerate(runs):
-        for part, own in zip(run.finish, kept[i], strict=True):
-            autoencoders[i] = part.end(own, autoencoders[i], run.sizes)
+        for part, kept_by_part in zip(run.finish, kept[i], strict=True):
+            autoencoders[i] = part.end(kept_by_part, autoencoders[i], run.sizes)
     return autoencoders
 
 
@@ -235,8 +235,8 @@ def _check(runs: list[Run], store: Source, mesh: Mesh) -> None:
         if len(values) > 1:
             raise ValueError(f"runs that share batches must agree in {field}, got {values}: train them separately")
     for c in runs:
-        if len(found := sorted({store.width(site) for site in c.sites})) > 1:
-            raise ValueError(f"a crosscoder's sites must be of one width, got widths {found} of {', '.join(c.sites)}")
+        if len(widths := sorted({store.width(site) for site in c.sites})) > 1:
+            raise ValueError(f"a crosscoder's sites must be of one width, got widths {widths} of {', '.join(c.sites)}")
     if store.growing and jax.process_count() > 1:
         raise ValueError(
             f"{store.name} is still growing, and {jax.process_count()} processes would not see the same of it: wait "

@@ -42,13 +42,13 @@ class Group:
 
 def groups_of(runs: Sequence[Run], widths: Mapping[str, int], together: str) -> list[tuple[Shape, tuple[int, ...]]]:
     """Which runs share a call: each its own when side by side, else those of one shape on the same sites."""
-    found: dict[tuple, list[int]] = {}
+    groups: dict[tuple, list[int]] = {}
     for i, run in enumerate(runs):
         alone = i if together == "side_by_side" else None
-        found.setdefault((Shape.of(run, widths), run.sites, run.sites_out, alone), []).append(i)
+        groups.setdefault((Shape.of(run, widths), run.sites, run.sites_out, alone), []).append(i)
     return [
         (dataclasses.replace(shape, stacked=len(m), together=together) if len(m) > 1 else shape, tuple(m))
-        for (shape, *_), m in found.items()
+        for (shape, *_), m in groups.items()
     ]
 
 
@@ -70,15 +70,15 @@ class Sweep:
         self._in_order = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
         self.groups = []
         for shape, members in groups_of(runs, widths, together):
-            own = tuple(runs[i] for i in members)
+            alike = tuple(runs[i] for i in members)
             self.groups.append(
                 Group(
                     members=members,
-                    runs=own,
+                    runs=alike,
                     shape=shape,
-                    names=shape.renamed({site: site for site in own[0].sites + own[0].sites_out}, own[0]),
-                    units=shape.renamed(units[members[0]], own[0]),
-                    parts=programs.stacked_numbers(own),
+                    names=shape.renamed({site: site for site in alike[0].sites + alike[0].sites_out}, alike[0]),
+                    units=shape.renamed(units[members[0]], alike[0]),
+                    parts=programs.stacked_numbers(alike),
                 )
             )
 
@@ -86,11 +86,11 @@ class Sweep:
         """One update of every run on a batch of the store. Returns something to wait for."""
         for group in self.groups:
             step = programs.compiled_step(group.shape, self.mesh)
-            own = {name: batch[group.names[name]] for name in group.shape.named_widths}
-            group.state, done = step(group.state, own, group.units, group.parts)
+            values = {name: batch[group.names[name]] for name in group.shape.named_widths}
+            group.state, finished = step(group.state, values, group.units, group.parts)
             if self._in_order:
-                done.block_until_ready()
-        return done
+                finished.block_until_ready()
+        return finished
 
     def states(self) -> list[State]:
         """Of each run, in the order of the runs."""
@@ -122,10 +122,10 @@ class Sweep:
 
     def records(self) -> list[dict]:
         """What each run's tally says, in the order of the runs, fetched; the tallies are empty afterwards."""
-        found = self._ordered(lambda group, *of: programs.summary(group.shape.alone(), self.mesh)(*of))
+        summaries = self._ordered(lambda group, *of: programs.summary(group.shape.alone(), self.mesh)(*of))
         for group in self.groups:
             group.state = programs.emptied(group.shape, self.mesh)(group.state)
-        return jax.device_get(found)
+        return jax.device_get(summaries)
 
     def released(self) -> list[JumpReLU | Crosscoder]:
         """The autoencoders of raw activations, in the order of the runs, on the mesh.

@@ -35,15 +35,15 @@ def complaints_of(runs: Sequence[Run], history: list[dict], done: int, rates: Ra
     ended = done == runs[0].steps
     if not ended and len(history) // len(runs) % 10:
         return []
-    found = [complaints.complaints(c, history[number :: len(runs)]) for number, c in enumerate(runs)]
+    messages = [complaints.complaints(c, history[number :: len(runs)]) for number, c in enumerate(runs)]
     if rates.input_wait > 0.25 and done > 1:
-        found.append(
+        messages.append(
             {
                 "input_wait": f"{rates.input_wait:.0%} of the time goes into waiting for data: train more autoencoders "
                 "in one pass, or read from a faster disk"
             }
         )
-    return found
+    return messages
 
 
 def warn(runs: Sequence[Run], found: Sequence[dict[str, str]], warned: set[tuple], stacklevel: int = 2) -> None:

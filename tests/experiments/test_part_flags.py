@@ -117,7 +117,10 @@ def test_terms_objective_and_finish_are_chosen_by_their_names(runs_of):
         (["--sparsity=linear", "--penalty=linear"], "--penalty and --sparsity both say what makes latents sparse"),
         (["--autoencoder=topk", "--k=3", "--l0_targets=3"], "--k and --l0_targets both say how many latents a token"),
         (["--sparsity=quadratic", "--coefficients=3"], "--sparsity=quadratic goes with --l0_targets"),
-        (["--sparsity=linear", "--l0_targets=3"], "it goes with --sparsity=controlled or --sparsity=quadratic"),
+        (
+            ["--sparsity=linear", "--l0_targets=3"],
+            "--sparsity=controlled, --sparsity=quadratic or --sparsity=controlled_tanh",
+        ),
         (["--sparsity.coefficient=1", "--coefficients=1"], "--coefficient is for runs with --l0_targets"),
         (["--sparsity=quadratic,controlled"], "--l0_targets is of several parts of the run: give one of these parts"),
         (["--autoencoder.skip"], "--skip is for transcoders: it goes with --site_out"),
@@ -286,5 +289,5 @@ def test_a_users_script_that_registers_a_kind_has_its_flags_and_help_ends_with_s
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--helpfull lists all flags." in done.stdout and "tanh, mine. Default: the recipe's." in done.stdout
+    assert "--helpfull lists all flags." in done.stdout and ", mine. Default: the recipe's." in done.stdout
     assert len(names_in(done.stdout)) <= 30

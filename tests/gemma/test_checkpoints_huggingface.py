@@ -167,7 +167,7 @@ def test_shards_that_are_not_there(tmp_path):
     gone = tmp_path / "m" / "model-00003-of-00008.safetensors"
     names = list(load_file(gone))
     gone.unlink()
-    refused(tmp_path / "m", *(f"missing: {name}, as {gone.name} is not there" for name in names))
+    refused(tmp_path / "m", *(f"missing: {name}, as {gone.name} is missing" for name in names))
 
 
 def test_an_index_that_does_not_fit(weights, tmp_path):

@@ -55,7 +55,7 @@ def test_an_index_whose_shards_are_gone_beside_a_file_of_another_name_says_what_
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
     (folder / "model-00001-of-00004.safetensors").unlink(missing_ok=True)
     next(folder.glob("model-*")).unlink()
-    refused(folder, "missing: model.", "is not there")
+    refused(folder, "missing: model.", "is missing")
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.x"])

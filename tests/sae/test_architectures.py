@@ -21,6 +21,11 @@ DEAD = np.arange(Z) % 3 == 0
 AUX = {"aux_k": 4, "aux": 0.3, "dead": DEAD}
 KINDS = {
     "topk": (TopK(k=3, aux_k=4, aux_coefficient=0.3), (), functools.partial(by_hand.topk, k=3, **AUX)),
+    "topk, few dead": (
+        TopK(k=3, aux_k=11, aux_coefficient=0.3),
+        (),
+        functools.partial(by_hand.topk, k=3, **(AUX | {"aux_k": 11})),
+    ),
     "batchtopk": (
         BatchTopK(k=2.5, aux_k=4, aux_coefficient=0.3),
         (),
@@ -59,7 +64,7 @@ def drawn(architecture, transcodes=False, seed=0):
 @pytest.mark.parametrize("name", KINDS)
 def test_loss_latents_and_gradients_are_those_of_the_paper(name, transcodes):
     architecture, terms, reference = KINDS[name]
-    if transcodes and name in ("topk", "relu"):
+    if transcodes and name in ("topk", "topk, few dead", "relu"):
         architecture = type(architecture)(**{**vars(architecture), "skip": True})
     p, params, x, y = drawn(architecture, transcodes)
     want_loss, want, want_f = reference(p, x, y, transcodes=transcodes)

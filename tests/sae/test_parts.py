@@ -147,7 +147,8 @@ def test_a_field_that_no_part_has_brings_in_the_one_kind_that_has_it():
     assert run.objective == Matryoshka(matryoshka=(0.25,), precision="high")
     assert run.sparsity == (Linear(), Revival(0.5), Frequency(0.2))
     with pytest.raises(
-        ValueError, match=r"no part has a field 'l0_target', and Controlled, Quadratic have: give spars"
+        ValueError,
+        match=r"no part has a field 'l0_target', and ControlledL1, Controlled, Quadratic, .* have: give spars",
     ):
         run.replace(l0_target=3.0)
     with pytest.raises(ValueError, match=r"JumpReLU has no field 'decay', which BatchTopK has: to change the arch"):

@@ -42,8 +42,8 @@ from tests.sae.hostile_folders import (
 SECONDS, BYTES = 1.0, 64 << 20
 
 NAN, INFINITE = np.full(Z, np.nan, np.float32), np.full(Z, np.inf, np.float32)
-MARKS = b"\x80\x02" + b"N" * 20_000 + b"(t" * 20_000 + b"."
-TUPLES = b"\x80\x02}N" + b"\x85" * 60_000 + b"Ns."
+MARKS = b"\x80\x02" + b"N" * 10_000 + b"(t" * 10_000 + b"."
+TUPLES = b"\x80\x02}N" + b"\x85" * 25_000 + b"Ns."
 # What is said, after the name of the file or the folder.
 CASES = {
     "safetensors cut": (cut(gemma_scope_2, 0.7), "the file is cut short"),

@@ -90,10 +90,10 @@ def _number(part: str) -> tuple[int, int, str]:
 
 
 def _format(file: str) -> str | None:
-    """The name of the format whose main file this is."""
+    """The name of the format whose main file this is, or of the several that call theirs so; None where none does."""
     import_all(__package__)
     name = file.rpartition("/")[2]
-    return next((title for title, format in formats.items() if format.main == name), None)
+    return " or ".join(title for title, format in formats.items() if format.main == name) or None
 
 
 def _outlined(root: Path, folder: Path) -> Published:

@@ -43,6 +43,7 @@ def same(source, other):
     return one
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_its_base_is_merged(base, tmp_path):
     pairs = adapters.write(tmp_path / "a", base, ALL_Q)
     want = merged(base, tmp_path / "want", pairs, dict.fromkeys(pairs, 2.0))

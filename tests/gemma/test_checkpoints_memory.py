@@ -33,6 +33,7 @@ print(megabytes("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures through Linux's /proc")
 @pytest.mark.parametrize("format", ["orbax", "huggingface", "gguf"])
 def test_the_model_once_and_its_largest_tensor(format, tmp_path):

@@ -47,6 +47,7 @@ def uncached(model, edits, prompt, count):
     return tokens[0, len(prompt) : len(prompt) + count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["steer", "clamp", "both"])
 def test_generation_is_the_same_with_the_cache_and_without(model, autoencoder, kind):
     steer = sae.steer(autoencoder, {3: 30.0}, positions=slice(1, 9))
@@ -110,6 +111,7 @@ def test_positions_go_on_where_a_cache_ends(model):
     np.testing.assert_array_equal(seen[2], tokens)
 
 
+@pytest.mark.slow
 def test_a_transcoder_is_spliced_in_while_tokens_are_generated(model):
     A = model.config.d_model
     W = jax.random.normal(jax.random.key(1), (A, 64)) / np.sqrt(A)

@@ -28,6 +28,7 @@ def model():
     return gemma.load("gemma3-270m")
 
 
+@pytest.mark.slow
 def test_it_is_the_preset(model):
     assert model.config == gemma.config("gemma3-270m")
 

@@ -105,6 +105,7 @@ def test_a_models_losses_are_those_of_its_logits(name, request):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_edits_reach_the_losses_and_the_logits_say_where_they_are(golden):
     model, expected = golden
     tokens = expected["tokens"]

@@ -77,6 +77,7 @@ def test_padding_among_single_tokens_and_chunks(kind):
                 np.testing.assert_allclose(logits[i, lengths[i] - 1], alone(row), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_positions_with_gaps_through_a_cache():
     model = small.model()
     tokens, positions = small.tokens(20), np.cumsum(np.random.default_rng(1).integers(1, 4, 20)).astype(np.int32)[None]

@@ -126,6 +126,7 @@ def test_fused_attention_is_plain_attention(reference, dtype):
     assert np.linalg.norm(fused - plain) < RELATIVE[dtype] * np.linalg.norm(plain)
 
 
+@pytest.mark.slow
 def test_generation_with_edits_equals_the_uncached_computation(reference):
     """A steered continuation of prompts of unequal length, the cache's and the whole sequence's."""
     model, expected = reference

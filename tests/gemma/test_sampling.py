@@ -56,6 +56,7 @@ def test_greedy_in_a_batch_of_unequal_prompts_equals_each_alone_without_a_cache(
         np.testing.assert_array_equal(row, uncached(tiny, tiny.tokenizer.encode(prompt), 80))
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_window(tiny):
     ids = tiny.tokenizer.encode(" ".join(PROMPTS * 8))
     assert len(ids) > 2 * tiny.config.window

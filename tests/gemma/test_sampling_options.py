@@ -91,6 +91,7 @@ def anew(model, prompt, penalty):
     return tokens[len(prompt) :], scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 def test_penalty_and_log_probabilities_are_those_of_the_model_run_anew(golden, prompt, penalty):
     model = golden[0]
@@ -181,6 +182,7 @@ def test_tokens_and_texts_are_a_pair(golden, prompt):
     assert tokens.shape == (1, NEW) and texts is None
 
 
+@pytest.mark.slow
 def test_numpy_parameters(golden, prompt):
     model = golden[0]
     other = gemma.Model(jax.tree.map(np.asarray, model.params), model.config)

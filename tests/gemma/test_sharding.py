@@ -123,6 +123,7 @@ def test_decoding_with_a_cache_is_the_whole_pass_of_one_device(case, shape):
         same(got, logits[:, start:stop])
 
 
+@pytest.mark.slow
 def test_greedy_continuation_on_a_mesh(case):
     model, expected, _, _ = case
     prompt, want, mesh = expected["greedy_prompt"], expected["greedy_tokens"], on((1, 8))

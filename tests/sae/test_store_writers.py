@@ -105,6 +105,7 @@ def count_steps(where, values, monkeypatch):
         return steps.count["first"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False], ids=["same_numbers", "other_rounding"])
 def test_a_writer_suspended_at_any_step_and_taken_over_changes_nothing(values, where, monkeypatch, same):
     number = count_steps(where, values, monkeypatch)
@@ -131,6 +132,7 @@ def part(whole, of, index):
     }
 
 
+@pytest.mark.slow
 def test_a_writer_suspended_while_another_is_killed_changes_nothing(values, where, monkeypatch):
     number = count_steps(where, values, monkeypatch)
     rng = np.random.default_rng(0)

@@ -89,6 +89,7 @@ def test_scope_goes_from_text_to_pages(whole):
     assert "Raises the logits of" in latent and "<mark" in latent
 
 
+@pytest.mark.slow
 def test_run_again_it_does_nothing_again(whole):
     out, _ = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and "params.npz" not in p.name}
@@ -307,6 +308,7 @@ def test_training_refuses_in_one_line(train, wrong, message):
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_launch_and_it_goes_on(whole, tmp_path):
     out, _ = whole
     flags = (f"--store_dir={out / 'store'}", f"--saes_dir={tmp_path / 's'}", f"--checkpoint_dir={tmp_path / 'c'}")

@@ -36,6 +36,7 @@ def test_what_is_saved_is_loaded(folder, format, tmp_path):
     identical(again.params, model.params)
 
 
+@pytest.mark.slow
 def test_conversions_go_round_to_the_bit(tiny, tmp_path):
     """Orbax -> Hugging Face -> Orbax, with a tokenizer, in float32 and in bfloat16."""
     for dtype in (jnp.float32, jnp.bfloat16):

@@ -168,6 +168,7 @@ def test_what_transformers_reads_is_written(tiny, tmp_path):
     assert loaded.json is not None and loaded.encode("<think>") == [2, 4096]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 def test_end_tokens_stop(tiny, tmp_path, where):
     gemma.save(tiny, tmp_path, "huggingface")

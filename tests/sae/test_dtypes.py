@@ -214,6 +214,7 @@ def test_sinks_are_measured_in_float32(narrow, dtype):
     np.testing.assert_array_equal(kept, [[True, False, True, False]])
 
 
+@pytest.mark.slow
 def test_steering_computes_in_float32(narrow):
     """What an edit adds is rounded once, with what it is added to."""
     model = narrow["bfloat16"]

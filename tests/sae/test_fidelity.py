@@ -154,6 +154,7 @@ def with_tokenizer(model, tiny):
     return dataclasses.replace(model, tokenizer=tiny.tokenizer)
 
 
+@pytest.mark.slow
 def test_a_gemma_3_without_a_softcap(golden_3, tiny):
     model, tokens = with_tokenizer(golden_3[0], tiny), np.array([[2, *range(10, 40)], [2, *range(200, 220), *[0] * 10]])
     autoencoder = autoencoder_for(model, 40, "layer_5/mlp_out")

@@ -105,6 +105,7 @@ def test_reading_is_done_once_for_all(small, monkeypatch):
     assert sum(read) == one > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_where_an_unbroken_one_does(small, tmp_path):
     unbroken, history = sae.train([config(), config("y")], small)
 

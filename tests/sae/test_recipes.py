@@ -64,9 +64,15 @@ def test_a_recipes_target_is_the_k_of_an_architecture_that_keeps_k_latents():
         assert recipe("s", 64, 100, l0_target=7.0, autoencoder=BatchTopK(), sparsity=()).autoencoder.k == 7.0
         # Nobody asked for the 50 of gemma_scope_2.
         assert recipe("s", 64, 100, autoencoder=TopK(k=9), sparsity=()).autoencoder.k == 9
-        with pytest.raises(ValueError, match=r"no part has a field 'l0_target', and ControlledL1, Controlled, Quadratic, ControlledTanh have"):
+        with pytest.raises(
+            ValueError,
+            match=r"no part has a field 'l0_target', and ControlledL1, Controlled, Quadratic, ControlledTanh have",
+        ):
             recipe("s", 64, 100, l0_target=7.0, autoencoder=ReLU(), sparsity=(L1(),))
-        with pytest.raises(ValueError, match=r"no part has a field 'l0_target', and ControlledL1, Controlled, Quadratic, ControlledTanh have"):
+        with pytest.raises(
+            ValueError,
+            match=r"no part has a field 'l0_target', and ControlledL1, Controlled, Quadratic, ControlledTanh have",
+        ):
             recipe("s", 64, 100, l0_target=7.0, sparsity=("linear",))
 
 

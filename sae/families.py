@@ -3,7 +3,6 @@ field is meant for."""
 
 import dataclasses
 import difflib
-import functools
 import numbers
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
@@ -62,7 +61,8 @@ def choose(parts: dict[str, Any], before: Mapping[str, Any], changes: Mapping[st
 
     A part of that kind in the run stays as it is. Another has its defaults, but for the fields that it has in common
     with the part before it; of several parts, those alone that are shares of the run, as a coefficient is of its term.
-    An architecture that keeps k latents needs no terms, and has none unless they are given.
+    An architecture that keeps k latents needs no terms, and has none unless they are given. A new part that aims at an
+    L0 aims at the one that the run aimed at, unless another is given.
 
     Args:
       parts: by the names of the run's fields; a name, or a tuple with names in it, is replaced by parts.
@@ -73,28 +73,41 @@ def choose(parts: dict[str, Any], before: Mapping[str, Any], changes: Mapping[st
       The names of the run's fields whose kinds were given by name.
 
     Raises:
-      ValueError: for a kind that does not exist; it offers near names.
+      ValueError: for a kind that does not exist; it offers near names. For an architecture that needs a sparsity term,
+        by name, in a run that has none.
     """
     chosen = set()
+    former = [part for place in FAMILIES for part in (before[place] if place in SEVERAL else (before[place],))]
+    aims = [part.l0_aim for part in former if part.l0_aim is not None]
+    given = {field_of(name) for name in changes}
+
+    def make(place: str, name: str) -> Part:
+        one = (before[place],) if place not in SEVERAL else before[place]
+        part = _of_kind(place, name, one, changes)
+        if not aims or not part.aim or given & {"l0_target", part.aim} or any(part is other for other in former):
+            return part
+        fields = {field.name: field for field in dataclasses.fields(part)}
+        return dataclasses.replace(part, **{part.aim: _whole(aims[0], fields[part.aim])})
+
     for place in FAMILIES:
         value = parts[place]
         if place in SEVERAL:
             value = check_several(place, value)
             if any(isinstance(part, str) for part in value):
                 chosen.add(place)
-                make = functools.partial(_of_kind, place, before=before[place], changes=changes)
-                parts[place] = tuple(make(part) if isinstance(part, str) else part for part in value)
+                parts[place] = tuple(make(place, part) if isinstance(part, str) else part for part in value)
         elif isinstance(value, str):
             chosen.add(place)
-            parts[place] = _of_kind(place, value, (before[place],), changes)
-    keeps = parts["autoencoder"]
-    if (
-        "autoencoder" in chosen
-        and keeps.aim
-        and not before["autoencoder"].aim
-        and parts["sparsity"] is before["sparsity"]
-    ):
-        parts["sparsity"] = ()
+            parts[place] = make(place, value)
+    keeps, kept = parts["autoencoder"], before["autoencoder"]
+    if "autoencoder" in chosen and parts["sparsity"] is before["sparsity"]:
+        if keeps.aim and not kept.aim:
+            parts["sparsity"] = ()
+        elif kept.aim and not keeps.aim and not parts["sparsity"]:
+            raise ValueError(
+                f"Run: {type(keeps).__name__} needs a sparsity term, and {type(kept).__name__} had none: give sparsity "
+                'too, such as sparsity=("controlled", "revival")'
+            )
     return chosen
 
 

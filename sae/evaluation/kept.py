@@ -136,7 +136,8 @@ def target(info: Info | None, name: str) -> str:
     """
     config = {} if info is None else recorded_fields(json.loads(info.training))
     if config:
-        return "–" if config.get("l0_target") is None else f"{config['l0_target']:g}"
+        aims = [config[name] for name in ("l0_target", "k") if config.get(name) is not None]
+        return f"{aims[0]:g}" if aims else "–"
     named = re.match(r"target_l0_([^_]+)", name)
     return named[1] if named else "–"
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import sae
 from sae.architectures import BatchTopK, ReLU, TopK
 from sae.families import FAMILIES, recorded_fields
 from sae.objectives import Matryoshka
@@ -195,8 +196,8 @@ def test_the_target_of_a_run_is_the_k_of_an_architecture_that_keeps_k_latents():
 def test_a_kind_by_name_has_its_defaults_and_what_it_has_in_common_with_the_part_before():
     run = Run("s", 64, 100, sparsity=(Controlled(0.5, Fraction(1, 8), 8.0), Revival(0.25)))
     terms = run.replace(sparsity=("quadratic", "revival", Frequency(0.3))).sparsity
-    # A share of the run holds for every term; a coefficient is of its own.
-    assert terms == (Quadratic(6e-4, Fraction(1, 8), 50.0, Fraction(1, 24)), Revival(0.25), Frequency(0.3))
+    # A share of the run and its target hold for every term; a coefficient is of its own.
+    assert terms == (Quadratic(6e-4, Fraction(1, 8), 8.0, Fraction(1, 24)), Revival(0.25), Frequency(0.3))
     kept = run.replace(autoencoder="topk", k=7)
     assert (kept.autoencoder, kept.sparsity) == (TopK(k=7), ())  # terms through the L0 would change nothing
     assert kept.replace(autoencoder="batchtopk").autoencoder == BatchTopK(k=7.0)
@@ -262,3 +263,29 @@ def test_what_makes_no_sense_is_refused_when_it_is_made(make, message):
 def test_leaves_become_float32():
     (leaf,) = jax.tree.leaves(numbers_of(Sample(2)))
     assert leaf.dtype == jnp.float32
+
+
+def test_kinds_by_name_keep_the_l0_that_the_run_aimed_at():
+    run = sae.short_run("s", 64, 100, l0_target=8)
+    changes = (
+        {"sparsity": ("quadratic",)},
+        {"sparsity": ("controlled_tanh", "revival")},
+        {"autoencoder": "relu", "sparsity": ("controlled_l1",)},
+        {"autoencoder": "topk"},
+        {"autoencoder": "batchtopk"},
+    )
+    assert [run.replace(**change).l0_target for change in changes] == [8.0] * 5
+    assert [run.replace(**change, l0_target=4).l0_target for change in changes] == [4.0] * 5
+    kept = run.replace(autoencoder="topk")
+    assert (kept.autoencoder.k, kept.sparsity, kept.replace(autoencoder="batchtopk").autoencoder.k) == (8, (), 8)
+    two = sae.gemma_scope_2("s", 64, 100, l0_target=8).replace(sparsity=("controlled", "revival"))
+    assert two.l0_target == 8.0
+    assert run.replace(autoencoder="topk", k=3).l0_target == 3.0
+
+
+def test_an_architecture_that_needs_a_term_does_not_come_by_name_into_a_run_without_one():
+    run = sae.short_run("s", 64, 100, autoencoder="topk", l0_target=8)
+    with pytest.raises(ValueError, match="JumpReLU needs a sparsity term, and TopK had none: give sparsity too"):
+        run.replace(autoencoder="jumprelu")
+    back = run.replace(autoencoder="jumprelu", sparsity=("controlled", "revival"))
+    assert back.l0_target == 8.0 and [part.kind for part in back.sparsity] == ["controlled", "revival"]

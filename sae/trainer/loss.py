@@ -12,6 +12,7 @@ from sae.optimizer import Adam
 from sae.parts import Sizes
 from sae.runs import Run
 from sae.sparsity import Now, SparsityTerm
+from sae.trainer import contracts
 
 
 class Parts(NamedTuple):
@@ -62,11 +63,15 @@ def loss_of(
     # In full float32 by default, also where an accelerator's default is less: a window of width eps has to be met.
     with jax.default_matmul_precision(parts.objective.precision):
         encoded = architecture.encode(params, x, kept, sizes)
+        contracts.check_encoded(architecture, encoded, x.shape[0], sizes)
         errors = parts.objective.errors(params, encoded.f, x, y)
+        for error in errors:
+            contracts.check_scalar(parts.objective, "errors", error)
         added = architecture.auxiliary(params, encoded, x, y, kept, now.dead)
     total, penalty = sum(errors) / len(errors), None
     for term, state in zip(parts.sparsity, terms, strict=True):
         value = term.penalty(encoded, state, now, sizes)
+        contracts.check_scalar(term, "penalty", value)
         penalty = value if penalty is None else penalty + value
     penalty = total * 0.0 if penalty is None else penalty
     total = total + penalty

@@ -96,6 +96,7 @@ class Session:
             for run, units in zip(self.runs, self._saved.units, strict=True)
         ]
         self._sweep = self._make(units=self._saved.units)
+        self._sweep.check_releases()
         if states is None:
             self._sweep.begin()
         else:

@@ -12,7 +12,7 @@ from sae.autoencoder import JumpReLU
 from sae.crosscoder import Crosscoder
 from sae.inputs import Units
 from sae.runs import Run
-from sae.trainer import programs
+from sae.trainer import contracts, programs
 from sae.trainer.loss import Parts
 from sae.trainer.programs import TOGETHER, Shape
 from sae.trainer.state import State
@@ -101,6 +101,13 @@ class Sweep:
         for group in self.groups:
             runs = [programs.make_state(group.shape, run, self.mesh) for run in group.runs]
             group.state = self._joined(group.shape, runs)
+
+    def check_releases(self) -> None:
+        """Raises ValueError, before any step, for an architecture whose `release` returns what cannot be saved."""
+        for group in self.groups:
+            state = group.shape.alone().structure_of_state()
+            for run in group.runs:
+                contracts.check_release(run, state.params, state.kept, group.shape.sizes)
 
     def structure(self) -> list[State]:
         """Shapes, dtypes and shardings of each run's state, in the order of the runs."""

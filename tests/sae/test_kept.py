@@ -65,3 +65,10 @@ def test_examples_run(model, sequences, tmp_path):
     for module in (kept, finding):
         result = doctest.testmod(module, extraglobs=names | {"evaluate_folders": kept.evaluate_folders})
         assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+def test_the_target_is_k_where_k_latents_are_kept(architecture):
+    run = sae.short_run("s", 64, 100, autoencoder=architecture, l0_target=8)
+    info = sae.Info("m", "s", "s", training=json.dumps({"run": run.json()}))
+    assert kept.target(info, "mine") == "8"

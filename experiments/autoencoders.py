@@ -3,13 +3,15 @@ they are."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 
 import sae
 from sae.families import recorded_fields
+from sae.files import replace_file
 from sae.formats import files
 from sae.formats.format import read_info
 from sae.released import Released
@@ -33,6 +35,21 @@ def folders_of(root: Path, runs: Sequence[sae.Run], named: Sequence[str] = (), s
       suffix: ends the names.
     """
     return [root / f"{name}{suffix}" for name in run_names(runs, named)]
+
+
+def save(autoencoders: Sequence[Released], folders: Sequence[Path], history: Sequence[Mapping]) -> None:
+    """Saves what a training returned, each with the course of its run in `history.json`.
+
+    Args:
+      autoencoders: in the order of the runs.
+      folders: where each goes.
+      history: records of all runs.
+    """
+    for number, (autoencoder, folder) in enumerate(zip(autoencoders, folders, strict=True)):
+        sae.save(autoencoder, folder)
+        if jax.process_index() == 0:
+            records = [record for record in history if record["run"] == number]
+            replace_file(folder / "history.json", json.dumps(records, indent=1) + "\n")
 
 
 def check_free(folders: Sequence[Path], runs: Sequence[sae.Run], source: Source | None = None) -> None:

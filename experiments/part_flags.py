@@ -90,8 +90,8 @@ def _wanted() -> dict[str, tuple[set[Any], str]]:
         default = "" if field.default is dataclasses.MISSING else f" (by itself: {field.default})"
         default = f"Default: the recipe's{default}." if field.default is not None else "Default: none."
         for prefix in prefixes:
-            known, text = wanted.get(prefix + field.name, (set(), f"{meaning} {default}"))
-            wanted[prefix + field.name] = known | types_of(field.type), text
+            types_so_far, text = wanted.get(prefix + field.name, (set(), f"{meaning} {default}"))
+            wanted[prefix + field.name] = types_so_far | types_of(field.type), text
 
     for field in dataclasses.fields(sae.Run):
         if field.name not in FAMILIES and field.name not in _ELSEWHERE:

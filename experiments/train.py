@@ -13,7 +13,6 @@ store:
 """
 
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from absl import flags
 import gemma
 import sae
 from gemma.model import param_shapes
-from sae.files import check_folder, free_bytes, local_path, replace_file
+from sae import topologies
+from sae.files import check_folder, free_bytes, local_path
 from sae.sites import dim, token_site
 from sae.store import places
 from sae.store.source import Source
 
-from . import autoencoders, common, harvest, helping, numbers, part_flags, run_words, running, topologies
+from . import autoencoders, common, harvest, helping, numbers, part_flags, run_words, running
 from .harvest import STORE_DIR
 
 RECIPES = {"short_run": sae.short_run, "gemma_scope": sae.gemma_scope, "gemma_scope_2": sae.gemma_scope_2}
@@ -239,11 +239,7 @@ def train(runs: list[sae.Run], store: sae.ActivationStore, saes_dir: Path, check
         progress=common.progress,
     )
     try:
-        for number, (autoencoder, folder) in enumerate(zip(trained, folders, strict=True)):
-            sae.save(autoencoder, folder)
-            if jax.process_index() == 0:
-                records = [record for record in history if record["run"] == number]
-                replace_file(folder / "history.json", json.dumps(records, indent=1) + "\n")
+        autoencoders.save(trained, folders, history)
     except OSError as error:
         error.add_note(
             f"Every step is kept in {checkpoint_dir}: the same command saves the autoencoders without training again."

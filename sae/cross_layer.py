@@ -15,6 +15,7 @@ from sae.autoencoder import Info, Largest
 from sae.released import Axes, Released, above, forms
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class OfLayers(Released):
     """JumpReLU latents that read one layer each: what cross-layer transcoders and sets of transcoders have in common.
 
@@ -22,9 +23,17 @@ class OfLayers(Released):
     first.
     """
 
+    W_enc: jax.Array
     b_enc: jax.Array
+    W_dec: jax.Array
+    b_dec: jax.Array
     threshold: jax.Array
-    W_skip: jax.Array | None
+    W_skip: jax.Array | None = None
+    info: Info | None = dataclasses.field(default=None, metadata={"static": True})
+    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
+
+    def __post_init__(self):
+        self.check_shapes()
 
     @property
     def width(self) -> int:
@@ -92,17 +101,6 @@ class CrossLayerTranscoder(OfLayers):
         "W_skip": ("L", "A", "A'"),
     }
     noun: ClassVar[str] = "cross-layer transcoder"
-    W_enc: jax.Array
-    b_enc: jax.Array
-    W_dec: jax.Array
-    b_dec: jax.Array
-    threshold: jax.Array
-    W_skip: jax.Array | None = None
-    info: Info | None = dataclasses.field(default=None, metadata={"static": True})
-    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
-
-    def __post_init__(self):
-        self.check_shapes()
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, L * Zl] -> what comes out at all layers, [B, L, A], without the skip."""

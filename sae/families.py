@@ -42,7 +42,7 @@ def recorded_fields(training: Mapping[str, Any]) -> dict[str, Any]:
         values = {name: value for name, value in facts.items() if name not in FAMILIES and name != "format"}
         for name in FAMILIES:
             several = facts.get(name) if name in SEVERAL else [facts.get(name)]
-            several = [part for part in several or () if isinstance(part, Mapping)]
+            several = [part for part in several if isinstance(part, Mapping)] if isinstance(several, list) else []
             values[name] = "+".join(str(part.get("kind")) for part in several)
             for part in several:
                 for field, value in part.items():
@@ -51,6 +51,16 @@ def recorded_fields(training: Mapping[str, Any]) -> dict[str, Any]:
         return values
     config = training.get("config")
     return dict(config) if isinstance(config, Mapping) else {}
+
+
+def recorded_aim(training: Mapping[str, Any]) -> float | None:
+    """Returns the L0 that the run of a record aimed at, or kept; None where it aimed at none, or nothing is recorded.
+
+    Args:
+      training: as for `recorded_fields`.
+    """
+    fields = recorded_fields(training)
+    return next((fields[name] for name in ("l0_target", "k") if fields.get(name) is not None), None)
 
 
 Place = tuple[str, int | None]  # the name of the run's field, and the index where that has several parts

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from sae.autoencoder import Info, Largest
-from sae.fields import check_fields
 from sae.released import Axes, Released, forms
-from sae.topk import keep_largest
+from sae.topk import check_k, keep_largest
 
 _EPSILON = 1e-5
 
@@ -54,11 +53,7 @@ class NormedTopK(Released):
     largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     def __post_init__(self):
-        check_fields(self, ("k",))
-        self.check_shapes()
-        width = self.width if getattr(self.W_enc, "shape", ()) else self.k
-        if not 1 <= self.k <= width:
-            raise ValueError(f"NormedTopK: k is from 1 to the width, {width:,}, got {self.k}")
+        check_k(self)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, Z] in raw units, zero but for the k largest above 0.

@@ -55,11 +55,7 @@ class TopK(Released):
     largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     def __post_init__(self):
-        check_fields(self, ("k",))
-        self.check_shapes()
-        width = self.width if getattr(self.W_enc, "shape", ()) else self.k
-        if not 1 <= self.k <= width:
-            raise ValueError(f"TopK: k is from 1 to the width, {width:,}, got {self.k}")
+        check_k(self)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [B, A] -> latents [B, Z], zero but for the k largest above 0.
@@ -69,6 +65,16 @@ class TopK(Released):
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
         return keep_largest(jnp.maximum(z, 0.0), self.k)
+
+
+def check_k(autoencoder: Released) -> None:
+    """Raises ValueError for a form with k, a whole number from 1 to its width, where that or its arrays' shapes are
+    otherwise."""
+    check_fields(autoencoder, ("k",))
+    autoencoder.check_shapes()
+    width = autoencoder.width if getattr(autoencoder.W_enc, "shape", ()) else autoencoder.k
+    if not 1 <= autoencoder.k <= width:
+        raise ValueError(f"{type(autoencoder).__name__}: k is from 1 to the width, {width:,}, got {autoencoder.k}")
 
 
 def keep_largest(f: jax.Array, k: int) -> jax.Array:

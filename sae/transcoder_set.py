@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from sae.autoencoder import Info, JumpReLU, Largest
+from sae.autoencoder import JumpReLU
 from sae.cross_layer import OfLayers
 from sae.released import Axes, forms
 
@@ -47,17 +47,6 @@ class TranscoderSet(OfLayers):
         "W_skip": ("L", "A", "A'"),
     }
     noun: ClassVar[str] = "set of transcoders"
-    W_enc: jax.Array
-    b_enc: jax.Array
-    W_dec: jax.Array
-    b_dec: jax.Array
-    threshold: jax.Array
-    W_skip: jax.Array | None = None
-    info: Info | None = dataclasses.field(default=None, metadata={"static": True})
-    largest: Largest | None = dataclasses.field(default=None, metadata={"static": True}, repr=False)
-
-    def __post_init__(self):
-        self.check_shapes()
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, L * Zl] -> what comes out at all layers, [B, L, A], without the skip."""

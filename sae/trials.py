@@ -62,7 +62,7 @@ def neighbours(model: LanguageModel, sites: Sites | None, A: int) -> list[Sites]
     order = {name: at for at, name in enumerate(model.sites)}
     groups: list[list[Sites]] = []
     for kind in (None, *dict.fromkeys(kind for kind, _ in usable)):  # None: each its own
-        named = [[usable.get((kind or own, at + step)) for own, at in places] for step in (-1, 0, 1)]
+        named = [[usable.get((kind or each, at + step)) for each, at in places] for step in (-1, 0, 1)]
         groups.append([tuple(names) for names in named if None not in names])
     others = sorted((sites for group in groups[1:] for sites in group), key=lambda sites: order[sites[0]])
     return list(dict.fromkeys([*groups[0], *others]))

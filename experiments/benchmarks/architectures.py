@@ -132,10 +132,7 @@ def train(
         trained, history = sae.train(
             several, store, mesh, checkpoint_dir=out / "checkpoints" / name, progress=common.progress
         )
-        for number, (autoencoder, folder) in enumerate(zip(trained, folders[name], strict=True)):
-            sae.save(autoencoder, folder)
-            records = [record for record in history if record["run"] == number]
-            replace_file(folder / "history.json", json.dumps(records, indent=1) + "\n")
+        autoencoders.save(trained, folders[name], history)
     return [folder for several in folders.values() for folder in several]
 
 

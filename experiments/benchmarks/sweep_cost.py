@@ -19,7 +19,8 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common, harvest, running, topologies
+from experiments import common, harvest, running
+from sae import topologies
 from sae.store.source import Source
 from sae.trainer.programs import TOGETHER
 from sae.trainer.sweeps import Sweep

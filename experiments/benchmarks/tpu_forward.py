@@ -14,10 +14,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import common, running, topologies
+from experiments import common, running
 from experiments.benchmarks import tpu_programs
 from experiments.benchmarks.tpu_hlo import Moved
 from experiments.benchmarks.tpu_programs import Case, Report
+from sae import topologies
 
 GIB = 2**30
 

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 import gemma
 import mishax_lite
-from experiments import topologies
 from experiments.benchmarks import tpu_hlo
 from gemma import sharding
 from gemma.model import param_shapes
+from sae import topologies
 
 PROGRAMS = ("sites", "logits", "loss")
 _SCOPE = ("attn_z", "mlp_out", "resid_post")  # what Gemma Scope has autoencoders for

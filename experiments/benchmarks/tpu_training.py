@@ -11,8 +11,9 @@ from collections import Counter
 from jax.sharding import Mesh
 
 import sae
-from experiments import common, running, topologies
+from experiments import common, running
 from experiments.benchmarks.tpu_hlo import Moved, collectives
+from sae import topologies
 from sae.trainer import programs
 
 A = 2304  # width of the residual stream of Gemma 2 2B

@@ -17,7 +17,7 @@ from sae.autoencoder import Info
 from sae.evaluation import fidelity
 from sae.evaluation.fidelity import Metrics, check_fits
 from sae.evaluation.matching import counted_of
-from sae.families import recorded_fields
+from sae.families import recorded_aim, recorded_fields
 from sae.files import replace_file
 from sae.formats import files, largest
 from sae.language_model import LanguageModel
@@ -134,10 +134,10 @@ def target(info: Info | None, name: str) -> str:
         >>> target(None, "target_l0_20"), target(None, "mine")
         ('20', '–')
     """
-    config = {} if info is None else recorded_fields(json.loads(info.training))
-    if config:
-        aims = [config[name] for name in ("l0_target", "k") if config.get(name) is not None]
-        return f"{aims[0]:g}" if aims else "–"
+    training = {} if info is None else json.loads(info.training)
+    if recorded_fields(training):
+        aim = recorded_aim(training)
+        return "–" if aim is None else f"{aim:g}"
     named = re.match(r"target_l0_([^_]+)", name)
     return named[1] if named else "–"
 

@@ -40,9 +40,7 @@ class DictionaryLearning(Format):
                 but what rebuilds tensors.
         """
         kind, trainer = _trainer(file)
-        state = torch_files.read(file)
-        if not isinstance(state, dict):
-            raise ValueError(f"{file} holds no state dict")
+        state = torch_files.state(file, {})
         normalised = state.get("normalize_to_sqrt_d")
         if normalised is True or (isinstance(normalised, np.ndarray) and normalised.any()):
             raise ValueError(f"{file}: inputs normalised to sqrt(d) are not read: no weights can do that")

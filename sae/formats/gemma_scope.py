@@ -39,7 +39,7 @@ class GemmaScope(Format):
         leaves = npz_files.headers(file)
         if leaves is None or set(_own(leaves).values()) - set(leaves):
             return None  # `read` says what is wrong
-        contents = {name: leaves[own] for name, own in _own(leaves).items()}
+        contents = {name: leaves[stored] for name, stored in _own(leaves).items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
     def lacks(self, autoencoder: Released) -> str | None:

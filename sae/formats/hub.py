@@ -106,10 +106,11 @@ def _fetched(hub: "_Hub", inside: str, mains: tuple[str, ...]) -> Path:
         named = None
     sizes = {path.rpartition("/")[2]: size for path, size in entries.items() if size is not None}
     main = named or _main(hub, inside, sizes, entries, mains)
-    for name in (above for own, above in _ABOVE.items() if own == main and inside):
+    if main in _ABOVE and inside:
         folder = inside.rpartition("/")[0]
-        if hub.entries(folder).get(_joined(folder, name)) is not None:
-            hub.download(_joined(folder, name))
+        config = _joined(folder, _ABOVE[main])
+        if hub.entries(folder).get(config) is not None:
+            hub.download(config)
     beside = _beside(main, sizes, whole=main in mains)
     places = [hub.download(_joined(inside, name)) for name in (*beside, main)]
     if len({place.parent for place in places}) > 1:

@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from sae.families import recorded_aim
 from sae.released import Released
 
 _FOLDER = re.compile(r"average_l0_(\d+)")
@@ -31,10 +32,9 @@ def claimed_l0(autoencoder: Released) -> float | None:
     facts = json.loads(autoencoder.info.training)
     if (l0 := l0_of_folder(str(_inside(facts, "gemma_scope", "folder")))) is not None:
         return l0
-    for place in (("gemma_scope_2", "config", "l0"), *(("run", "sparsity", i, "l0_target") for i in range(4))):
-        if (l0 := _number(_inside(facts, *place))) is not None:
-            return l0
-    return _number(_inside(facts, "run", "autoencoder", "k"))
+    if (l0 := _number(_inside(facts, "gemma_scope_2", "config", "l0"))) is not None:
+        return l0
+    return _number(recorded_aim({"run": _inside(facts, "run")}))
 
 
 def l0_of_folder(folder: str) -> float | None:
@@ -48,12 +48,9 @@ def l0_of_folder(folder: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def _inside(facts: Any, *names: str | int) -> Any:
+def _inside(facts: Any, *names: str) -> Any:
     for name in names:
-        if isinstance(name, int):
-            facts = facts[name] if isinstance(facts, list) and name < len(facts) else None
-        else:
-            facts = facts.get(name) if isinstance(facts, dict) else None
+        facts = facts.get(name) if isinstance(facts, dict) else None
     return facts
 
 

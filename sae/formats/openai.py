@@ -16,7 +16,8 @@ import numpy as np
 from sae.autoencoder import Info
 from sae.formats import torch_files
 from sae.formats.folding import subtracted
-from sae.formats.format import Contents, Format, formats
+from sae.formats.format import Contents, formats
+from sae.formats.layer_files import LayerFiles
 from sae.normed_topk import NormedTopK
 from sae.relu import ReLU
 
@@ -32,21 +33,11 @@ _FILE = re.compile(r"(\d+)\.pt")
 
 
 @formats.register("openai")
-class OpenAI(Format):
+class OpenAI(LayerFiles):
     """`{layer}.pt`; ReLU, and TopK of normalised tokens; only read."""
 
     title = "OpenAI's format"
-    main = None
-    written = False
-
-    def parts(self, folder: Path) -> list[Path]:
-        """The layers' files."""
-        files = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)]
-        return sorted(files, key=lambda path: int(path.stem))
-
-    def takes(self, file: Path) -> bool:
-        """A file with a layer's number for its name."""
-        return _FILE.fullmatch(file.name) is not None
+    pattern = _FILE
 
     def read(self, file: Path) -> Contents:
         """Reads a file.
@@ -55,7 +46,7 @@ class OpenAI(Format):
             ValueError: for an activation that is not read, by its name, a missing tensor, and a pickle that calls
                 anything but what rebuilds tensors.
         """
-        state = _state(file, torch_files.read(file))
+        state = torch_files.state(file, _TENSORS)
         form, numbers = _form(file, state)
         t = {name: state[name].astype(np.float32) for name in _TENSORS}
         values = {"W_enc": t["encoder.weight"].T, "W_dec": t["decoder.weight"].T, "b_dec": t["pre_bias"]}
@@ -64,19 +55,10 @@ class OpenAI(Format):
 
     def shapes(self, file: Path) -> Contents:
         """By the pickle, without the numbers."""
-        state = _state(file, torch_files.headers(file))
+        state = torch_files.state(file, _TENSORS, shapes_alone=True)
         form, numbers = _form(file, state)
         width, A = state["encoder.weight"].shape
         return Contents.of_sizes(form, {"A": A, "Z": width}, numbers=numbers, info=_info(file))
-
-
-def _state(file: Path, state: Any) -> dict[str, Any]:
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds no state dict")
-    for name, rank in _TENSORS.items():
-        if len(getattr(state.get(name), "shape", ())) != rank:
-            raise ValueError(f"{file}: it has no tensor {name}; it holds {', '.join(map(str, state))}"[:300])
-    return state
 
 
 def _form(file: Path, state: dict[str, Any]) -> tuple[type, dict[str, int]]:

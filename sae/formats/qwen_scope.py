@@ -9,13 +9,13 @@ where those are below 0, of which a trained one of tens of thousands has none: h
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sae.autoencoder import Info
 from sae.formats import configs, names, torch_files
-from sae.formats.format import Contents, Format, formats
+from sae.formats.format import Contents, formats
+from sae.formats.layer_files import LayerFiles
 from sae.topk import TopK
 
 _CONFIG = "config.json"
@@ -25,21 +25,11 @@ _REPOSITORY = re.compile(r"(?:models--[\w.-]+?--)?SAE-Res-(.+)-W\d+K-L0_(\d+)")
 
 
 @formats.register("qwen_scope")
-class QwenScope(Format):
+class QwenScope(LayerFiles):
     """`layer{i}.sae.pt` and `config.json`; TopK; only read."""
 
     title = "Qwen-Scope's format"
-    main = None
-    written = False
-
-    def parts(self, folder: Path) -> list[Path]:
-        """The layers' files."""
-        files = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)]
-        return sorted(files, key=lambda path: int(_FILE.fullmatch(path.name)[1]))
-
-    def takes(self, file: Path) -> bool:
-        """A layer's file."""
-        return _FILE.fullmatch(file.name) is not None
+    pattern = _FILE
 
     def read(self, file: Path) -> Contents:
         """Reads a layer.
@@ -48,7 +38,7 @@ class QwenScope(Format):
             ValueError: for a missing tensor, a k that nothing says, and a pickle that calls anything but what rebuilds
                 tensors.
         """
-        state = _state(file, torch_files.read(file))
+        state = torch_files.state(file, _TENSORS)
         k, info = _facts(file)
         values = {name: state[name].astype(np.float32) for name in _TENSORS}
         values |= {"W_enc": values["W_enc"].T, "W_dec": values["W_dec"].T}
@@ -56,19 +46,10 @@ class QwenScope(Format):
 
     def shapes(self, file: Path) -> Contents:
         """By the pickle, without the numbers."""
-        state = _state(file, torch_files.headers(file))
+        state = torch_files.state(file, _TENSORS, shapes_alone=True)
         k, info = _facts(file)
         width, A = state["W_enc"].shape
         return Contents.of_sizes(TopK, {"A": A, "Z": width}, numbers={"k": k}, info=info)
-
-
-def _state(file: Path, state: Any) -> dict[str, Any]:
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds no state dict")
-    for name, rank in _TENSORS.items():
-        if len(getattr(state.get(name), "shape", ())) != rank:
-            raise ValueError(f"{file}: it has no tensor {name}; it holds {', '.join(map(str, state))}"[:300])
-    return state
 
 
 def _facts(file: Path) -> tuple[int, Info | None]:

@@ -94,7 +94,7 @@ class Sparsify(Format):
 
 def _wanted(config: Mapping[str, Any]) -> dict[str, str]:
     """By our names, those of the tensors that the config says there are."""
-    return {name: own for name, own in _TENSORS.items() if name != "W_skip" or config.get("skip_connection")}
+    return {name: stored for name, stored in _TENSORS.items() if name != "W_skip" or config.get("skip_connection")}
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,26 @@ def headers(file: Path) -> Any:
         ValueError: as `read` does.
     """
     return _read(file, shapes_alone=True)
+
+
+def state(file: Path, ranks: Mapping[str, int], shapes_alone: bool = False) -> dict[str, Any]:
+    """The state dict of a file.
+
+    Args:
+        file: a path.
+        ranks: the numbers of axes of the tensors that it has to have, by name.
+        shapes_alone: as `headers` reads it, and not as `read`.
+
+    Raises:
+        ValueError: as `read` does, and for what is no state dict or lacks one of the tensors.
+    """
+    tensors = _read(file, shapes_alone)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{file} holds no state dict")
+    for name, rank in ranks.items():
+        if len(getattr(tensors.get(name), "shape", ())) != rank:
+            raise ValueError(f"{file}: it has no tensor {name}; it holds {', '.join(map(str, tensors))}"[:300])
+    return tensors
 
 
 class _Storages:

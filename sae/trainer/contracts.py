@@ -13,7 +13,6 @@ from sae import showing
 from sae.architectures import Architecture, Encoded
 from sae.parts import Part, Sizes
 from sae.released import Released
-from sae.runs import Run
 
 
 def check_encoded(architecture: Architecture, encoded: Encoded, tokens: int, sizes: Sizes) -> None:
@@ -51,16 +50,15 @@ def check_scalar(part: Part, method: str, value: Any) -> None:
         )
 
 
-def check_release(run: Run, params: Any, kept: Any, sizes: Sizes) -> None:
+def check_release(architecture: Architecture, params: Any, kept: Any, sizes: Sizes) -> None:
     """Raises ValueError for an architecture whose `release` returns what cannot be saved.
 
     Args:
-        run: of the architecture.
+        architecture: whose `release` it is.
         params: its parameters, or their shapes.
         kept: what it keeps from step to step, or its shapes.
         sizes: of the run.
     """
-    architecture = run.autoencoder
     released = jax.eval_shape(lambda params, kept: architecture.release(params, kept, sizes), params, kept)
     name = f"{type(architecture).__name__}.release"
     if not isinstance(released, Released):
@@ -70,5 +68,5 @@ def check_release(run: Run, params: Any, kept: Any, sizes: Sizes) -> None:
         if len(value.shape) != len(axes):
             raise ValueError(f"{name}: {array} has the shape {list(value.shape)}, expected [{', '.join(axes)}]")
     released.check_shapes()
-    if released.width != run.width:
-        raise ValueError(f"{name} returned {released.width} latents, and the run has {run.width}")
+    if released.width != sizes.width:
+        raise ValueError(f"{name} returned {released.width} latents, and the run has {sizes.width}")

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.runs import Run
+from sae.topologies import HBM
 
 _GIB = 2**30
 # By `device_kind`: GiB of HBM of a chip, and its peak in bfloat16 operations a second (Google Cloud, "TPU versions").
 # Float32 products take three ("high") or six ("highest") of these.
 TPUS = {
-    "TPU v4": (32, 275e12),
-    "TPU v5 lite": (16, 197e12),
-    "TPU v5": (95, 459e12),
-    "TPU v5p": (95, 459e12),
-    "TPU v6 lite": (32, 918e12),
+    "TPU v4": (HBM["v4"], 275e12),
+    "TPU v5 lite": (HBM["v5e"], 197e12),
+    "TPU v5": (HBM["v5p"], 459e12),
+    "TPU v5p": (HBM["v5p"], 459e12),
+    "TPU v6 lite": (HBM["v6e"], 918e12),
 }
 
 

@@ -15,7 +15,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import sae
-from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, topologies, train
+from experiments import evaluate, explore, generate, harvest, inspect_store, running, scope, train
+from sae import topologies
 from tests.experiments.checking import check
 
 ROOT = Path(__file__).parents[2]
@@ -152,11 +153,11 @@ def test_warnings_of_ours_are_a_sentence(monkeypatch, capsys):
 def test_a_refused_flag_is_one_line_and_exit_status_2(tmp_path):
     """In a process, in an empty folder: nothing is written."""
     command = [sys.executable, "-m", "experiments.harvest", "--store_dir=", "--sites=layer_1/mlp_out"]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert done.stderr.startswith("error: --store_dir is empty: give a value") and done.stderr.count("\n") == 1
+    assert process.returncode == 2 and not list(tmp_path.iterdir())
+    assert process.stderr.startswith("error: --store_dir is empty: give a value") and process.stderr.count("\n") == 1
 
 
 READMES = [ROOT / name / "README.md" for name in ("", "gemma", "sae", "sae/store", "sae/trainer", "experiments")]
@@ -176,12 +177,14 @@ def test_the_readmes_plan_needs_no_store_and_says_what_it_lacks(tmp_path):
     assert "--topology=v5e:16x16" in PLAN
     command = [sys.executable, "-m", "experiments.train", *PLAN]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     if topologies.missing():
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert done.stderr.startswith("error: libtpu is not installed: pip install 'jax[tpu]'"), done.stderr
+        assert (process.returncode, process.stderr.count("\n")) == (1, 1)
+        assert process.stderr.startswith("error: libtpu is not installed: pip install 'jax[tpu]'"), process.stderr
     else:
-        assert done.returncode == 0 and "256 x TPU v5 lite, mesh 16 data x 16 latent" in done.stdout, done.stderr
+        assert process.returncode == 0 and "256 x TPU v5 lite, mesh 16 data x 16 latent" in process.stdout, (
+            process.stderr
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import topologies
 from experiments.benchmarks import tpu_hlo, tpu_programs
 from experiments.benchmarks.tpu_hlo import Moved
 from experiments.benchmarks.tpu_programs import Case
+from sae import topologies
 
 needs_libtpu = pytest.mark.skipif(topologies.missing() is not None, reason=str(topologies.missing()))
 GIB = 2**30

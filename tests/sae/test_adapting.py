@@ -16,7 +16,7 @@ from mishax_lite import hashing
 from sae import adapting, site_kinds
 from tests import compilations
 from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 STREAM = "blocks/1"
 TEXTS = ["the sea was calm.", "a ship"]
@@ -24,7 +24,7 @@ TEXTS = ["the sea was calm.", "a ship"]
 
 @functools.cache
 def model() -> sae.AdaptedModel:
-    return equinox_adapter.adapt(equinox_transformer.Transformer(jax.random.key(0), len(Letters())), Letters())
+    return lettered.model()
 
 
 def autoencoder(site: str = STREAM, dim: int = 24) -> sae.JumpReLU:

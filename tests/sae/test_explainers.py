@@ -5,16 +5,13 @@ import doctest
 import html
 import re
 
-import jax
 import pytest
 
 import sae
 from sae.explainers import EXPLAINERS, Explainer, base, explainer_of, tokens
 from sae.latent import Example, Latent
-from sae.text import Document, cut
 from tests.registering import registered
-from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 from tests.sae.test_looking import autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordWarning")
@@ -22,14 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordW
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 @pytest.fixture(scope="module")
 def sequences():
-    return cut([Document(f"d{i}", "s", f"{word} went to the sea") for i, word in enumerate(("he", "a king", "men"))],
-               Letters(), 12)  # fmt: skip
+    return lettered.sequences()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,31 +68,31 @@ def test_tokens_names_those_of_the_examples_and_those_that_rise(given, text):
 
 
 def test_the_tokens_named_are_those_of_the_latent(model, sequences):
-    found = sae.latents(autoencoder(), model, sequences, explainer="tokens")
+    described = sae.latents(autoencoder(), model, sequences, explainer="tokens")
     assert sae.latents(autoencoder(), model, sequences)[0].explanation is None
-    for one in found:
+    for one in described:
         strongest, rising = one.examples[0].token, one.promoted[0][0]
         assert f'"{strongest.strip() or strongest}"' in one.explanation
         assert f'promotes "{rising.strip() or rising}"' in one.explanation
     again = sae.latents(autoencoder(), model, sequences, explainer=tokens.Tokens())
-    assert [one.explanation for one in again] == [one.explanation for one in found]
+    assert [one.explanation for one in again] == [one.explanation for one in described]
     short = sae.latents(autoencoder(), model, sequences, explainer=tokens.Tokens(fires=1, promoted=0))
     assert all(re.fullmatch(r'fires on "[^"]*"', one.explanation) for one in short)
 
 
 def test_an_explainer_of_ones_own_is_asked_once_for_a_latent_that_is_looked_at(loud, model, sequences):
-    asked = []
+    numbers = []
 
     class Counting(Loud):
         def explain(self, latent):
-            asked.append(latent.latent)
+            numbers.append(latent.latent)
             return super().explain(latent)
 
-    found = sae.latents(autoencoder(), model, sequences, examples=2, tokens=3, explainer=Counting())
-    assert not asked
-    assert found[3].explanation == found[3].explanation and asked == [3]
+    described = sae.latents(autoencoder(), model, sequences, examples=2, tokens=3, explainer=Counting())
+    assert not numbers
+    assert described[3].explanation == described[3].explanation and numbers == [3]
     named = sae.latents(autoencoder(), model, sequences, examples=2, tokens=3, explainer="loud")[3]
-    assert named == found[3] and named.explanation.startswith(f"<!> 3 {len(named.examples)} 3 5")
+    assert named == described[3] and named.explanation.startswith(f"<!> 3 {len(named.examples)} 3 5")
 
 
 def test_an_explainer_of_ones_own_is_on_the_pages_and_changes_nothing_else(loud, model, sequences, tmp_path):

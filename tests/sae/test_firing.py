@@ -1,20 +1,18 @@
 """`sae.top_latents`: what fires on a text, against numpy."""
 
-import jax
 import numpy as np
 import pytest
 
 import sae
 from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 SITE, HEADS = "blocks/1", "blocks/1/attention/mix"
 
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 def autoencoder(site=SITE, sinks=None, model_name="equinox", **changes):

@@ -4,7 +4,6 @@ tests/experiments."""
 import doctest
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,15 +12,14 @@ from sae.evaluation import fidelity, kept
 from sae.formats import finding
 from sae.text import Document, cut
 from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordWarning")
 
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 @pytest.fixture(scope="module")

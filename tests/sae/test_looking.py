@@ -4,7 +4,6 @@ import dataclasses
 import doctest
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from sae import looking
 from sae.explorer import building
 from sae.text import Document, cut
 from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 SITE = "blocks/1"
 pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordWarning")
@@ -21,14 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordW
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 @pytest.fixture(scope="module")
 def sequences():
-    return cut([Document(f"d{i}", "s", f"{word} went to the sea") for i, word in enumerate(("he", "a king", "men"))],
-               Letters(), 12)  # fmt: skip
+    return lettered.sequences()
 
 
 def autoencoder(site=SITE, seed=0):

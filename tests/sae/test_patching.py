@@ -12,16 +12,14 @@ import pytest
 import sae
 from sae import patching
 from tests import compilations
-from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 CLEAN, CORRUPT = "the sea", "the tea"
 
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 def score(logits):

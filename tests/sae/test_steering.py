@@ -3,7 +3,6 @@
 import dataclasses
 import doctest
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,15 +11,14 @@ import sae
 from sae import steering
 from sae.autoencoder import Largest
 from tests.sae.letters import Letters
-from tests.sae.models import equinox_adapter, equinox_transformer
+from tests.sae.models import lettered
 
 pytestmark = pytest.mark.filterwarnings("ignore::sae.evaluation.matching.RecordWarning")
 
 
 @pytest.fixture(scope="module")
 def model():
-    transformer = equinox_transformer.Transformer(jax.random.key(0), len(Letters()))
-    return equinox_adapter.adapt(transformer, Letters())
+    return lettered.model()
 
 
 def autoencoder(site="blocks/1", **changes):

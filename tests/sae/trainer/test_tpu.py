@@ -8,9 +8,9 @@ import dataclasses
 
 import pytest
 
-from experiments import topologies
 from experiments.benchmarks import tpu_training
 from experiments.benchmarks.tpu_training import Case
+from sae import topologies
 
 pytestmark = pytest.mark.skipif(topologies.missing() is not None, reason=str(topologies.missing()))
 GIB = 2**30

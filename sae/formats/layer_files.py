@@ -1,0 +1,28 @@
+"""Formats with a file for each layer, each of which is an autoencoder by itself."""
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from sae.formats.format import Format
+
+
+class LayerFiles(Format):
+    """A format of which a folder has several autoencoders; only read.
+
+    Attributes:
+        pattern: of a file's name, whose first group is the number of its layer.
+    """
+
+    main = None
+    written = False
+    pattern: ClassVar[re.Pattern[str]]
+
+    def parts(self, folder: Path) -> list[Path]:
+        """The layers' files."""
+        files = [path for path in folder.iterdir() if self.pattern.fullmatch(path.name)]
+        return sorted(files, key=lambda path: int(self.pattern.fullmatch(path.name)[1]))
+
+    def takes(self, file: Path) -> bool:
+        """A layer's file."""
+        return self.pattern.fullmatch(file.name) is not None

@@ -24,8 +24,8 @@ def build_wheel(folder: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=folder / "source", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", build], cwd=folder / "source", capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -58,10 +58,10 @@ def test_every_module_is_a_command_and_says_which_flags_it_has(launch, tmp_path)
     from experiments import commands
 
     assert {name.replace("_", "-") for name in commands.LAUNCHES} == set(COMMANDS)
-    done = run(launch, tmp_path, "/bin/mishax-inspect-store", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "mishax-inspect-store --store_dir=runs/store --verify" in done.stdout
-    assert "--[no]verify" in done.stdout and "--store_dir" in done.stdout and "python -m" not in done.stdout
+    process = run(launch, tmp_path, "/bin/mishax-inspect-store", "--help")
+    assert process.returncode == 0, process.stderr
+    assert "mishax-inspect-store --store_dir=runs/store --verify" in process.stdout
+    assert "--[no]verify" in process.stdout and "--store_dir" in process.stdout and "python -m" not in process.stdout
     refused = run(launch, tmp_path, "/bin/mishax-harvest", "--store_dir=")
     assert refused.returncode == 2 and refused.stderr.startswith("error: --store_dir is empty")
     unknown = run(launch, tmp_path, "/bin/mishax-harvst")
@@ -71,16 +71,16 @@ def test_every_module_is_a_command_and_says_which_flags_it_has(launch, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_launch_shows_its_help_with_what_the_wheel_declares(launch, tmp_path, command):
-    done = run(launch, tmp_path, f"/bin/mishax-{command}", "--help")
-    assert done.returncode == 0 and f"mishax-{command} " in done.stdout, done.stderr
-    assert "Traceback" not in done.stderr and "python -m" not in done.stdout
+    process = run(launch, tmp_path, f"/bin/mishax-{command}", "--help")
+    assert process.returncode == 0 and f"mishax-{command} " in process.stdout, process.stderr
+    assert "Traceback" not in process.stderr and "python -m" not in process.stdout
 
 
 def test_a_launch_from_the_wheel(launch, tmp_path):
     small = ("--sites=layer_0/resid_pre", "--length=16", "--max_sequences=8", "--store_dir=store")
-    done = run(launch, tmp_path, "mishax-harvest", *small)
-    assert done.returncode == 0, done.stderr
-    assert "store: " in done.stdout and "tokens at layer_0/resid_pre; left out: special tokens" in done.stdout
+    process = run(launch, tmp_path, "mishax-harvest", *small)
+    assert process.returncode == 0, process.stderr
+    assert "store: " in process.stdout and "tokens at layer_0/resid_pre; left out: special tokens" in process.stdout
     assert (tmp_path / "store" / "manifest.json").exists()
 
 
@@ -89,8 +89,8 @@ def test_the_whole_way_from_the_wheel(launch, tmp_path):
     """Text, store, autoencoders, figures and pages; without a checkout anywhere on the path."""
     small = ("--steps=60", "--save_every=10", "--batch_size=256", "--width=256", "--l0_targets=10,30")
     text = ("--max_sequences=96", "--shuffle_rows=2016", "--eval_sequences=16", "--length=64", "--out_dir=out")
-    done = run(launch, tmp_path, "mishax-scope", *small, *text)
-    assert done.returncode == 0, done.stderr
+    process = run(launch, tmp_path, "mishax-scope", *small, *text)
+    assert process.returncode == 0, process.stderr
     assert list((tmp_path / "out").rglob("index.html")) and list((tmp_path / "out").rglob("*.png"))
     held_out = ("--saes_dir=saes", "--eval_sequences=16", "--length=64")
     for command, *flags in (
@@ -100,8 +100,8 @@ def test_the_whole_way_from_the_wheel(launch, tmp_path):
         ("explore", *held_out, "--pages_dir=pages"),
         ("generate", "--prompt=The sea", "--max_new_tokens=4"),
     ):
-        done = run(launch, tmp_path, f"mishax-{command}", *flags)
-        assert done.returncode == 0, (command, done.stderr)
+        process = run(launch, tmp_path, f"mishax-{command}", *flags)
+        assert process.returncode == 0, (command, process.stderr)
     assert list((tmp_path / "saes").rglob("metrics.json")) and (tmp_path / "pages" / "index.html").exists()
 
 
@@ -137,9 +137,9 @@ for needs in (
 @pytest.mark.slow
 def test_the_library_works_without_extras_and_says_which_one_is_missing(bare, tmp_path):
     """On a system without `fcntl`, too: text, harvest and training need none of them."""
-    done = clean.python(bare, tmp_path, WITHOUT)
-    assert done.returncode == 0, done.stderr
-    loss, *messages = done.stdout.splitlines()[-5:]
+    process = clean.python(bare, tmp_path, WITHOUT)
+    assert process.returncode == 0, process.stderr
+    loss, *messages = process.stdout.splitlines()[-5:]
     assert loss.startswith("loss ") and (tmp_path / "mine").exists()
     for message, (package, extra) in zip(
         messages,

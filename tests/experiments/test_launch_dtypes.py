@@ -76,10 +76,10 @@ def test_figures_of_one_dtype_are_not_those_of_another(tiny):
 @pytest.mark.slow
 def test_the_whole_way_in_bfloat16(tmp_path):
     out = tmp_path / "out"
-    done = test_launches.launch(f"--out_dir={out}", "--dtype=bfloat16", *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "tokens at layer_1/resid_post of a model in bfloat16" in done.stdout
-    assert re.search(r"(?m)^gemma2-tiny in bfloat16, on [\d,]+ tokens of held-out text", done.stdout)
+    process = test_launches.launch(f"--out_dir={out}", "--dtype=bfloat16", *SMALL)
+    assert process.returncode == 0, process.stderr
+    assert "tokens at layer_1/resid_post of a model in bfloat16" in process.stdout
+    assert re.search(r"(?m)^gemma2-tiny in bfloat16, on [\d,]+ tokens of held-out text", process.stdout)
     manifest = json.loads((out / "store" / "manifest.json").read_text())
     assert (manifest["activation_dtype"], manifest["dtype"]) == ("bfloat16", "bfloat16")
     (folder,) = (path.parent for path in (out / "saes").rglob("params.npz"))
@@ -88,8 +88,8 @@ def test_the_whole_way_in_bfloat16(tmp_path):
     assert "Features of gemma2-tiny in bfloat16" in (out / "pages" / "index.html").read_text(encoding="utf-8")
     written = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("metrics.json")}
     # Without the flag, evaluation takes the model as training had it, so that the figures are there already.
-    done = test_launches.launch(f"--saes_dir={out / 'saes'}", *SMALL[1:3], module="experiments.evaluate")
-    assert done.returncode == 0 and "gemma2-tiny in bfloat16" in done.stdout, done.stderr
+    process = test_launches.launch(f"--saes_dir={out / 'saes'}", *SMALL[1:3], module="experiments.evaluate")
+    assert process.returncode == 0 and "gemma2-tiny in bfloat16" in process.stdout, process.stderr
     assert written == {path: path.stat().st_mtime_ns for path in written}
-    done = test_launches.launch(f"--out_dir={out}", *SMALL)
-    assert done.returncode == 1 and "activation_dtype: the store has bfloat16, asked for float32" in done.stderr
+    process = test_launches.launch(f"--out_dir={out}", *SMALL)
+    assert process.returncode == 1 and "activation_dtype: the store has bfloat16, asked for float32" in process.stderr

@@ -58,9 +58,9 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 def whole(tmp_path_factory):
     """A run that nothing interrupted, and what it printed."""
     out = tmp_path_factory.mktemp("scope") / "out"
-    done = launch(f"--out_dir={out}", *SMALL)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    process = launch(f"--out_dir={out}", *SMALL)
+    assert process.returncode == 0, process.stderr
+    return out, process.stdout
 
 
 def test_scope_goes_from_text_to_pages(whole):
@@ -150,10 +150,10 @@ def test_bad_input_is_one_clear_line(flags, message, tmp_path):
     names = {name: str(tmp_path / f"{name}.txt") for name in (*texts, "missing")}
     (tmp_path / "surrogate.jsonl").write_text(r'{"text": "\ud800"}')
     names["surrogate"] = str(tmp_path / "surrogate.jsonl")
-    done = launch(f"--out_dir={tmp_path / 'out'}", *(flag.format(**names) for flag in flags))
-    assert done.returncode in (1, 2)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), done.stderr
+    process = launch(f"--out_dir={tmp_path / 'out'}", *(flag.format(**names) for flag in flags))
+    assert process.returncode in (1, 2)
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), process.stderr
 
 
 @pytest.mark.slow
@@ -168,9 +168,9 @@ def test_what_is_there_already_is_not_lost_to_other_flags(whole):
         ("--width=128", "holds the checkpoint of another run: runs[0].width is 256 there, 128 asked for"),
     ):
         name = flag.split("=")[0]
-        done = launch(f"--out_dir={out}", *(f for f in SMALL if not f.startswith(name)), flag)
-        assert done.returncode == 1 and message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        process = launch(f"--out_dir={out}", *(f for f in SMALL if not f.startswith(name)), flag)
+        assert process.returncode == 1 and message in process.stderr
+        assert len(process.stderr.strip().splitlines()) == 1
     assert contents(out, "*") == kept
 
 
@@ -179,22 +179,22 @@ def test_the_steps_work_one_by_one(whole, tmp_path):
     out, printed = whole
     folder = out / "saes" / "layer_3" / "mlp_out"
     # Of the text, autoencoders know the length and the rest.
-    done = launch(f"--saes_dir={folder}", "--eval_sequences=16", module="experiments.evaluate")
+    process = launch(f"--saes_dir={folder}", "--eval_sequences=16", module="experiments.evaluate")
     # The columns are as wide as the longest entry.
-    before, now = (re.findall(r"(?m)^layer_3/mlp_out .*$", text) for text in (printed, done.stdout))
-    assert done.returncode == 0 and [row.split() for row in now] == [row.split() for row in before], done.stderr
-    done = launch(f"--saes_dir={folder}", "--length=32", module="experiments.explore")
-    assert done.returncode == 1 and "--length=32 contradicts" in done.stderr and "--length=64" in done.stderr
+    before, now = (re.findall(r"(?m)^layer_3/mlp_out .*$", text) for text in (printed, process.stdout))
+    assert process.returncode == 0 and [row.split() for row in now] == [row.split() for row in before], process.stderr
+    process = launch(f"--saes_dir={folder}", "--length=32", module="experiments.explore")
+    assert process.returncode == 1 and "--length=32 contradicts" in process.stderr and "--length=64" in process.stderr
     with np.load(folder / "width_256" / "target_l0_10" / "params.npz") as arrays:
         assert arrays["W_enc"].shape == (192, 256)
-    done = launch(
+    process = launch(
         f"--store_dir={out / 'store'}",
         f"--saes_dir={tmp_path / 'saes'}",
         f"--checkpoint_dir={tmp_path / 'checkpoints'}",
         *("--train_sites=layer_3/attn_z", "--coefficients=0.001", "--steps=5", "--width=64", "--batch_size=128"),
         module="experiments.train",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64" / "lambda_0.001" / "params.npz").exists()
 
 
@@ -217,22 +217,22 @@ def test_text_and_chats_of_many_kinds_are_harvested_and_trained_on(tmp_path):
         pyarrow.table({"text": pyarrow.array(texts[16:]).dictionary_encode()}), folder / "E.PARQUET"
     )
     small = ("--sites=layer_1/resid_post", f"--store_dir={tmp_path / 'store'}", f"--corpus={folder}", "--length=32")
-    done = launch(*small, module="experiments.harvest")
-    assert done.returncode == 1 and "d.ndjson, line 5: expected an object with" in done.stderr
-    assert done.stderr.strip().endswith("(--skip_bad)") and not (tmp_path / "store").exists()
-    done = launch(*small, "--skip_bad", module="experiments.harvest")
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert "mine: 22 documents; 1 bad record is left out, the first: " in done.stdout
-    assert "4 parts of messages are left out, being no text (4 image)" in done.stdout
-    assert "mine: 1 of 22 documents is an exact duplicate, 0 near" in done.stdout
-    done = launch(
+    process = launch(*small, module="experiments.harvest")
+    assert process.returncode == 1 and "d.ndjson, line 5: expected an object with" in process.stderr
+    assert process.stderr.strip().endswith("(--skip_bad)") and not (tmp_path / "store").exists()
+    process = launch(*small, "--skip_bad", module="experiments.harvest")
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert "mine: 22 documents; 1 bad record is left out, the first: " in process.stdout
+    assert "4 parts of messages are left out, being no text (4 image)" in process.stdout
+    assert "mine: 1 of 22 documents is an exact duplicate, 0 near" in process.stdout
+    process = launch(
         f"--store_dir={tmp_path / 'store'}",
         f"--saes_dir={tmp_path / 'saes'}",
         f"--checkpoint_dir={tmp_path / 'checkpoints'}",
         *("--steps=5", "--width=64", "--batch_size=64", "--l0_targets=8"),
         module="experiments.train",
     )
-    assert done.returncode == 0 and list((tmp_path / "saes").rglob("params.npz")), done.stderr
+    assert process.returncode == 0 and list((tmp_path / "saes").rglob("params.npz")), process.stderr
 
 
 @pytest.fixture
@@ -249,9 +249,9 @@ def train(whole, tmp_path):
 
 @pytest.mark.slow
 def test_training_makes_a_sweep(train, tmp_path):
-    done = train("--train_sites=layer_3/attn_z", "--width=64,96", "--train_seeds=0,1", "--penalty=quadratic")
-    assert done.returncode == 0, done.stderr
-    names = [line.rsplit("attn_z/", 1)[1] for line in done.stdout.splitlines() if "attn_z/" in line]
+    process = train("--train_sites=layer_3/attn_z", "--width=64,96", "--train_seeds=0,1", "--penalty=quadratic")
+    assert process.returncode == 0, process.stderr
+    names = [line.rsplit("attn_z/", 1)[1] for line in process.stdout.splitlines() if "attn_z/" in line]
     aim = "target_l0_8_sparsity_quadratic+revival"
     assert names == [f"width_{width}/{aim}_seed_{seed}" for width in (64, 96) for seed in (0, 1)]
     for name in names:
@@ -261,16 +261,18 @@ def test_training_makes_a_sweep(train, tmp_path):
 
 @pytest.mark.slow
 def test_training_makes_an_architecture_that_a_flag_names(train, tmp_path):
-    done = train("--train_sites=layer_3/attn_z", "--width=64", "--autoencoder=topk", "--aux_k=16")
-    assert done.returncode == 0 and "recipe short_run: autoencoder topk; inputs are centred" in done.stdout, done.stderr
+    process = train("--train_sites=layer_3/attn_z", "--width=64", "--autoencoder=topk", "--aux_k=16")
+    assert process.returncode == 0 and "recipe short_run: autoencoder topk; inputs are centred" in process.stdout, (
+        process.stderr
+    )
     (folder,) = (tmp_path / "saes" / "layer_3" / "attn_z" / "width_64").iterdir()
     assert folder.name == "target_l0_8_autoencoder_topk_aux_k_16" and sae.load(folder).k == 8
 
 
 @pytest.mark.slow
 def test_training_makes_a_crosscoder(train, tmp_path):
-    done = train("--crosscoder", "--train_sites=layer_3/mlp_out,layer_3/resid_post", "--width=64")
-    assert done.returncode == 0, done.stderr
+    process = train("--crosscoder", "--train_sites=layer_3/mlp_out,layer_3/resid_post", "--width=64")
+    assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "saes").glob("crosscoder_layer_3.mlp_out+layer_3.resid_post/width_64/target_l0_8")
     with np.load(folder / "autoencoder.npz") as arrays:
         assert arrays["W_enc"].shape == (2, 192, 64)
@@ -278,18 +280,18 @@ def test_training_makes_a_crosscoder(train, tmp_path):
 
 @pytest.mark.slow
 def test_training_makes_a_transcoder_that_evaluates(train, tmp_path):
-    done = train("--train_sites=layer_3/mlp_out", "--site_out=layer_3/resid_post", "--skip", "--width=64")
-    assert done.returncode == 0, done.stderr
+    process = train("--train_sites=layer_3/mlp_out", "--site_out=layer_3/resid_post", "--skip", "--width=64")
+    assert process.returncode == 0, process.stderr
     text = [flag for flag in SMALL if flag.split("=")[0] in ("--eval_sequences", "--length")]
-    done = launch(f"--saes_dir={tmp_path / 'saes'}", *text, module="experiments.evaluate")
-    assert done.returncode == 0 and "layer_3/resid_post" in done.stdout, done.stderr
+    process = launch(f"--saes_dir={tmp_path / 'saes'}", *text, module="experiments.evaluate")
+    assert process.returncode == 0 and "layer_3/resid_post" in process.stdout, process.stderr
 
 
 @pytest.mark.slow
 def test_a_plan_trains_nothing(train, tmp_path):
-    done = train("--plan_only", "--width=64", "--latent_devices=1")
-    assert done.returncode == 0 and re.search(r"memory of a device: 0\.\d\d of", done.stdout), done.stderr
-    assert "5 steps, 640 tokens" in done.stdout and not (tmp_path / "saes").exists()
+    process = train("--plan_only", "--width=64", "--latent_devices=1")
+    assert process.returncode == 0 and re.search(r"memory of a device: 0\.\d\d of", process.stdout), process.stderr
+    assert "5 steps, 640 tokens" in process.stdout and not (tmp_path / "saes").exists()
 
 
 @pytest.mark.slow
@@ -303,9 +305,9 @@ def test_a_plan_trains_nothing(train, tmp_path):
     ],
 )
 def test_training_refuses_in_one_line(train, wrong, message):
-    done = train(*wrong)
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert message in done.stderr
+    process = train(*wrong)
+    assert process.returncode == 1 and len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert message in process.stderr
 
 
 @pytest.mark.slow
@@ -345,9 +347,9 @@ def test_generate_steers_with_a_latent(whole):
         ("30.0", " in raw units", True),
         ("3max", f": 3 x {largest:.4g} = {3 * largest:.4g} in raw units", True),
     ):
-        done = launch(*flags, *steered, f"--strength={strength}", module=module)
-        assert done.returncode == 0, done.stderr
-        before, title, after = re.split(rf"\n(with {strength} of latent {latent}.*):\n", done.stdout)
+        process = launch(*flags, *steered, f"--strength={strength}", module=module)
+        assert process.returncode == 0, process.stderr
+        before, title, after = re.split(rf"\n(with {strength} of latent {latent}.*):\n", process.stdout)
         assert title.startswith(f"with {strength} of latent {latent}{raw}")
         assert before == plain.stdout
         assert (after != before) is changes
@@ -356,9 +358,9 @@ def test_generate_steers_with_a_latent(whole):
         ([*flags, f"--sae={folder}", "--latent=3", "--strength=maximal"], "--strength takes a number in raw units or"),
         ([*flags, "--temperature=1", "--top_p=1.5"], "error: --top_p must be above 0 and at most 1, got 1.5"),
     ):
-        done = launch(*wrong, module=module)
-        assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert message in done.stderr
+        process = launch(*wrong, module=module)
+        assert process.returncode == 1 and len(process.stderr.strip().splitlines()) == 1, process.stderr
+        assert message in process.stderr
 
 
 @pytest.mark.slow
@@ -375,14 +377,14 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(whole, tmp_path):
         pytest.skip(f"mounting a tmpfs is not allowed here: {mounted.stderr.strip()}")
     try:
         # It looks ahead: too little for the store at all.
-        done = launch(f"--out_dir={small / 'a'}", *(f for f in SMALL if "max_sequences" not in f))
-        assert done.returncode == 1 and re.search(r"error: the store needs up to [\d.]+ GB and", done.stderr)
+        process = launch(f"--out_dir={small / 'a'}", *(f for f in SMALL if "max_sequences" not in f))
+        assert process.returncode == 1 and re.search(r"error: the store needs up to [\d.]+ GB and", process.stderr)
         # Room for the store but not for a checkpoint; then, with some freed, it goes on.
         (small / "filler").write_bytes(bytes(31_000_000))
         flags = (f"--out_dir={small / 'b'}", *(f for f in SMALL if "max_sequences" not in f), "--max_sequences=32")
-        done = launch(*flags)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert re.match(r"error: the disk is full: a checkpoint of 7 MB goes to", done.stderr.splitlines()[-1])
+        process = launch(*flags)
+        assert process.returncode == 1 and "Traceback" not in process.stderr
+        assert re.match(r"error: the disk is full: a checkpoint of 7 MB goes to", process.stderr.splitlines()[-1])
         segment = contents(small / "b" / "store" / "segment_00000", "*")
         (small / "filler").unlink()
         launch(*flags)

@@ -106,9 +106,9 @@ def test_a_first_hour_trains_looks_and_steers(kernels, tmp_path, monkeypatch):
 def test_hooks_on_your_own_model_capture_edit_and_differentiate(kernels, tmp_path, monkeypatch):
     printed = run("hooks_on_your_own_model", kernels, tmp_path, monkeypatch)
     assert re.search(r"layer_1/pattern +\(1, 4, 32, 32\)", printed) and "layer_0/pattern head 1" in printed
-    found = re.findall(r"(layer_\d)/z head \d: estimated (\S+), measured (\S+)", printed)
-    assert len(found) == 8
-    for layer, estimated, measured in found:
+    rows = re.findall(r"(layer_\d)/z head \d: estimated (\S+), measured (\S+)", printed)
+    assert len(rows) == 8
+    for layer, estimated, measured in rows:
         assert float(measured) < -0.5, "a head that the model does not need"
         if layer == "layer_1":  # all that follows is linear
             assert float(estimated) == pytest.approx(float(measured), abs=0.02)

@@ -287,9 +287,9 @@ def test_a_users_script_that_registers_a_kind_has_its_flags_and_help_ends_with_s
     )
     command = [sys.executable, "mine.py", "--help", "--mine.pull=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--helpfull lists all flags." in done.stdout and ", mine. Default: the recipe's." in " ".join(
-        done.stdout.split()
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "--helpfull lists all flags." in process.stdout and ", mine. Default: the recipe's." in " ".join(
+        process.stdout.split()
     )
-    assert len(names_in(done.stdout)) <= 30
+    assert len(names_in(process.stdout)) <= 30

@@ -76,8 +76,8 @@ def test_ctrl_c_while_jax_is_imported_is_one_line():
 
 def test_who_imports_the_package_for_another_end_keeps_the_handler():
     script = "import signal as s; a = s.getsignal(s.SIGINT); import experiments; print(a is s.getsignal(s.SIGINT))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout == "True\n", process.stderr
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_a_reader_that_has_gone_ends_a_launch_without_a_word():
 
 
 def test_a_broken_pipe_of_another_kind_is_an_error():
-    done = start("def main():\n    raise BrokenPipeError(32, 'the store has hung up')\nrunning.run(main)")
-    _, errors = done.communicate(timeout=60)
-    assert (done.returncode, errors) == (1, "error: [Errno 32] the store has hung up\n")
+    process = start("def main():\n    raise BrokenPipeError(32, 'the store has hung up')\nrunning.run(main)")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "error: [Errno 32] the store has hung up\n")
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,14 @@ def layers(source):
 def in_a_process(source, **env):
     """What a new process prints that loads `source`, and its last line of errors. Some versions of `huggingface_hub`
     keep what the environment said at the first import."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"import gemma; print(gemma.load({source!r}).config.num_layers)"],
         cwd=Path(gemma.__file__).parents[1],
         env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **env},
         capture_output=True,
         text=True,
     )
-    return done.stdout.strip(), done.stderr.strip().splitlines()[-1:]
+    return process.stdout.strip(), process.stderr.strip().splitlines()[-1:]
 
 
 def refused(source, said):

@@ -50,14 +50,14 @@ def test_the_model_once_and_its_largest_tensor(format, tmp_path):
             gemma.save(model, path, format)
         paths.append(path)
     sizes = [leaf.nbytes / 2**20 for leaf in jax.tree.leaves(params)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, paths)],
         env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    peak, allowed = float(done.stdout), sum(sizes) + max(sizes)
+    assert process.returncode == 0, process.stderr
+    peak, allowed = float(process.stdout), sum(sizes) + max(sizes)
     print(f"{format}: peak {peak:.0f} MiB, model {sum(sizes):.0f}, largest tensor {max(sizes):.0f}")
     assert sum(sizes) - SLACK < peak < allowed + SLACK, f"{peak:.0f} MiB, {allowed:.0f} are allowed"

@@ -266,14 +266,14 @@ print(*sorted(said), sep="\\n")
 def test_files_cut_short_never_load(golden, tmp_path):
     """Every file of a checkpoint in turn: arrays are named, or the folder where its list of arrays is concerned."""
     gemma.save(golden[0], tmp_path / "m")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", CUT_SHORT, tmp_path / "m"],
         cwd=Path(gemma.__file__).parents[1],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == [
         "/weights cannot be read as an Orbax checkpoint, its files are damaged: of its arrays nothing can be read",
         "/weights does not hold this model:",
     ]

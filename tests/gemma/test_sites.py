@@ -158,5 +158,5 @@ def test_importing_gemma_installs_the_sites():
         "import gemma, mishax_lite, jax, numpy as np; m = gemma.load('gemma2-tiny'); "
         "print(len(mishax_lite.sites(m.apply, np.ones((1, 4), np.int32))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(21 * 6 + 4)]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [str(21 * 6 + 4)]

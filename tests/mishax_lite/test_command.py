@@ -65,12 +65,12 @@ def test_check_of_a_module_that_installs_stale_patches(tmp_path):
     run = lambda *args: subprocess.run(  # noqa: E731
         [sys.executable, "-m", "mishax_lite", *args], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    done = run("check", "my_patches")
-    assert done.returncode == 1, done.stderr
-    assert done.stdout.count("stale ") == 2 and done.stdout.count("ok ") == 1
-    assert "+x + 1" in done.stdout and "-x + 2" in done.stdout
-    done = run("show", "my_patches", "other")
-    assert done.returncode == 1 and "+    return tap('o', x)" in done.stdout and "stale" in done.stderr
+    process = run("check", "my_patches")
+    assert process.returncode == 1, process.stderr
+    assert process.stdout.count("stale ") == 2 and process.stdout.count("ok ") == 1
+    assert "+x + 1" in process.stdout and "-x + 2" in process.stdout
+    process = run("show", "my_patches", "other")
+    assert process.returncode == 1 and "+    return tap('o', x)" in process.stdout and "stale" in process.stderr
 
 
 def test_show_prints_a_member_as_a_diff(module, subject, capsys):
@@ -104,8 +104,8 @@ def test_imports_nothing_but_jax_and_the_standard_library():
         "print(*sorted(new))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["mishax_lite"]
+    process = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["mishax_lite"]
 
 
 def test_private_jax_is_confined_to_one_file():

@@ -205,8 +205,8 @@ def test_a_pickled_function_works_in_another_process(module, tmp_path):
     )
     folder = mishax_lite.__path__[0].removesuffix("mishax_lite")
     command = [sys.executable, "-c", code, str(tmp_path / "function")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["6", "y"], done.stderr
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert process.stdout.split() == ["6", "y"], process.stderr
 
 
 def test_pickling_by_reference_is_as_before(module):

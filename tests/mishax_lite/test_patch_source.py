@@ -125,9 +125,9 @@ def test_functions_of_a_script(programs, capsys, name):
 def test_functions_of_a_script_in_a_process_of_its_own(programs, arguments):
     env = {**os.environ, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=programs, env=env, capture_output=True, text=True, check=False)
-    printed = [line for line in done.stdout.splitlines() if line.isdigit()]
-    assert printed[:2] == ["101", "2"], done.stdout + done.stderr
+    process = subprocess.run(command, cwd=programs, env=env, capture_output=True, text=True, check=False)
+    printed = [line for line in process.stdout.splitlines() if line.isdigit()]
+    assert printed[:2] == ["101", "2"], process.stdout + process.stderr
 
 
 def test_a_module_without_a_loader(tmp_path):
@@ -258,5 +258,5 @@ def test_a_test_module_in_a_run_of_pytest(tmp_path, arguments):
     env = {**os.environ, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", *arguments, "test_it.py"]
     for _ in range(2 if "prepend" in arguments[0] else 1):  # the second run has the code from pytest's cache
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout + process.stderr

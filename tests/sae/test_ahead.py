@@ -91,8 +91,8 @@ def test_a_program_ends_although_nobody_closed_it():
         "items = ahead.Ahead(make)\n"
         "print(next(items))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "1\n", "")
 
 
 def test_a_consumer_in_a_thread_goes_on_and_its_end_is_the_end():

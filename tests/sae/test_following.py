@@ -61,14 +61,14 @@ def test_gated_relu_and_tanh_autoencoders_end_at_the_l0_that_was_asked_for(one_d
     x, _, _ = known_dictionary(24_000, 64, 32)
     jumprelu = JumpReLU(log_threshold=False, bandwidth=0.35, threshold_init=0.02, threshold_learning_rate=1e-3)
     kinds = {"gated": (Gated(), ControlledL1), "relu": (ReLU(), ControlledL1), "tanh": (jumprelu, ControlledTanh)}
-    made, aims = [], []
+    runs, aims = [], []
     for architecture, term in kinds.values():
         for target in (4.0, 8.0):
             about = {"scale": 4 * 32**0.5} if term is ControlledTanh else {}
             base = sae.short_run("x", 96, 600, batch_size=128, l0_target=target)
-            made.append(base.replace(autoencoder=architecture, sparsity=(term(l0_target=target, **about),)))
+            runs.append(base.replace(autoencoder=architecture, sparsity=(term(l0_target=target, **about),)))
             aims.append(target)
-    autoencoders, _ = sae.train(made, sae.rows({"x": x[:20_000]}), one_device)
+    autoencoders, _ = sae.train(runs, sae.rows({"x": x[:20_000]}), one_device)
     l0s = [mean_l0(autoencoder, x[20_000:]) for autoencoder in autoencoders]
     print([f"{l0:.2f}" for l0 in l0s])
     np.testing.assert_allclose(l0s[:4], aims[:4], rtol=0.05)

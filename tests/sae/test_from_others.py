@@ -124,8 +124,8 @@ def lenses_are_theirs(names):
     x, values, table = np.asarray(names["values"][names["site"]]), names["values"], np.asarray(names["table"])
     weights = (1 + np.asarray(names["model"].params["final_norm"]["scale"]))[:, None] * table.T
     np.testing.assert_allclose(names["frozen"], x * values["final_scale"] @ weights, rtol=1e-3, atol=1e-3)
-    own = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-6) @ weights
-    np.testing.assert_allclose(names["early"], 30 * np.tanh(own / 30), rtol=1e-3, atol=1e-3)
+    direct = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-6) @ weights
+    np.testing.assert_allclose(names["early"], 30 * np.tanh(direct / 30), rtol=1e-3, atol=1e-3)
     assert np.abs(names["early"] - names["frozen"]).max() > 0.1
     np.testing.assert_array_equal(names["again"], names["logits"])
     np.testing.assert_allclose(names["edited"](names["tokens"]), names["without"], atol=1e-3)

@@ -257,13 +257,13 @@ def test_the_environment_names_the_hub(hub, home):
     publish(hub)
     code = f"import sae; print(sae.load({NAME!r}, {PLACE!r}).width)"
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **settings, "PYTHONPATH": str(Path(sae.__file__).parents[1])},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "8", done.stderr
+    assert process.stdout.strip() == "8", process.stderr
 
 
 def test_releases_of_a_repository_are_told_by_its_names_alone(hub):

@@ -37,9 +37,9 @@ def test_the_road_under_x64_is_that_without(tmp_path):
     want = x64_worker.road(tmp_path / "whole")
     environment = {**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.sae.x64_worker", str(tmp_path / "stopped")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    got = json.loads(process.stdout.splitlines()[-1])
     assert got.pop("x64") is True
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)

@@ -90,6 +90,7 @@ setup(
             "gguf>=0.17",
             "huggingface_hub>=0.30",
             "moto[server]>=5.1",  # an S3 server on loopback
+            "pdoc>=16.0",  # the reference of `make docs`
             "penzai>=0.2.5",
             "pyarrow>=18",
             "pytest>=8.3",

@@ -78,6 +78,7 @@ class Embedder(nn.Module):
     d_model: int
 
     def setup(self):
+        """Declares the parameter."""
         self.input_embedding = self.param(
             "input_embedding", nn.initializers.normal(0.02), (self.vocab_size, self.d_model)
         )

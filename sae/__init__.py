@@ -99,5 +99,6 @@ def __getattr__(name: str):
     if name == "explore":
         from sae.explorer.building import explore
 
+        globals()[name] = explore
         return explore
     raise AttributeError(f"module 'sae' has no attribute {name!r}")

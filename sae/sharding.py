@@ -1,7 +1,7 @@
 """Where token sequences lie on a mesh of devices: over its axis `data`.
 
-Where parameters and activations lie beside that is the model's business; autoencoders have rules of their own
-(`sae.evaluation.programs.Layout`, `sae.trainer.programs`).
+Where parameters and activations lie beside that is the model's business. The latents of released autoencoders lie over
+the mesh's other axes (`latent_sharding`); training has rules of its own (`sae.trainer.programs`).
 """
 
 import jax
@@ -32,3 +32,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
             "jax.make_mesh makes explicit ones unless told otherwise, jax.sharding.Mesh(devices, names) automatic ones"
         )
     return NamedSharding(mesh, PartitionSpec(DATA) if DATA in mesh.shape else PartitionSpec())
+
+
+def latent_sharding(mesh: Mesh, axes: tuple[str, ...], width: int) -> NamedSharding:
+    """Returns where an array of a released autoencoder lies: its axis Z over all axes of the mesh but `data`.
+
+    Args:
+        mesh: the mesh. One whose devices, but for `data`, do not divide the width has a copy everywhere.
+        axes: the array's axes, as `Released.axes` names them.
+        width: Z.
+    """
+    rest = tuple(name for name in mesh.axis_names if name != DATA)
+    divided = bool(rest) and width % (mesh.size // ways(mesh)) == 0
+    return NamedSharding(mesh, PartitionSpec(*(rest if divided and axis == "Z" else None for axis in axes)))

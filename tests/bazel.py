@@ -57,6 +57,7 @@ THIRD_PARTY = {
     "optax": "optax",
     "orbax": "orbax-checkpoint",
     "packaging": "packaging",
+    "pdoc": "pdoc",
     "penzai": "penzai",
     "pyarrow": "pyarrow",
     "pytest": "pytest",
@@ -70,7 +71,7 @@ THIRD_PARTY = {
     "zarr": "zarr",
 }
 # Imported where they are installed, or in an environment of their own; requirements.lock has none of them.
-OPTIONAL = ("peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb")
+OPTIONAL = ("libcst", "mutmut", "peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb")
 # What pyproject.toml has pytest load.
 RUNNER = {"@pip//pytest", "@pip//pytest_xdist"}
 

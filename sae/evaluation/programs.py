@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from mishax_lite.compiling import jit_forward
 from sae.autoencoder import bare
 from sae.language_model import LanguageModel, lean
 from sae.released import Released
-from sae.sharding import DATA, batch_sharding, ways
+from sae.sharding import batch_sharding, latent_sharding
 
 LATENTS = 2**24  # of a block of tokens, in memory at a time: 64 MiB
 
@@ -140,11 +140,8 @@ class Layout:
         arrays = bare(autoencoder)
         if self.mesh is None:
             return jax.device_put(arrays, self._device)
-        rest = tuple(name for name in self.mesh.axis_names if name != DATA)
-        devices = self.mesh.size // ways(self.mesh)
-        places = {}
-        for name, array in arrays.arrays().items():
-            divided = bool(rest) and arrays.width % devices == 0
-            spec = [rest if divided and axis == "Z" else None for axis in arrays.axes[name]]
-            places[name] = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        places = {
+            name: jax.device_put(array, latent_sharding(self.mesh, arrays.axes[name], arrays.width))
+            for name, array in arrays.arrays().items()
+        }
         return dataclasses.replace(arrays, **places)

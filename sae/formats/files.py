@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from sae import progress, showing
 from sae.checking import CheckWarning
@@ -59,6 +60,7 @@ def load(
     path: str | None = None,
     revision: str | None = None,
     *,
+    mesh: Mesh | None = None,
     check: LanguageModel | tuple[LanguageModel, Sequences | np.ndarray] | None = None,
 ) -> Released:
     """Reads an autoencoder of any registered format, which is recognised from the names of the files.
@@ -71,6 +73,8 @@ def load(
         here of that name goes first.
       path: of a folder or a file within a repository, or within a copy of one.
       revision: of a repository: a branch, a tag or a commit; by default its main branch.
+      mesh: devices over which the latents are spread, over all its axes but `data`, where these divide the width. Each
+        device's part is read from the file by itself, so an autoencoder may be wider than this process's memory.
       check: a model, or a model and a text. `sae.check` then measures whether the autoencoder fits what its file
         claims; without a text, on the one that comes with this package.
 
@@ -88,7 +92,7 @@ def load(
     """
     place = _place(where, path, revision)
     format, file = find(place)
-    autoencoder = format.load(file)
+    autoencoder = format.load(file, mesh)
     if check is None:
         return autoencoder
     model, sequences = check if isinstance(check, tuple) else (check, None)

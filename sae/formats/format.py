@@ -20,9 +20,10 @@ from jax.experimental import multihost_utils
 
 from sae.autoencoder import Info
 from sae.files import NEW, current, replace_together
-from sae.formats import configs, largest
+from sae.formats import configs, largest, mapped
 from sae.registry import Registry
 from sae.released import Released
+from sae.sharding import latent_sharding
 
 INFO = "info.json"
 Files = dict[str, bytes | Callable[[BinaryIO], None] | None]
@@ -79,8 +80,9 @@ class Contents:
         """Raises ValueError, naming the array, unless an autoencoder can be made of it; what is saved and what is
         loaded pass here."""
         for name, value in self.values.items():
-            if value.dtype != np.float32 or not np.isfinite(value).all():
-                bad = int((~np.isfinite(value)).sum()) if np.issubdtype(value.dtype, np.inexact) else 0
+            inexact = np.issubdtype(value.dtype, np.inexact)
+            bad = sum(int((~np.isfinite(block)).sum()) for block in mapped.blocks(value)) if inexact else 0
+            if value.dtype != np.float32 or bad:
                 raise ValueError(
                     f"{name} must be finite float32, got {value.dtype} with {bad} values that are not finite"
                 )
@@ -159,8 +161,12 @@ class Format(abc.ABC):
         """Whether a file that was named is of this format."""
         return file.name == self.main
 
-    def load(self, file: Path) -> Released:
-        """The autoencoder of a main file.
+    def load(self, file: Path, mesh: jax.sharding.Mesh | None = None) -> Released:
+        """Returns the autoencoder of a main file.
+
+        Args:
+            file: the main file.
+            mesh: where the latents go, over all axes but `data`; by default everything goes to the default device.
 
         Raises:
             ValueError: naming the file, when it is missing or damaged.
@@ -171,8 +177,12 @@ class Format(abc.ABC):
             contents.check()
         except ValueError as error:  # of arrays that do not fit each other, numpy says no file
             raise (error if str(file.parent) in str(error) else ValueError(f"{file}: {error}")) from None
+        shardings: dict[str, Any] = dict.fromkeys(contents.values)
+        if mesh is not None:
+            axes, (*_, width) = contents.form.axes, contents.values["W_enc"].shape
+            shardings = {name: latent_sharding(mesh, axes[name], width) for name in contents.values}
         autoencoder = contents.form(
-            **{name: jnp.asarray(value) for name, value in contents.values.items()},
+            **{name: mapped.place(value, shardings[name]) for name, value in contents.values.items()},
             **contents.numbers,
             info=read_info(file.parent, contents.info),
         )

@@ -20,6 +20,7 @@ _MOST = 2**20  # bytes of a config
 _NAMED = 12  # folders of a repository that an error names
 _CANONICAL = "canonical"
 _ABOVE = {"sae.safetensors": "config.json"}  # sparsify's config of the run, above the folders of its sites
+_BELOW = {"hyperparams.json": "checkpoints/final.safetensors"}  # Llama Scope's weights
 
 
 class HubError(ValueError):
@@ -111,6 +112,8 @@ def _fetched(hub: "_Hub", inside: str, mains: tuple[str, ...]) -> Path:
         config = _joined(folder, _ABOVE[main])
         if hub.entries(folder).get(config) is not None:
             hub.download(config)
+    if main in _BELOW:
+        hub.download(_joined(inside, _BELOW[main]))
     beside = _beside(main, sizes, whole=main in mains)
     places = [hub.download(_joined(inside, name)) for name in (*beside, main)]
     if len({place.parent for place in places}) > 1:

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import struct
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -11,13 +12,15 @@ import jax
 import numpy as np
 
 from sae.files import ARCHIVE_ERRORS, check_archive, current
+from sae.formats import mapped
 
 _SMALL = 1 << 25  # bytes: what so small an archive may hold, however it is compressed
+_LENGTHS = 26  # where a member's own header has the lengths of its name and its extra field, which end that header
 _COMPRESSED = 20  # by how much weights may be compressed; trained ones hardly are
 
 
 def read(file: Path, needed: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays of an archive.
+    """Returns the arrays of an archive; large ones that are not compressed are read while they are used.
 
     Args:
         file: its path, where `sae.files.current` looks.
@@ -34,7 +37,8 @@ def read(file: Path, needed: Collection[str]) -> dict[str, np.ndarray]:
         with np.load(place, allow_pickle=False) as arrays:
             if missing := [name for name in needed if name not in arrays.files]:
                 raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(arrays.files)}")
-            values = {name: arrays[name] for name in arrays.files}
+            values = {name: _mapped(place, arrays.zip, f"{name}.npy") for name in arrays.files}
+            values = {name: arrays[name] if value is None else value for name, value in values.items()}
     except ValueError as error:
         raise error if str(error).startswith(str(file)) else ValueError(f"{file}: {error}") from None
     except ARCHIVE_ERRORS as error:
@@ -90,6 +94,30 @@ def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     if wanted != has and not dtype.hasobject:
         raise ValueError(f"{member.filename} would be {dtype}{list(shape)}, of {wanted:,} bytes, and has {has:,}")
     return has
+
+
+def _mapped(place: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """A large member that is not compressed, once its bytes agree with their checksum; None for any other."""
+    if name not in archive.namelist():
+        return None
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < mapped.LARGE:
+        return None
+    with archive.open(member) as stream:
+        try:
+            shape, fortran, dtype = _read_header(stream)
+        except ValueError:
+            return None
+        if dtype.hasobject:
+            return None
+        header = stream.tell()
+        while stream.read(1 << 20):  # zipfile raises an error where the checksum is another
+            pass
+    with place.open("rb") as file:
+        file.seek(member.header_offset + _LENGTHS)
+        lengths = struct.unpack("<HH", file.read(4))
+    begin = member.header_offset + _LENGTHS + 4 + sum(lengths)
+    return mapped.mapped(place, dtype, shape, begin + header, "F" if fortran else "C")
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:

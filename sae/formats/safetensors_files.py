@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from sae.files import current
+from sae.formats import mapped
 from sae.formats.configs import once
 
 _DTYPES = {
@@ -33,7 +35,7 @@ _LONGEST_HEADER = 1 << 20  # bytes; an autoencoder's is below ten thousand
 
 
 def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The tensors of a file, floating-point ones in float32.
+    """Returns the tensors of a file, floating-point ones in float32; large float32 ones are read while they are used.
 
     Args:
         file: its path, where `sae.files.current` looks.
@@ -46,6 +48,9 @@ def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
         entries, base = _header(file, stream, needed)
         tensors = {}
         for name, (dtype, shape, begin, end) in entries.items():
+            if dtype == np.float32 and sys.byteorder == "little" and end - begin >= mapped.LARGE:
+                tensors[name] = mapped.mapped(Path(stream.name), dtype, shape, base + begin)
+                continue
             stream.seek(base + begin)
             values = np.frombuffer(stream.read(end - begin), dtype).reshape(shape)
             tensors[name] = values if dtype.kind == "i" else values.astype(np.float32)

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 
 import sae
@@ -299,3 +300,17 @@ def test_releases_of_a_folder_are_told_by_its_files(tmp_path):
     assert str(listed[2]) == "Published(b: gemma_scope_2, layer_1/mlp_in to layer_1/mlp_out, 8 latents)"
     with pytest.raises(ValueError, match="is no folder"):
         sae.releases(tmp_path / "nowhere")
+
+
+def test_weights_in_a_folder_below_the_config_are_fetched_too(hub):
+    folder = hub.root / "Llama3_1-8B-Base-L8R-8x"
+    shapes = {"encoder.weight": (8, 4), "encoder.bias": (8,), "decoder.weight": (4, 8), "decoder.bias": (4,)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    (folder / "checkpoints").mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, folder / "checkpoints" / "final.safetensors")
+    facts = {"jump_relu_threshold": 0.5, "norm_activation": "inference", "hook_point_in": "blocks.8.hook_resid_post"}
+    facts["hook_point_out"] = facts["hook_point_in"]
+    (folder / "hyperparams.json").write_text(json.dumps(facts))
+    loaded = sae.load(NAME, folder.name)
+    assert loaded.width == 8 and loaded.info.model == "meta-llama/Llama-3.1-8B"
+    assert loaded.info.site == "layer_8/resid_post"

@@ -2,23 +2,40 @@
 
 import ast
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
-def sample(mutants: list[dict], count: int, seed: int, known: Iterable[dict] = ()) -> list[dict]:
+def sample(
+    places: list[tuple[str, int, int]], count: int, seed: int, render: Callable[..., dict], known: Iterable[dict] = ()
+) -> list[dict]:
     """Returns `count` mutants of as many lines, or one of each line if there are fewer.
 
     A line with ten mutants is as likely as a line with one. Mutants known to be equivalent are left out.
+
+    Args:
+        places: The path, the line and the number, within its file, of each mutant.
+        count: The number of mutants.
+        seed: What the sample follows from.
+        render: Returns a mutant, with "path", "before" and "after", by its path, line and number.
+        known: Mutants that are equivalent to what they replace.
     """
     equivalent = {(each["path"], each["before"], each["after"]) for each in known}
-    by_line: dict[tuple[str, int], list[dict]] = {}
-    for mutant in mutants:
-        if (mutant["path"], mutant["before"], mutant["after"]) not in equivalent:
-            by_line.setdefault((mutant["path"], mutant["line"]), []).append(mutant)
+    by_line: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
+    for place in sorted(places):
+        by_line.setdefault(place[:2], []).append(place)
     generator = random.Random(seed)
     lines = sorted(by_line)
     generator.shuffle(lines)
-    return [generator.choice(by_line[line]) for line in lines[:count]]
+    mutants: list[dict] = []
+    for line in lines:
+        if len(mutants) == count:
+            break
+        for place in generator.sample(by_line[line], len(by_line[line])):
+            mutant = render(*place)
+            if (mutant["path"], mutant["before"], mutant["after"]) not in equivalent:
+                mutants.append(mutant)
+                break
+    return mutants
 
 
 def enclosing_function(text: str, line: int) -> str | None:

@@ -1,38 +1,59 @@
-"""Prints all mutants of files, a line of JSON each; runs in the environment of mutmut, which makes them.
+"""Prints a sample of mutants, a line of JSON each; runs in the environment of mutmut, which makes them.
 
-Usage: `python mutants.py ROOT PATH...`, with paths relative to ROOT. Mutants of texts are left out: most are words of
-messages. A mutant is `{"path", "line", "before", "after"}`: the lines that it replaces, from the 1-based `line` on, and
-the lines that take their place."""
+Usage: `python -m tests.mutation.mutants COUNT SEED EQUIVALENT PATH...` in the root of the repository; EQUIVALENT is a
+file of mutants that are left out. Mutants of texts are left out too: most are words of messages. A mutant is
+`{"path", "line", "before", "after"}`: the lines that it replaces, from the 1-based `line` on, and those in their place.
+"""
 
-import difflib
 import json
 import sys
 from pathlib import Path
 
 import libcst
+from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.file_mutation import create_mutations
+
+from tests.mutation.choosing import sample
 
 TEXTS = libcst.SimpleString | libcst.FormattedString | libcst.ConcatenatedString
 
 
-def mutants(path: str, text: str):
-    """Yields the mutants of a file that change more than texts, in the order of mutmut."""
-    module, mutations, *_ = create_mutations(path, text)
-    lines = text.splitlines(keepends=True)
-    for mutation in mutations:
-        if isinstance(mutation.original_node, TEXTS):
-            continue
-        mutated = module.deep_replace(mutation.original_node, mutation.mutated_node).code.splitlines(keepends=True)
-        matcher = difflib.SequenceMatcher(None, lines, mutated, autojunk=False)
-        changes = [opcode for opcode in matcher.get_opcodes() if opcode[0] != "equal"]
-        if changes:
-            (_, start, _, mutated_start, _), (_, _, end, _, mutated_end) = changes[0], changes[-1]
-            before, after = "".join(lines[start:end]), "".join(mutated[mutated_start:mutated_end])
-            yield {"path": path, "line": start + 1, "before": before, "after": after}
+class Mutants:
+    """The mutants of a file."""
+
+    def __init__(self, path: str):
+        self.path, self.text = path, Path(path).read_text(encoding="utf-8")
+        self.module, self.mutations, *_ = create_mutations(path, self.text)
+        positions = MetadataWrapper(self.module, unsafe_skip_copy=True).resolve(PositionProvider)
+        self.places = [
+            (path, positions[mutation.original_node].start.line, number)
+            for number, mutation in enumerate(self.mutations)
+            if not isinstance(mutation.original_node, TEXTS) and mutation.original_node in positions
+        ]
+
+    def render(self, number: int) -> dict:
+        """Returns the mutant of a number."""
+        mutation, lines = self.mutations[number], self.text.splitlines(keepends=True)
+        mutated = self.module.deep_replace(mutation.original_node, mutation.mutated_node).code.splitlines(keepends=True)
+        start = next(i for i, (a, b) in enumerate(zip(lines, mutated, strict=False)) if a != b)
+        same = 0  # at the end
+        while same < min(len(lines), len(mutated)) - start and lines[-1 - same] == mutated[-1 - same]:
+            same += 1
+        before, after = ("".join(text[start : len(text) - same]) for text in (lines, mutated))
+        return {"path": self.path, "line": start + 1, "before": before, "after": after}
+
+
+def main() -> None:
+    count, seed, equivalent, *paths = sys.argv[1:]
+    files = {path: Mutants(path) for path in paths}
+    places = [place for file in files.values() for place in file.places]
+    file = Path(equivalent)
+    known = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    print(f"{len(places)} mutants of {len(paths)} files", file=sys.stderr)
+    render = lambda path, line, number: files[path].render(number)  # noqa: E731
+    for mutant in sample(places, int(count), int(seed), render, known):
+        print(json.dumps(mutant))
 
 
 if __name__ == "__main__":
-    root, *paths = sys.argv[1:]
-    for path in paths:
-        for mutant in mutants(path, (Path(root) / path).read_text(encoding="utf-8")):
-            print(json.dumps(mutant))
+    main()

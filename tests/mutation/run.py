@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.mutation.choosing import covering, enclosing_function, sample
+from tests.mutation.choosing import covering, enclosing_function
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.jsonl")
@@ -122,12 +122,11 @@ def main() -> None:
     sources = [
         path.relative_to(ROOT).as_posix() for name in arguments.sources for path in sorted((ROOT / name).rglob("*.py"))
     ]
-    command = [arguments.mutmut, str(Path(__file__).with_name("mutants.py")), str(ROOT), *sources]
-    printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    mutants = [json.loads(line) for line in printed.splitlines()]
-    equivalent = lines_of(EQUIVALENT) if EQUIVALENT.exists() else []
-    chosen = sample(mutants, arguments.count, arguments.seed, equivalent)
-    print(f"{len(chosen)} of {len(mutants)} mutants of {len(sources)} files, {len(records)} tests", flush=True)
+    command = [arguments.mutmut, "-m", "tests.mutation.mutants", str(arguments.count), str(arguments.seed)]
+    command += [str(EQUIVALENT), *sources]
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    chosen = [json.loads(line) for line in printed.splitlines()]
+    print(f"{len(chosen)} mutants are tried, with those of {len(records)} tests that enter their functions", flush=True)
 
     trees: queue.Queue[Path] = queue.Queue()
     for i in range(arguments.workers):

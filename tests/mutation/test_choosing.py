@@ -21,28 +21,31 @@ def h():
 """
 
 
-def mutants(*lines):
-    return [
-        {"path": "a.py", "line": line, "before": "x", "after": f"{line}.{i}"} for line in lines for i in range(line)
-    ]
+def places(*lines):
+    """As many mutants of each line as its number says."""
+    return [("a.py", line, 100 * line + i) for line in lines for i in range(line)]
+
+
+def render(path, line, number):
+    return {"path": path, "line": line, "before": "x", "after": str(number)}
 
 
 def test_each_line_is_as_likely_as_any_other():
-    chosen = [choosing.sample(mutants(1, 9), 1, seed)[0]["line"] for seed in range(400)]
+    chosen = [choosing.sample(places(1, 9), 1, seed, render)[0]["line"] for seed in range(400)]
     assert 160 < chosen.count(1) < 240  # of the ten mutants one is of line 1
 
 
 def test_a_sample_follows_from_its_seed_and_has_no_line_twice():
-    every = mutants(*range(1, 30))
-    first, second = choosing.sample(every, 20, 7), choosing.sample(every[::-1], 20, 7)
-    assert len({mutant["line"] for mutant in first}) == 20
-    assert [mutant["line"] for mutant in first] == [mutant["line"] for mutant in second]
-    assert choosing.sample(every, 20, 8) != first
+    every = places(*range(1, 30))
+    first, second = choosing.sample(every, 20, 7, render), choosing.sample(every[::-1], 20, 7, render)
+    assert len({mutant["line"] for mutant in first}) == 20 and first == second
+    assert choosing.sample(every, 20, 8, render) != first
 
 
 def test_mutants_known_to_be_equivalent_are_not_tried():
-    known = [{"path": "a.py", "before": "x", "after": "1.0", "reason": "the same number"}]
-    assert {mutant["line"] for mutant in choosing.sample(mutants(1, 2), 2, 0, known)} == {2}
+    known = [{"path": "a.py", "before": "x", "after": after, "reason": "equal"} for after in ("100", "200")]
+    chosen = choosing.sample(places(1, 2), 2, 0, render, known)
+    assert [mutant["after"] for mutant in chosen] == ["201"]
 
 
 def test_the_innermost_function_is_found_by_line():

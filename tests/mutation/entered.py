@@ -30,6 +30,11 @@ def pytest_configure(config):
     monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.PY_START)
 
 
+def pytest_unconfigure(config):
+    sys.monitoring.set_events(sys.monitoring.PROFILER_ID, 0)
+    sys.monitoring.free_tool_id(sys.monitoring.PROFILER_ID)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     functions.clear()

@@ -119,9 +119,9 @@ def main() -> None:
     folder = arguments.folder
     records = record_tests(folder, arguments.tests)
 
-    sources = [
-        path.relative_to(ROOT).as_posix() for name in arguments.sources for path in sorted((ROOT / name).rglob("*.py"))
-    ]
+    places = [ROOT / name for name in arguments.sources]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    sources = [file.relative_to(ROOT).as_posix() for file in files]
     command = [arguments.mutmut, "-m", "tests.mutation.mutants", str(arguments.count), str(arguments.seed)]
     command += [str(EQUIVALENT), *sources]
     printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout

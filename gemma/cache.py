@@ -59,8 +59,8 @@ class Cache:
         capacity: the largest number of tokens.
 
     Example:
-        >>> cache = gemma.empty_cache(model, batch=1, capacity=8)
-        >>> logits, cache = model.apply([[2, 392]], cache=cache)
+        >>> step = jax.jit(lambda model, tokens, cache: model.apply(tokens, cache=cache))
+        >>> logits, cache = step(model, jnp.array([[2, 392]]), gemma.empty_cache(model, batch=1, capacity=8))
         >>> cache, cache.next_positions.tolist()
         (Cache(1 sequence, 6 layers, room for 8 tokens), [2])
     """

@@ -40,9 +40,8 @@ class Model(LogitMethods):
 
     Example:
         >>> model = gemma.load("gemma2-tiny")
-        >>> model
-        Model(gemma2-tiny: 6 layers, 3.2M parameters, float32)
-        >>> losses = jax.jit(lambda model, tokens: model.losses(tokens))(model, jnp.array([[2, 392, 1788]]))
+        >>> model, model.tokenizer
+        (Model(gemma2-tiny: 6 layers, 3.2M parameters, float32), Tokenizer(4,096 pieces))
     """
 
     params: dict
@@ -136,7 +135,8 @@ class Model(LogitMethods):
 
         Example:
             >>> model = gemma.load("gemma2-tiny")
-            >>> logits, values = model.apply([[2, 23, 213]], capture="layer_3/attn_z")
+            >>> forward = jax.jit(lambda model, tokens: model.apply(tokens, capture="layer_3/attn_z"))
+            >>> logits, values = forward(model, jnp.array([[2, 23, 213]]))
             >>> values["layer_3/attn_z"].shape
             (1, 3, 4, 48)
         """
@@ -184,7 +184,8 @@ class Model(LogitMethods):
 
         Example:
             >>> model = gemma.load("gemma2-tiny")
-            >>> model.losses([model.tokenizer.encode("In the beginning")]).shape
+            >>> losses = jax.jit(lambda model, tokens: model.losses(tokens))
+            >>> losses(model, jnp.array([model.tokenizer.encode("In the beginning")])).shape
             (1, 3)
         """
         tokens, positions, mask, attention = self._checked(tokens, positions, mask, attention)

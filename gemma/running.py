@@ -32,8 +32,8 @@ class Forward:
         mask: bool [B, T], True where a token is no padding.
 
     Example:
-        >>> model.run("The sea", capture="layer_3/resid_post")
-        Forward(tokens [1, 3], logits [1, 3, 4096], 1 site)
+        >>> model.run(["The sea", "A"], capture="layer_3/resid_post")
+        Forward(tokens [2, 3], logits [2, 3, 4096], 1 site)
     """
 
     logits: jax.Array

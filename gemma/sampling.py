@@ -39,9 +39,9 @@ class Generation:
             return them.
 
     Example:
-        >>> generation = gemma.generate(model, ["The sea", "A"], max_new_tokens=4)
+        >>> generation = gemma.generate(model, ["The sea"], max_new_tokens=4)
         >>> generation.tokens.shape, len(generation.texts)
-        ((2, 4), 2)
+        ((1, 4), 1)
     """
 
     tokens: np.ndarray

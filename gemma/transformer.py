@@ -49,7 +49,7 @@ class Transformer(nn.Module):
 
     Example:
         >>> transformer = gemma.Transformer(model.config)
-        >>> transformer.apply({"params": model.params}, jnp.array([[2, 392, 1788]])).shape
+        >>> jax.eval_shape(transformer.apply, {"params": model.params}, jnp.array([[2, 392, 1788]])).shape
         (1, 3, 4096)
     """
 

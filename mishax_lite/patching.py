@@ -43,20 +43,12 @@ class Patch:
         ValueError: for arguments of the wrong kind. `check` and `install` say whether the edits fit the source.
 
     Example:
-        >>> import flax.linen as nn
-        >>> patch = mishax_lite.Patch(
-        ...     "flax.linen.attention",
-        ...     {
-        ...         "dot_product_attention_weights": [
-        ...             mishax_lite.Rewrite("jax.nn.softmax($scores)", 'tap("pattern", jax.nn.softmax($scores))')
-        ...         ]
-        ...     },
-        ... )
-        >>> q = jnp.ones((4, 2, 8))
-        >>> with patch:
-        ...     out, values = mishax_lite.capture(nn.dot_product_attention_weights, "pattern")(q, q)
-        >>> values["pattern"].shape
-        (2, 4, 4)
+        >>> import colorsys
+        >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+        >>> with mishax_lite.Patch(colorsys, {"rgb_to_yiq": [rewrite]}):
+        ...     out, values = mishax_lite.capture(colorsys.rgb_to_yiq, "luma")(*jnp.eye(3))
+        >>> print(values["luma"])
+        [0.3  0.59 0.11]
 
     Several patches of one member compose in order of installation and can be uninstalled in any order. Installing and
     uninstalling clears JAX's caches, so that functions traced before are traced anew, unless the module or its package
@@ -113,8 +105,8 @@ class Patch:
         """Returns for every edit whether it fits the source with the patches installed now, and changes nothing.
 
         Example:
-            >>> rewrite = mishax_lite.Rewrite("jax.nn.softmax($x)", 'tap("pattern", jax.nn.softmax($x))')
-            >>> mishax_lite.Patch("flax.linen.attention", {"dot_product_attention_weights": rewrite}).check().ok
+            >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+            >>> mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check().ok
             True
         """
         with _lock:

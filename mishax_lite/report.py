@@ -27,10 +27,9 @@ class Finding:
         diff: the nearest source as a diff against `before`; "" where the edit fits or nothing is near.
 
     Example:
-        >>> rewrite = mishax_lite.Rewrite("jax.nn.softmax($x)", 'tap("pattern", jax.nn.softmax($x))')
-        >>> patch = mishax_lite.Patch("flax.linen.attention", {"dot_product_attention_weights": rewrite})
-        >>> print(patch.check().findings[0])
-        ok        flax.linen.attention:dot_product_attention_weights, edit 0: line ... [pin ...]
+        >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+        >>> print(mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check().findings[0])
+        ok        colorsys:rgb_to_yiq, edit 0: line ... [pin ...]
     """
 
     module: str
@@ -58,8 +57,8 @@ class Report:
         findings: one for each edit, in order.
 
     Example:
-        >>> rewrite = mishax_lite.Rewrite("jax.nn.softmin($x)", 'tap("pattern", jax.nn.softmin($x))')
-        >>> report = mishax_lite.Patch("flax.linen.attention", {"dot_product_attention_weights": rewrite}).check()
+        >>> rewrite = mishax_lite.Rewrite("return (luma, $i, $q)", "return (tap('luma', luma), $i, $q)")
+        >>> report = mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check()
         >>> report.ok, [finding.status for finding in report.failures]
         (False, ['stale'])
     """
@@ -87,9 +86,9 @@ class PatchError(ValueError):
         report: the reasons, edit by edit.
 
     Example:
-        >>> rewrite = mishax_lite.Rewrite("jax.nn.softmin($x)", 'tap("pattern", jax.nn.softmin($x))')
+        >>> rewrite = mishax_lite.Rewrite("return (luma, $i, $q)", "return (tap('luma', luma), $i, $q)")
         >>> try:
-        ...     mishax_lite.Patch("flax.linen.attention", {"dot_product_attention_weights": rewrite}).install()
+        ...     mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).install()
         ... except mishax_lite.PatchError as error:
         ...     print([finding.status for finding in error.report.failures])
         ['stale']

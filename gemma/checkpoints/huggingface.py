@@ -209,10 +209,10 @@ def check_tied(where: str, head: Stored, embedding: Stored) -> None:
 
 def recognise_shapes(where: str, stored: Mapping[str, Stored]) -> Config:
     """Returns the configuration of a checkpoint without config.json; see `gemma.checkpoints.shapes`."""
-    told = shapes(stored)
-    if told is None:
+    sizes = shapes(stored)
+    if sizes is None:
         raise ValueError(f"{where} has no config.json, and its tensors are not those of a Gemma 2 or 3")
-    return recognise(where, told)
+    return recognise(where, sizes)
 
 
 def write(params: Mapping, config: Config, folder: Path, shard_bytes: int) -> None:

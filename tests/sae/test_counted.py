@@ -60,11 +60,11 @@ def test_a_store_finds_the_limits_of_the_sinks_that_are_asked_for():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sinks(1.0), "the factor of sinks is a multiple of the median norm, more than 1; got 1.0"),
+        (lambda: Sinks(1.0), "Sinks: factor is a multiple of the median norm, above 1; got 1.0"),
         (lambda: Sinks(float("nan")), "Sinks: factor must be finite"),
-        (lambda: Sinks(), "Sinks take a factor, .*or their limits"),
+        (lambda: Sinks(), "Sinks need a factor, .*or limits"),
         (lambda: Sinks(4.0, ("a",), {"b": 1.0}), "the limits of sinks are of b, and their sites are a"),
-        (lambda: Counted((0.5,)), "Counted: special_ids must be a tuple, each of it a whole number"),
+        (lambda: Counted((0.5,)), "Counted: special_ids must be a tuple, each item a whole number"),
         (lambda: Counted((0,), sinks=4.0), r"Counted: sinks are Sinks, such as Sinks\(4.0\), or None; got 4.0"),
     ],
 )

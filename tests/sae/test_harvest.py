@@ -154,7 +154,7 @@ def test_memory_decides_how_much_is_shuffled(tiny):
     assert filling.sequences_in(2**30, 10**9, 32, shapes) == 5 * 2**27 // (2 * 4 * 128 * 31) // 16 * 16
     assert filling.sequences_in(10**9, 100, 32, shapes) == 4
     with pytest.raises(
-        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give 126,976 bytes"
+        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give at least 126,976 bytes"
     ):
         filling.sequences_in(1000, 100, 32, shapes)
 

@@ -125,7 +125,9 @@ def test_it_is_told_from_saelens_whose_weights_have_the_same_name(tmp_path):
     folder(tmp_path, t, dict.fromkeys(HOOKS, 2.0), hook_point_in=HOOKS[0], hook_point_out=HOOKS[1])
     loaded = sae.load(tmp_path / "sae_weights.safetensors")
     assert isinstance(loaded, sae.ReLU) and "llamascopium" in loaded.info.training
-    with pytest.raises(ValueError, match=r"has an autoencoder in Llamascopium's format, .*which is only read here"):
+    with pytest.raises(
+        ValueError, match=r"has an autoencoder in Llamascopium's format, .*which this version reads and does not remove"
+    ):
         sae.save(loaded, tmp_path, format="saelens")
     sae.save(loaded, tmp_path / "ours", format="saelens")
     assert (tmp_path / "ours" / "cfg.json").exists() and isinstance(sae.load(tmp_path / "ours"), sae.ReLU)

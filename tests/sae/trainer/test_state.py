@@ -224,7 +224,7 @@ def test_what_is_released_does_on_raw_activations_what_was_trained_on_scaled_one
         ({"l0_target": 3.0, "controller": 0.0}, "takes no notice of l0_target"),
         ({"skip": True}, "skip is for transcoders"),
         ({"site": ("a", "a")}, "several different ones"),
-        ({"site": ("a", "b"), "site_out": "c"}, "a crosscoder gives what it takes"),
+        ({"site": ("a", "b"), "site_out": "c"}, "the output sites of a crosscoder are its input sites"),
         ({"matryoshka": (0.3,)}, r"fractions k/32 of the width, k from 1 to 31; got 0.3"),
         ({"matryoshka": (0.5, 0.25)}, "rising fractions"),
         ({"matryoshka": (0.5,), "width": 48}, "multiple of 32"),

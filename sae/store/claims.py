@@ -156,7 +156,7 @@ class Claims:
                 self._store.remove_file(_sign_name(name, writer["token"]))
                 break
             claim.predecessor = None
-        if self._store.read(commit_name(index)) is not None:  # since this process looked for what is missing
+        if self._store.read(commit_name(index)) is not None:  # committed since this process listed missing segments
             claim.release()
             raise OSError(
                 f"{self._store}/{segment_name(index)} was written by another writer just now: {_TWO_LAUNCHES}"

@@ -218,8 +218,8 @@ class Rows(Source):
         x = self.arrays[site][numbers]
         if (changed := row_checks.of_piece(x) != self.checks[site][numbers]).any():
             raise ValueError(
-                f"row {numbers[changed][0]:,} at {site} has changed since sae.rows read it: give arrays that nobody "
-                "writes to, and call sae.rows again"
+                f"row {numbers[changed][0]:,} at {site} has changed since sae.rows read it: give arrays that are not "
+                "written to, and call sae.rows again"
             )
         return x.astype(np.float32).reshape(len(x), -1)
 

@@ -51,7 +51,7 @@ class Corpus:
                 document's text.
             share: the part of the corpus that is held out, in expectation.
             read: reads documents in place of `iter_documents`.
-            say: called with a line of text on what is worth knowing, such as a document that is cut in two.
+            say: called with a line of text on special cases, such as a document that is cut in two.
         """
         if path is None and held_out is None:
             raise ValueError("a corpus or held-out documents have to be named, got neither")

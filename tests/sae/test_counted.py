@@ -51,7 +51,7 @@ def test_a_rule_says_what_counts():
 
 def test_a_store_finds_the_limits_of_the_sinks_that_are_asked_for():
     request = Counted((0,), sinks=Sinks(4.0, ("b", "a")))
-    with pytest.raises(ValueError, match="these sinks have no limits yet: the store or stream"):
+    with pytest.raises(ValueError, match="these sinks have no limits yet: a harvest's store"):
         _ = request.sink_limits
     assert request.with_limits({"a": 2.0, "b": 3.0}).sinks == Sinks(4.0, ("a", "b"), {"a": 2.0, "b": 3.0})
     assert Counted((0,)).with_limits({}) == Counted((0,))
@@ -103,7 +103,8 @@ def test_cut_says_how_it_cut(tmp_path):
 
 
 def test_examples():
-    assert doctest.testmod(sae.counted).attempted and not doctest.testmod(sae.counted).failed
+    result = doctest.testmod(sae.counted, extraglobs={"sae": sae})
+    assert result.attempted and not result.failed
 
 
 def test_what_is_left_out_is_said_in_words():

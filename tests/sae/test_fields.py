@@ -136,4 +136,5 @@ def test_numbers_of_numpy_go_to_files():
 
 @pytest.mark.parametrize("module", [fields, sae.recipes, sae.ahead])
 def test_examples(module):
-    assert doctest.testmod(module).attempted and not doctest.testmod(module).failed
+    result = doctest.testmod(module, extraglobs={"sae": sae})
+    assert result.attempted and not result.failed

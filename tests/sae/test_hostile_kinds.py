@@ -84,7 +84,7 @@ CASES = {
     "two candidate files": (both, "autoencoders of several formats, params.npz, params.safetensors"),
     "config with a key twice": (
         lambda folder: gemma_scope_2(folder, '{"l0": 1, "l0": 2}'),
-        "config.json .*there twice",
+        "config.json .*comes twice",
     ),
     "config of a gigabyte": (
         lambda folder: gemma_scope_2(folder) and sparse(folder / "config.json", 1 << 30),
@@ -103,7 +103,7 @@ CASES = {
     ),
     "architecture that is a list": (saelens(architecture=["jumprelu"]), "cfg.json: the architecture"),
     "version of strange digits": (saelens(sae_lens_version="²", architecture="x"), "cfg.json: the architecture 'x'"),
-    "missing layer": (layer("other.safetensors"), "(has no|make no|is another).*params_layer_0|make no"),
+    "missing layer": (layer("other.safetensors"), "(has no|make no|is not).*params_layer_0|make no"),
     "a billionth layer": (layer("params_layer_999999999.safetensors"), "has no params_layer_1.safetensors"),
     "npz cut": (cut(npz, 0.6), "params.npz is damaged"),
     "npz of objects": (lambda folder: npz(folder, b_enc=np.array([{}] * Z, object)), "params.npz"),

@@ -109,7 +109,7 @@ def test_rows_that_change_while_they_are_read_are_an_error(tmp_path, monkeypatch
     source = sae.rows({"b": drawn(), "a": x})
     epoch(source, 100)
     x[777, 3] += 1
-    message = "row 777 at a has changed since sae.rows read it: give arrays that nobody writes to"
+    message = "row 777 at a has changed since sae.rows read it: give arrays that are not written to"
     with pytest.raises(ValueError, match=message):
         epoch(source, 100, seed=1)
     epoch(source, 100, sites=["b"])

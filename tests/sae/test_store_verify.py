@@ -117,7 +117,7 @@ def test_a_changed_record_is_named_when_the_store_is_opened(folder, case):
 VERIFYING = {
     "documents_of_another": (
         lambda f: (f / "documents.json").write_text('[["x", "y"]]'),
-        "documents.json is not the one",
+        "documents.json does not belong",
     ),
     "documents_missing": (lambda f: (f / "documents.json").unlink(), "documents.json is missing"),
     "metadata": (

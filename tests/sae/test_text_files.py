@@ -233,7 +233,7 @@ def archive():
         (
             "a.json",
             '[{"text": "one"},\n {"text": "two"',
-            "line 2: not JSON (Expecting ',' delimiter); what comes after",
+            "line 2: not JSON (Expecting ',' delimiter). The rest cannot",
         ),
         ("a.json", '[{"text": "one"}\n {"text": "two"}]', "line 2: not JSON (expected one of , ], got '{')"),
         ("a.json", '[{"text": "one"}', "line 1: not JSON (an array breaks off)"),

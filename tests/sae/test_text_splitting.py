@@ -182,5 +182,5 @@ def test_held_out_documents_that_are_harvested_are_left_out(tmp_path):
         list(Corpus(corpus, write(tmp_path / "same.jsonl", some[:4])).held_out())
     missing = Corpus(None, tmp_path / "h.jsonl")
     assert list(missing.held_out()) == read_documents(tmp_path / "h.jsonl")
-    with pytest.raises(ValueError, match="not at hand"):
+    with pytest.raises(ValueError, match="the path of the corpus is unknown"):
         missing.harvested()

@@ -220,7 +220,7 @@ def test_what_is_released_does_on_raw_activations_what_was_trained_on_scaled_one
         ({"coefficient": -1.0}, "coefficient must not be negative"),
         ({"l0_target": 99.0}, "l0_target must lie between 0 and the width 64, got 99"),
         ({"penalty": "cubic"}, "penalty is one of linear, quadratic, got 'cubic'"),
-        ({"penalty": "quadratic"}, "needs an l0_target"),
+        ({"penalty": "quadratic"}, "needs an L0 to aim at"),
         ({"l0_target": 3.0, "controller": 0.0}, "takes no notice of l0_target"),
         ({"skip": True}, "skip is for transcoders"),
         ({"site": ("a", "a")}, "several different ones"),

@@ -193,7 +193,8 @@ def check(
 
     Example:
         >>> print(sae.check(autoencoder, model, sequences))
-        Check(layer_1/resid_post of gemma2-tiny fits...: FVU 0..., L0 ..., over ... tokens of 8 sequences of 64 tokens)
+        Check(layer_1/resid_post of gemma2-tiny fits...: FVU 0..., L0 ..., over ... tokens of 8 of 197 sequences of 64
+        tokens)
     """
     check_tokenizer(model)
     check_values(autoencoder)

@@ -70,9 +70,11 @@ def top_latents(
         RecordWarning: where the autoencoder does not record which tokens its training counted.
 
     Example:
-        >>> for firing in sae.top_latents(autoencoder, model, "And the king said", 2):
-        ...     print(firing.latent, firing.token)
-        4... ▁...
+        >>> firings = sae.top_latents(autoencoder, model, "And the king said", 2)
+        >>> [(firing.latent, firing.token) for firing in firings]  # doctest: +SKIP
+        [(19, ' king'), (47, ' the')]
+        >>> firings[0].activation >= firings[1].activation
+        True
     """
     sites, _ = check_fits(autoencoder, model, site)
     check_tokenizer(model)

@@ -91,9 +91,8 @@ def splice(
         ValueError: for a crosscoder, an autoencoder that does not say its site, and positions of another kind.
 
     Example:
-        >>> forward = model.run("And the sea", edits=sae.splice(autoencoder))
-        >>> edits = sae.splice(autoencoder) | sae.steer(autoencoder, {17: 20.0})
-        >>> logits = mishax_lite.edit(model.apply, edits)(sequences.tokens)
+        >>> spliced = model.run("And the sea", edits=sae.splice(autoencoder))
+        >>> edits = sae.splice(autoencoder) | sae.steer(autoencoder, {17: 20.0})  # one after the other
     """
     site, reads = _sites(autoencoder, site, "splice")
     return _at(site, reads, Splice(bare(autoencoder), error), positions, autoencoder.info)
@@ -123,8 +122,10 @@ def steer(
             crosscoder without `site`, and an `of_max` without a record.
 
     Example:
-        >>> steered = sae.steer(autoencoder, {17: 20.0})
-        >>> generation = gemma.generate(model, "The sea", max_new_tokens=2, edits=steered)
+        >>> edits = sae.steer(autoencoder, {17: 20.0})  # or sae.of_max(3)
+        >>> steered = model.run("And the sea", edits=edits)  # gemma.generate(model, text, edits=edits) continues a text
+        >>> bool((steered.logits != model.run("And the sea").logits).any())
+        True
     """
     latents, numbers = _numbers(autoencoder, strengths, "steer")
     rows = autoencoder.rows(latents)
@@ -162,9 +163,7 @@ def ablate(
         ValueError: as for `splice`, and for latents that the autoencoder lacks or that are named twice.
 
     Example:
-        >>> losses = model.losses(sequences.tokens, edits=sae.ablate(autoencoder, [17, 4]))
-        >>> losses.shape
-        (8, 63)
+        >>> ablated = model.run("And the sea", edits=sae.ablate(autoencoder, [17, 4]))
     """
     site, reads = _sites(autoencoder, site, "ablate")
     part = autoencoder.part(_latents([latents] if np.ndim(latents) == 0 else latents, autoencoder.width, "ablate"))
@@ -195,8 +194,7 @@ def clamp(
         ValueError: as for `steer`, and for another `where`.
 
     Example:
-        >>> edits = sae.clamp(autoencoder, {17: 20.0}, where="active")
-        >>> forward = model.run("And the sea", edits=edits)
+        >>> clamped = model.run("And the sea", edits=sae.clamp(autoencoder, {17: 20.0}, where="active"))
     """
     if where not in (None, "active"):
         raise ValueError(f"clamp: where is 'active' or None, got {where!r}")

@@ -127,9 +127,10 @@ class LanguageModel(Protocol):
         frozen: names of the sites that a linear circuit holds still: attention patterns and norms' scales.
 
     Example:
-        >>> def residual_norms(model: sae.LanguageModel, text: str) -> jax.Array: ...     return
-        jnp.linalg.norm(model.run(text, capture="layer_1/resid_post").values["layer_1/resid_post"], axis=-1) >>>
-        residual_norms(model, "And the sea").shape (1, 4)
+        >>> def norms(model: sae.LanguageModel, text: str, site: str) -> jax.Array:
+        ...     return jnp.linalg.norm(model.run(text, capture=site).values[site], axis=-1)
+        >>> norms(model, "And the sea", "layer_1/resid_post").shape
+        (1, 4)
     """
 
     name: str

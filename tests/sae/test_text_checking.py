@@ -68,7 +68,7 @@ def test_an_id_that_lies_deep_in_the_text_is_seen():
         ({"document": np.array([0, -1])}, "list 2 documents, counted from 0, and have tokens of document -1"),
         ({"document": np.array([0, 2])}, "list 2 documents, .* tokens of document 2: `documents` has to list every"),
         # The second BOS begins a third document.
-        ({"tokens": np.array([[2, 5, 6], [2, 5, 2]])}, "have 2 documents, .* tokens of document 2"),
+        ({"tokens": np.array([[2, 5, 6], [2, 5, 2]])}, "list 2 documents, .* tokens of document 2"),
         ({"offset": np.array([0, -4])}, "an offset counts the tokens of a document from 0 on, got -4"),
         ({"document": np.zeros(3, int)}, r"document must be integers \[2\], one for each sequence, got int64 \[3\]"),
         ({"offset": np.zeros(2)}, r"offset must be integers \[2\], one for each sequence, got float64 \[2\]"),

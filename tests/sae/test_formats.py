@@ -163,7 +163,7 @@ def changed(**arrays):
             lambda: jax.tree.map(lambda a: jnp.stack([a, a]), make()),
             "got shape .*: give the 2 stacked ones one at a time",
         ),
-        (lambda: jax.tree.map(lambda a: jnp.stack([a] * 3), crosscoder()), "of 3 stacked ones"),
+        (lambda: jax.tree.map(lambda a: jnp.stack([a] * 3), crosscoder()), "give the 3 stacked ones one at a time"),
         (lambda: changed(threshold=jnp.ones(5)), "these arrays make no autoencoder"),
         (lambda: changed(W_skip=jnp.ones((6, 5))), "these arrays make no autoencoder"),
         (lambda: changed(b_dec=jnp.zeros(6, jnp.int32)), "b_dec must be an array of floating-point numbers"),

@@ -139,7 +139,9 @@ def test_a_folder_of_a_format_that_is_only_read_is_not_written_to(tmp_path):
     torch_pickles.save(tmp_path / "ae.pt", tensors)
     (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
     for name in ("gemma_scope_2", "mishax_lite"):  # the first has a config.json too
-        with pytest.raises(ValueError, match=r"has an autoencoder in dictionary_learning's format, ae.pt, .*only read"):
+        with pytest.raises(
+            ValueError, match=r"has an autoencoder in dictionary_learning's format, ae.pt, .*does not remove"
+        ):
             sae.save(EXAMPLES["JumpReLU"](), tmp_path, format=name)
     assert isinstance(sae.load(tmp_path), sae.ReLU)
     outlines.check(tmp_path)

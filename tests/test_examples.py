@@ -33,7 +33,7 @@ STILL_WITHOUT = {
     *("gemma.Cache", "gemma.Config", "gemma.Forward", "gemma.Generation", "gemma.Model", "gemma.Transformer"),
     *("gemma.config", "gemma.empty_cache", "gemma.load", "gemma.save"),
     *("sae.Estimate", "sae.Metrics", "sae.Nearest", "sae.Preempted", "sae.TrainingWarning", "sae.WeightsAndBiases"),
-    "sae.evaluate",
+    *("sae.TensorBoard", "sae.as_table", "sae.evaluate", "sae.explore", "sae.fingerprint"),
 }
 SITE = "layer_1/resid_post"
 

@@ -1,5 +1,5 @@
-"""Sparse autoencoders for any language model that speaks `LanguageModel`: harvesting activations, training on them,
-measuring and looking at what comes out."""
+"""Sparse autoencoders for any language model that speaks `LanguageModel`: this package harvests activations, trains
+autoencoders on them, measures and shows them, and puts them back into the running model."""
 
 from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
@@ -95,7 +95,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Pages need packages that nothing else here does (the extra `pages`).
+    # Only pages need the packages of the extra `pages`.
     if name == "explore":
         from sae.explorer.building import explore
 

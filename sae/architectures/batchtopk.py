@@ -21,26 +21,27 @@ class Running(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """Their mean, of which the last batches are most; 0 before the first."""
+        """The mean, in which the last batches weigh most; 0 before the first batch."""
         return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
 
 
 @register("batchtopk")
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(KeepsLargest):
-    """Latents that are among the k B largest of a batch of B tokens, where they are above 0. It needs no sparsity term:
-    give the run `sparsity=()`. Released as a `sae.JumpReLU` whose thresholds are all the mean over the last batches of
-    the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each other.
+    """The k B largest latents of a batch of B tokens, where they are above 0. It needs no sparsity term: give the run
+    `sparsity=()`. The released form is a `sae.JumpReLU` with one threshold for all latents: the mean, over the last
+    batches, of the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each
+    other.
 
     With the objective `sae.objectives.Matryoshka` it is the Matryoshka BatchTopK autoencoder of arXiv 2503.17547, whose
-    prefixes share one choice of latents. Dead latents are revived by AuxK; see `TopK`.
+    prefixes share one choice of latents. AuxK revives dead latents; see `TopK`.
 
     Attributes:
-      k: how many latents a token has, on the average.
-      skip: a transcoder has an affine skip.
-      decay: of the running mean of the threshold: each batch counts by so much less than the next.
-      aux_k: how many dead latents of a token explain what is left over.
-      aux_coefficient: of AuxK; 0 for none.
+        k: the mean number of latents of a token.
+        skip: whether a transcoder has an affine skip.
+        decay: the decay of the threshold's running mean: the factor by which a batch weighs less than the next.
+        aux_k: the number of dead latents of a token that explain the error of the others.
+        aux_coefficient: the coefficient of AuxK; 0 turns it off.
     """
 
     k: Number = 64.0
@@ -86,22 +87,21 @@ class BatchTopK(KeepsLargest):
 
 
 def nth_largest(values: jax.Array, n: jax.Array) -> jax.Array:
-    """Returns the n-th largest of float32 values of any shape, all at least 0; 0 where n is more than there are.
+    """Returns the n-th largest of float32 values of any shape, all at least 0; 0 for an n above their number.
 
-    By bisection over the bits of the answer, 31 times a comparison and a count: n may be traced, nothing is sorted, and
-    values that are split over a mesh stay where they are.
+    It bisects over the bits of the answer, 31 times a comparison and a count: n may be traced, nothing is sorted, and
+    values that are split over a mesh stay split.
 
     Example:
-      >>> float(nth_largest(jnp.float32([[3, 0, 1], [2, 5, 2]]), 3))
-      2.0
+        >>> float(nth_largest(jnp.float32([[3, 0, 1], [2, 5, 2]]), 3))
+        2.0
     """
-    bits = jax.lax.bitcast_convert_type(
-        values, jnp.int32
-    )  # of numbers that are at least 0, in the order of the numbers
+    # The bits of numbers that are at least 0 have the order of the numbers.
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
 
-    def add_bit(i, found):
-        candidate = found | jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
-        return jnp.where((bits >= candidate).sum(dtype=jnp.int32) >= n, candidate, found)
+    def add_bit(i, answer):
+        candidate = answer | jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
+        return jnp.where((bits >= candidate).sum(dtype=jnp.int32) >= n, candidate, answer)
 
     return jax.lax.bitcast_convert_type(
         jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), add_bit, jnp.int32(0)), jnp.float32

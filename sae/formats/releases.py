@@ -1,6 +1,6 @@
-"""`sae.releases`: which autoencoders lie in a folder or a repository of the hub, with sites, widths and L0s.
+"""`sae.releases`: lists the autoencoders of a folder or of a repository of the hub, with sites, widths and L0s.
 
-Of a folder, the headers of files tell; of a repository, the names of its folders alone: nothing is fetched.
+For a folder it reads the headers of files; for a repository only the names of its folders: nothing is fetched.
 """
 
 import dataclasses
@@ -23,16 +23,22 @@ _THOUSANDS = {None: 1, "k": 2**10, "m": 2**20}
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One autoencoder of a folder or a repository.
+    """One autoencoder of a folder or a repository. `sae.releases` returns them.
 
     Attributes:
-        path: of its folder in there, what `sae.load(where, path)` takes; "" for the root.
-        format: by its name in the registry.
-        site: what goes in; None where it is not known.
-        site_out: what comes out.
-        width: number of latents; of a repository, as its folder is called ("16k" is 16,384).
-        l0: the L0 that it claims.
-        problem: why its file cannot be read; None where it can, or where it was not looked at.
+        path: the path of its folder, for `sae.load(where, path)`; "" for the root.
+        format: the format's name in the registry.
+        site: the input site; None where it is unknown.
+        site_out: the output site.
+        width: Z, the number of latents; in a repository by the name of its folder ("16k" is 16,384).
+        l0: the L0 that its file claims.
+        problem: the reason why its file cannot be read; None where it can, or was not read.
+
+    Example:
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> published = sae.releases("saes")[0]
+        >>> published.path, published.site, published.width
+        ('layer_1', 'layer_1/resid_post', 64)
     """
 
     path: str
@@ -61,18 +67,21 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
     """Lists the autoencoders of a folder, or of a repository of the hub.
 
     Args:
-        where: a folder, or `owner/name`; a folder here of that name goes first.
-        revision: of a repository.
+        where: a folder, or `owner/name`; a local folder of that name goes first.
+        revision: a branch, a tag or a commit of a repository.
 
     Returns:
-        Them by path, numbers in the order of their values. One whose file is damaged is listed with its problem.
+        The autoencoders in the order of their paths, in which numbers have the order of their values. One with a
+        damaged file is listed with its problem.
 
     Raises:
-        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` raises it.
+        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` does.
 
     Example:
-        >>> sae.releases("runs/scope/saes")
-        >>> sae.releases("google/gemma-scope-2b-pt-res")
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> sae.releases("saes")
+        (Published(layer_1: gemma_scope, layer_1/resid_post, 64 latents, L0 ...),)
+        >>> published = sae.releases("google/gemma-scope-2b-pt-res")  # doctest: +SKIP
     """
     here = local_path(where)
     if isinstance(where, str) and hub.is_id(where) and not here.exists():
@@ -90,7 +99,7 @@ def _number(part: str) -> tuple[int, int, str]:
 
 
 def _format(file: str) -> str | None:
-    """The name of the format whose main file this is, or of the several that call theirs so; None where none does."""
+    """Returns the names of the formats with this main file, joined by "or"; None for no format."""
     import_all(__package__)
     name = file.rpartition("/")[2]
     return " or ".join(title for title, format in formats.items() if format.main == name) or None
@@ -108,7 +117,7 @@ def _outlined(root: Path, folder: Path) -> Published:
 
 
 def _named(repository: str, file: str) -> Published:
-    """What the names of a repository and of a folder in it say."""
+    """Returns the autoencoder that the names of a repository and of a folder in it describe."""
     folder = file.rpartition("/")[0]
     info: Info | None = gemma_scope_paths.info_of(Path("/", repository.rpartition("/")[2], folder))
     width = _WIDTH.search(folder)

@@ -77,7 +77,7 @@ def evaluate(
         >>> metrics.site, metrics.width
         ('layer_1/resid_post', 64)
         >>> print(sae.evaluation.tables.table([metrics]))
-        site                width ... L0 ... FVU  delta loss (nats)  loss recovered  dead in ... tokens
+        site                width    L0    FVU  delta loss (nats)  loss recovered  dead in ... tokens
         layer_1/resid_post     64 ...
     """
     progress = chosen(progress)

@@ -106,7 +106,9 @@ class WeightsAndBiases(Report):
       ValueError: without the package wandb.
 
     Example:
-      >>> reports = [sae.WeightsAndBiases(project="latents")]  # doctest: +SKIP
+      >>> issubclass(sae.WeightsAndBiases, sae.Report)  # for sae.train(runs, store, reports=[...])
+      True
+      >>> sae.WeightsAndBiases(project="latents")  # doctest: +SKIP
     """
 
     def __init__(self, **arguments):

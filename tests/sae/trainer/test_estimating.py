@@ -46,7 +46,7 @@ def test_without_a_store_an_estimate_is_the_same_but_for_the_epochs(one_device):
     alone = sae.estimate(transcoder, {site: array.shape[1] for site, array in arrays.items()}, one_device)
     measured = {"seconds": None, "peak_flops": None}  # what this machine does at that moment
     assert dataclasses.replace(alone, **measured) == dataclasses.replace(stored, epochs=None, **measured)
-    assert "passes" not in str(alone) and "passes" in str(stored)
+    assert "epochs" not in str(alone) and "epochs" in str(stored)
 
 
 def test_parameters_and_adams_moments_are_three_times_the_released_autoencoder(one_device):

@@ -31,7 +31,8 @@ from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
-from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
+from sae.trainer.reporting import Report
+from sae.trainer.trackers import TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
 from sae.transcoder_set import TranscoderSet
 

@@ -12,7 +12,7 @@ from sae.store.places import place
 from sae.text import Document, cut, read_documents
 from sae.trainer.diagnostics import DENSITY_EDGES
 from sae.trainer.naming import run_names
-from sae.trainer.reporting import Rates
+from sae.trainer.speed import Rates
 from tests.sae.letters import Letters
 
 

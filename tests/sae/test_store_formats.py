@@ -137,7 +137,7 @@ def test_checkpoints_of_an_old_store_are_those_of_flat_configs_and_refused_by_nu
     run, old = json.loads((DATA / "run_of_store.json").read_text()), sae.ActivationStore.open(DATA / "store")
     assert Identity.of([RUN], old).store == run["store"]
     shutil.copy(DATA / "run_of_store.json", tmp_path / "run.json")
-    with pytest.raises(ValueError, match="a run in format 1, and this version goes on with format 2: finish it"):
+    with pytest.raises(ValueError, match="a run in format 1, and this version goes on with format 3: finish it"):
         sae.train(RUN, old, checkpoint_dir=tmp_path)
 
 

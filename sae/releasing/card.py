@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,32 +88,26 @@ def text(placed: Sequence[Placed], layout: str, repository: str | None, licences
     """
     info = placed[0].entry.info
     model = names.hub_name(info.model, info.training)
-    ordered = sorted(placed, key=lambda one: _order(one.path))
-    lacking = missing(ordered, licences)
+    lacking = missing(placed, licences)
     sections = [
         _front(model, licences),
         f"# Sparse autoencoders of {info.model}",
-        _about(ordered, layout, repository),
+        _about(placed, layout, repository),
         "## Autoencoders",
-        *_metrics(ordered),
+        *_metrics(placed),
         "## Data",
-        *card_facts.data(ordered),
+        *card_facts.data(placed),
         "## Recipe",
-        *card_facts.recipe(ordered),
+        *card_facts.recipe(placed),
         "## Licences",
         markdown(["of", "licence"], [[of, value or NOT_GIVEN] for of, value in dataclasses.asdict(licences).items()]),
         "## Provenance",
-        *card_facts.provenance(ordered),
+        *card_facts.provenance(placed),
         f"`sha256sum -c {checksums.NAME}` checks every file of this release.",
         "## Not on record",
         "\n".join(f"- {line[0].upper()}{line[1:]}." for line in lacking) or "Nothing that this card has a place for.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _order(path: str) -> list[Any]:
-    """Numbers in the order of their values."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"([0-9]+)", path)]
 
 
 def _front(model: str, licences: Licences) -> str:

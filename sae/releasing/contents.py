@@ -110,7 +110,18 @@ def _entry(folder: Path, name: str) -> Entry:
         )
     measured, reason = _measured(folder, info)
     training = json.loads(info.training)
-    return Entry(folder, name, autoencoder, info, training, claimed_l0(autoencoder), measured, reason)
+    return Entry(folder, name, autoencoder, info, training, _aim(autoencoder, folder), measured, reason)
+
+
+def _aim(autoencoder: Released, folder: Path) -> float | None:
+    """The L0 that its file claims, or that its run aimed at; earlier versions have it in the folder's name alone."""
+    if (claimed := claimed_l0(autoencoder)) is not None:
+        return claimed
+    target = kept.target(autoencoder.info, folder.name)
+    try:
+        return float(target)
+    except ValueError:  # a dash: none is on record
+        return None
 
 
 def _measured(folder: Path, info: Info) -> tuple[Measured | None, str]:

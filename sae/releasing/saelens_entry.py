@@ -18,6 +18,9 @@ NAME = "pretrained_saes.yaml"
 _LOADERS = {"saelens": None, "gemma_scope": "gemma_2", "gemma_scope_2": "gemma_3", "sparsify": "sparsify"}
 # What gemma_2 takes from names: the model and the kind of the site from the repository, the width from the folder.
 _REPOSITORY = re.compile(r"(?=.*(2b|9b|27b))(?=.*(res|mlp|att))")
+# gemma_3 takes the hook from the folder: that of these kinds is right. It has hook_attn_out for attn_out, which reads
+# what the heads give, and the norm before its gain for transcoders, which read it after.
+_SAME_HOOK = ("resid_post", "mlp_out")
 _WIDTHS = ("4k", "16k", "32k", "65k", "131k", "262k", "524k", "1m")
 
 
@@ -87,6 +90,11 @@ def unreadable(placed: Sequence[Placed], repository: str | None) -> str | None:
         return (
             "SAELens's loader gemma_2 knows models, sites and widths by names such as gemma-scope-2b-pt-res and "
             "width_16k alone, and does not read this release: the format saelens is read by it."
+        )
+    if kinds := sorted({one.kind for one in placed if one.format == "gemma_scope_2"} - set(_SAME_HOOK)):
+        return (
+            f"SAELens's loader gemma_3 goes by the folder, and takes {', '.join(kinds)} for other hooks than these "
+            "autoencoders read: the format saelens names the hooks themselves."
         )
     return None
 

@@ -92,7 +92,7 @@ def test_data_recipe_and_provenance_are_those_on_record(tmp_path, card):
 def test_what_is_missing_is_said_to_be_missing(tmp_path, card):
     """Nothing is recorded but model and site, as of somebody else's autoencoder."""
     bare = {"training": "{}", "record": None, "counted": None}
-    releasable.save(tmp_path / "saes", **bare)
+    sae.save(releasable.autoencoder(**bare), tmp_path / "saes" / "mine")
     _, text, released = card()
     lines = text.partition("\n## Not on record\n\n")[2].splitlines()
     assert lines == [f"- {line[0].upper()}{line[1:]}." for line in released.missing]
@@ -173,7 +173,9 @@ def test_the_entry_says_what_saelens_does_not_read_and_what_is_unknown(tmp_path,
     assert entry(tmp_path)[0]["gemma2-tiny-saes"]["conversion_func"] is None
     card(layout="gemma_scope_2")
     assert entry(tmp_path)[0]["gemma2-tiny-saes"]["conversion_func"] == "gemma_3"
-    card(format="mishax_lite")
+    releasable.save(tmp_path / "saes", site="layer_3/attn_z")
+    assert "gemma_3 goes by the folder, and takes attn_out for other hooks" in card(layout="gemma_scope_2")[1]
+    card(layout="gemma_scope_2", format="mishax_lite")
     assert not (tmp_path / "release" / saelens_entry.NAME).exists()
 
 

@@ -1,5 +1,6 @@
 """`sae.release`: the folder trees of Gemma Scope, what is refused, and that a release made again stays as it is."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,6 +10,9 @@ import pytest
 
 import sae
 from sae.evaluation import kept
+from sae.formats.format import formats
+from sae.formats.mishax_lite import MishaxLite
+from tests.registering import registered
 from tests.sae import releasable
 
 
@@ -102,6 +106,23 @@ def test_what_a_layouts_format_cannot_hold_goes_into_one_that_can(saes, out):
     assert released.paths == ("layer_3/width_256/target_l0_4",)
     assert releasable.same(sae.load(out, released.paths[0]), topk)
     assert (out / released.paths[0] / "sae_weights.safetensors").exists()
+
+
+class Halves(MishaxLite):
+    """A format that keeps half the digits."""
+
+    title, main, default = "the format halves", "halves.npz", None
+
+    def files(self, contents):
+        halves = {name: np.float32(np.float16(value)) for name, value in contents.values.items()}
+        return super().files(dataclasses.replace(contents, values=halves))
+
+
+def test_what_would_not_come_back_to_the_bit_is_not_released(saes, out):
+    releasable.save(saes)
+    with registered((formats, "halves", Halves)), pytest.raises(ValueError, match="its W_enc would not come back from"):
+        sae.release(saes, out, format="halves")
+    assert not out.exists()
 
 
 def test_checksums_are_those_of_sha256(saes, out):
@@ -240,6 +261,13 @@ def test_an_l0_that_is_not_on_record_is_unknown(saes, out):
     one = releasable.autoencoder(training="{}")
     sae.save(one, saes / "mine")
     assert sae.release(saes, out).paths == ("layer_3/width_256/l0_unknown",)
+
+
+def test_the_target_of_an_earlier_version_is_in_the_name_of_its_folder(saes, out):
+    """Whose records have the fields of a run in one list, or none."""
+    sae.save(releasable.autoencoder(training="{}"), saes / "target_l0_20")
+    sae.save(releasable.autoencoder(training='{"config": {"l0_target": 8.0}}', seed=1), saes / "mine")
+    assert set(sae.release(saes, out).paths) == {"layer_3/width_256/target_l0_20", "layer_3/width_256/target_l0_8"}
 
 
 def test_two_processes_do_not_write_one_release(saes, out):

@@ -22,6 +22,9 @@ from sae.looking import Latents, latents
 from sae.normed_topk import NormedTopK
 from sae.patching import patch_grid
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
+from sae.releasing.card import Licences
+from sae.releasing.making import Release, release
+from sae.releasing.pushing import push
 from sae.relu import ReLU
 from sae.runs import Run
 from sae.site_kinds import SiteKind
@@ -51,12 +54,14 @@ __all__ = [
     "JumpReLU",
     "LanguageModel",
     "Latents",
+    "Licences",
     "Metrics",
     "Nearest",
     "NormedTopK",
     "Preempted",
     "Published",
     "ReLU",
+    "Release",
     "Report",
     "Run",
     "Sinks",
@@ -83,6 +88,8 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
+    "push",
+    "release",
     "releases",
     "rows",
     "save",

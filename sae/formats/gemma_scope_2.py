@@ -21,7 +21,7 @@ _TENSORS = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_de
 _SKIP = "affine_skip_connection"
 _FOLDER = re.compile(r"layer_(\d+)_width_\w+?_l0_(?:small|medium|big)(_affine)?")
 # By the name of the folder above. Their `attn_out` reads the input of the output projection.
-_SITES = {
+SITES = {
     "resid_post": ("resid_post", "resid_post"),
     "mlp_out": ("mlp_out", "mlp_out"),
     "attn_out": ("attn_z", "attn_z"),
@@ -111,7 +111,7 @@ def _info(folder: Path, config: Mapping[str, Any]) -> Info | None:
     else:
         layer, kind = (
             _FOLDER.fullmatch(parts[-1]),
-            _SITES.get(parts[-2].removesuffix("_all")) if len(parts) > 1 else None,
+            SITES.get(parts[-2].removesuffix("_all")) if len(parts) > 1 else None,
         )
         sites = tuple(f"layer_{int(layer[1])}/{name}" for name in kind) if layer and kind else None
     if model is None or sites is None:

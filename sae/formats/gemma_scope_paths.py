@@ -16,7 +16,7 @@ from sae.autoencoder import Info
 
 _REPOSITORY = re.compile(r"(?:models--[\w.-]+?--)?(gemma-scope-(2b|9b|27b)-(pt|it)-(res|att|mlp|transcoders))")
 # Input and output sites. Transcoders read after the norm's division, before its gain (`mlp_normed`).
-_SITES = {
+SITES = {
     "res": ("resid_post", "resid_post"),
     "att": ("attn_z", "attn_z"),
     "mlp": ("mlp_out", "mlp_out"),
@@ -49,7 +49,7 @@ def info_of(folder: Path) -> Info | None:
         inside = inside[2:]
     layers = [layer[1] for part in inside if (layer := re.fullmatch(r"layer_(\d+)", part))]
     if len(layers) == 1:
-        site, site_out = (f"layer_{int(layers[0])}/{name}" for name in _SITES[kind])
+        site, site_out = (f"layer_{int(layers[0])}/{name}" for name in SITES[kind])
     elif not layers and "embedding" in inside and kind == "res":
         site = site_out = "embed"
     else:

@@ -69,6 +69,19 @@ def fetch(repository: str, path: str | None, revision: str | None, mains: Iterab
         raise hub.problem(error, inside) from error
 
 
+def fetch_file(repository: str, path: str, revision: str | None) -> Path:
+    """Returns one file of a repository, in the hub's cache.
+
+    Raises:
+        HubError: as `fetch` does.
+    """
+    hub = _Hub(repository, revision)
+    try:
+        return hub.download(path)
+    except Exception as error:
+        raise hub.problem(error, path) from error
+
+
 def listing(repository: str, revision: str | None) -> dict[str, int]:
     """Returns {path: bytes} of every file of a repository.
 

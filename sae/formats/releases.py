@@ -1,24 +1,27 @@
 """`sae.releases`: lists the autoencoders of a folder or of a repository of the hub, with sites, widths and L0s.
 
-For a folder it reads the headers of files; for a repository only the names of its folders: nothing is fetched.
+For a folder it reads the headers of files; for a repository the names of its folders, or the record of a release, which
+is the one file that is fetched.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sae import showing
 from sae.autoencoder import Info
 from sae.discovery import import_all
 from sae.evaluation.counting import Sites
 from sae.files import local_path
-from sae.formats import gemma_scope_paths, hub
+from sae.formats import configs, gemma_scope_paths, hub
 from sae.formats.files import main_files, outline
 from sae.formats.format import formats
 from sae.formats.l0 import claimed_l0, l0_of_folder
+from sae.formats.widths import width_of_folder
 
-_WIDTH = re.compile(r"width_(\d+)(k|m)?(?![a-z\d])", re.IGNORECASE)
-_THOUSANDS = {None: 1, "k": 2**10, "m": 2**20}
+RECORD = "release.json"  # of a release that `sae.release` has made: of which sites its autoencoders are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,9 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
     """
     here = local_path(where)
     if isinstance(where, str) and hub.is_id(where) and not here.exists():
-        listed = [_named(where, file) for file in hub.listing(where, revision) if _format(file) is not None]
+        files = hub.listing(where, revision)
+        records = _records(where, revision) if RECORD in files else {}
+        listed = [_named(where, file, records) for file in files if _format(file) is not None]
     elif not here.is_dir():
         raise ValueError(f"{where} is no folder, and no repository of the hub")
     else:
@@ -116,16 +121,36 @@ def _outlined(root: Path, folder: Path) -> Published:
     return Published(path, names[0], site, site_out, one.width, claimed_l0(one))
 
 
-def _named(repository: str, file: str) -> Published:
-    """Returns the autoencoder that the names of a repository and of a folder in it describe."""
+def _records(repository: str, revision: str | None) -> dict[str, Any]:
+    """Returns the descriptions of autoencoders, by path, in the record of a release of this library."""
+    facts = configs.read(hub.fetch_file(repository, RECORD, revision)) or {}
+    return facts["autoencoders"] if isinstance(facts.get("autoencoders"), dict) else {}
+
+
+def _recorded(folder: str, about: Any) -> Published | None:
+    """Returns the autoencoder that a record describes; None for a missing description, or one of another form."""
+    if not isinstance(about, dict):
+        return None
+    sites = [tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out"))]
+    texts = [about.get("format"), *(one for site in sites for one in (site if isinstance(site, tuple) else (site,)))]
+    width, l0 = about.get("width"), about.get("l0_target", about.get("l0"))
+    numbers = type(width) is int and (l0 is None or type(l0) in (int, float))
+    if not numbers or not all(isinstance(text, str) for text in texts):
+        return None
+    return Published(folder, about["format"], *sites, width, l0)
+
+
+def _named(repository: str, file: str, records: Mapping[str, Any]) -> Published:
+    """Returns the autoencoder that the record of a release describes, or else the names of repository and folder."""
     folder = file.rpartition("/")[0]
+    if (recorded := _recorded(folder, records.get(folder))) is not None:
+        return recorded
     info: Info | None = gemma_scope_paths.info_of(Path("/", repository.rpartition("/")[2], folder))
-    width = _WIDTH.search(folder)
     return Published(
         folder,
         _format(file) or "",
         None if info is None else info.site,
         None if info is None else info.site_out,
-        None if width is None else int(width[1]) * _THOUSANDS[width[2].lower() if width[2] else None],
+        width_of_folder(folder),
         l0_of_folder(folder),
     )

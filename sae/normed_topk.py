@@ -1,10 +1,11 @@
 """The released TopK autoencoder of normalised tokens: each token has its mean taken off and is divided by its deviation
 before the encoder, and gets them back after the decoder (OpenAI's, arXiv 2406.04093).
 
-With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees) + 1e-5, theirs is
-z = the k largest of max((x - m) / s W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m. Here f = s z, in raw units:
-x^ = f W_dec + (s b_dec + m), so that what a latent adds to an activation is f W_dec, as of every form. What is in the
-brackets depends on the token and not on its latents: it is counted as the skip, which `decode` leaves out.
+With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees), theirs is z = the k
+largest of max((x - m) / (s + 1e-5) W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m, without 1e-5 on the way out.
+Here f = s z, in raw units: x^ = f W_dec + (s b_dec + m), so that what a latent adds to an activation is f W_dec, as of
+every form. What is in the brackets depends on the token and not on its latents: it is counted as the skip, which
+`decode` leaves out.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ class NormedTopK(Released):
     Example:
         >>> eye = jnp.eye(3)
         >>> normed = NormedTopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1)
-        >>> normed.encode(jnp.float32([1, 2, 6])).tolist(), normed(jnp.float32([1, 2, 6])).tolist()
+        >>> x = jnp.float32([1, 2, 6])
+        >>> normed.encode(x).round(3).tolist(), normed(x).round(3).tolist()
         ([0.0, 0.0, 3.0], [3.0, 3.0, 6.0])
     """
 
@@ -63,8 +65,9 @@ class NormedTopK(Released):
         """
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        z = jnp.matmul(flat - mean, self.W_enc, precision="highest") + deviation * self.b_enc
-        return keep_largest(jnp.maximum(z, 0.0), self.k)
+        normed = (flat - mean) / (deviation + _EPSILON)
+        z = jnp.matmul(normed, self.W_enc, precision="highest") + self.b_enc
+        return deviation * keep_largest(jnp.maximum(z, 0.0), self.k)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Latents [B, Z] -> what they add to raw activations, [B, A], without what the token's mean and deviation
@@ -88,4 +91,4 @@ class NormedTopK(Released):
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Means and deviations [B, 1] of tokens [B, A]."""
-    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1) + _EPSILON
+    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1)

@@ -19,8 +19,11 @@
 # make test-tpu     gemma compiled ahead of time for TPUs, no TPU needed; x86-64 Linux alone (.venv-tpu, with libtpu)
 # make test-peers-transformers  transformers and PEFT: they load what gemma.save writes, and the other way round
 #                   (.venv-peers); make test-peers is the same
+# make test-peers-saelens, -sparsify, -dictionary-learning, -circuit-tracer, -saebench  programs that have files of
+#                   autoencoders load ours, and the other way round (.venv-peers-NAME); make test-peers-files: all of them
 # make locks        rewrite all locks from setup.py's ranges
 # make lock-peers   rewrite requirements-peers.lock and requirements-peers-cuda.lock alone
+# make lock-peers-saelens, ...  rewrite tests/peers/saelens.lock, ... alone
 VENV := .venv
 MODEL ?= gemma2-tiny
 # The shipped model has runs/scope, another one a folder of its own.
@@ -200,3 +203,42 @@ lock-peers: $(STAMP)
 	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} cuda' requirements-peers.lock > requirements-peers-cuda.lock
 	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} !cuda' requirements-peers.lock > requirements-peers.lock.new
 	mv requirements-peers.lock.new requirements-peers.lock
+
+# Programs that have files of autoencoders, each in an environment of its own (.venv-peers-NAME), since their requirements
+# exclude one another; see tests/peers/README.md. CI runs none of these.
+FILE_PEERS := saelens sparsify dictionary-learning circuit-tracer saebench
+peer-saelens := sae-lens==6.54.12
+peer-sparsify := eai-sparsify==1.3.3
+peer-dictionary-learning := dictionary-learning==0.1.0
+peer-circuit-tracer := circuit-tracer==0.5.0
+peer-saebench := sae-bench==0.6.0
+PEER_PIP = $(@D)/bin/python $(PIP_INSTALL) --require-hashes --no-deps
+# $(call entries,cuda) and $(call entries,!cuda): of a lock, the entries that go with CUDA's build of torch, and the others.
+entries = awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton|torchvision)/} $(1)'
+.PHONY: test-peers-files $(patsubst %,test-peers-%,$(FILE_PEERS)) $(patsubst %,lock-peers-%,$(FILE_PEERS))
+
+$(patsubst %,.venv-peers-%/.stamp,$(FILE_PEERS)): .venv-peers-%/.stamp: tests/peers/%.lock
+	$(INTERPRETER) -m venv --clear $(@D)
+	echo '$(TORCH_CPU)' > $(@D)/torch-cpu.txt
+	$(call entries,cuda) $< > $(@D)/cuda.txt
+	$(call entries,!cuda) $< > $(@D)/others.txt
+	$(PEER_PIP) -r $(@D)/torch-cpu.txt 2>/dev/null || echo "no CPU build of torch where pip looks: CUDA's follows"
+	$(PEER_PIP) -r $(@D)/others.txt
+	$(@D)/bin/python -c 'import torch' 2>/dev/null || $(PEER_PIP) -r $(@D)/cuda.txt
+	$(@D)/bin/python -c 'import torch'
+	@touch $@
+
+test-peers-files: $(patsubst %,test-peers-%,$(FILE_PEERS))
+
+# Nothing is fetched: what a peer would take from the hub is not needed. One thread, since the sizes are tiny: with two, on
+# cores that others use, they wait for each other, and what takes seconds takes minutes.
+$(patsubst %,test-peers-%,$(FILE_PEERS)): test-peers-%: $(STAMP) .venv-peers-%/.stamp
+	rm -rf $(PEERS_DIR)-$*
+	mkdir -p $(PEERS_DIR)-$*
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.peers.$(subst -,_,$*)_ours write $(PEERS_DIR)-$*
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 OMP_NUM_THREADS=1 .venv-peers-$*/bin/python tests/peers/$(subst -,_,$*)_theirs.py $(PEERS_DIR)-$*
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.peers.$(subst -,_,$*)_ours read $(PEERS_DIR)-$*
+
+$(patsubst %,lock-peers-%,$(FILE_PEERS)): lock-peers-%: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet uv
+	printf '%s\n' $(TORCH) '$(peer-$*)' | $(UV_3_11) - --quiet -o tests/peers/$*.lock

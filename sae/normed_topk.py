@@ -1,10 +1,10 @@
 """The released TopK autoencoder of normalised tokens (OpenAI's, arXiv 2406.04093). A token's mean is subtracted and the
 token is divided by its deviation before the encoder; both steps are undone after the decoder.
 
-With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees) + 1e-5, OpenAI has
-z = the k largest of max((x - m) / s W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m. Here f = s z, in raw units:
-x^ = f W_dec + (s b_dec + m), so that a latent adds f W_dec to an activation, as in every form. The sum in brackets
-depends on the token and not on its latents: it counts as the skip, which `decode` leaves out.
+With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees), OpenAI has z = the k
+largest of max((x - m) / (s + 1e-5) W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m, without 1e-5 on the way out. Here
+f = s z, in raw units: x^ = f W_dec + (s b_dec + m), so that a latent adds f W_dec to an activation, as in every form. The
+sum in brackets depends on the token and not on its latents: it counts as the skip, which `decode` leaves out.
 """
 
 import dataclasses
@@ -41,7 +41,8 @@ class NormedTopK(Released):
     Example:
         >>> eye = jnp.eye(3)
         >>> normed = sae.NormedTopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1)
-        >>> normed.encode(jnp.float32([1, 2, 6])).tolist(), normed(jnp.float32([1, 2, 6])).tolist()
+        >>> x = jnp.float32([1, 2, 6])
+        >>> normed.encode(x).round(3).tolist(), normed(x).round(3).tolist()
         ([0.0, 0.0, 3.0], [3.0, 3.0, 6.0])
     """
 
@@ -66,8 +67,9 @@ class NormedTopK(Released):
         """
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        z = jnp.matmul(flat - mean, self.W_enc, precision="highest") + deviation * self.b_enc
-        return keep_largest(jnp.maximum(z, 0.0), self.k)
+        normed = (flat - mean) / (deviation + _EPSILON)
+        z = jnp.matmul(normed, self.W_enc, precision="highest") + self.b_enc
+        return deviation * keep_largest(jnp.maximum(z, 0.0), self.k)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Returns what latents [B, Z] add to raw activations, [B, A]; the token's mean and deviation add the rest."""
@@ -90,4 +92,4 @@ class NormedTopK(Released):
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the means and deviations [B, 1] of tokens [B, A]."""
-    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1) + _EPSILON
+    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1)

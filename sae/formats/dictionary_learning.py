@@ -146,7 +146,9 @@ def _matryoshka(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 
 
 def _jumprelu(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
-    return Contents(JumpReLU, {name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")})
+    values = {name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    # Training moves thresholds below 0; a ReLU comes after the gate, so that 0 is the same there.
+    return Contents(JumpReLU, values | {"threshold": np.maximum(tensors["threshold"], 0)})
 
 
 _READERS = {

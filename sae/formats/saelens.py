@@ -3,7 +3,8 @@
 W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true by default,
 subtracts b_dec from inputs; it is folded into the encoder's bias, and so is the scaling of TopK's activations by the
 norms of decoder rows. Normalisations of each token (`layer_norm`, `constant_norm_rescale`) cannot be folded into
-weights; the constant of a normalisation by a constant is in `activation_scaler.json`.
+weights: a TopK with `layer_norm` is a NormedTopK, and the others are refused. The constant of a normalisation by a
+constant is in `activation_scaler.json`, if anywhere.
 """
 
 import json
@@ -20,12 +21,14 @@ from sae.formats import configs, llamascopium, names, safetensors_files
 from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.gated import Gated
+from sae.normed_topk import NormedTopK
 from sae.released import Released
 from sae.relu import ReLU
 from sae.topk import TopK
 
 _CONFIG, _SCALER, _VERSION = "cfg.json", "activation_scaler.json", "6.0.0"
 _SPECIAL = "exclude_special_tokens"  # the ids that training left out, or whether it left out all special ones
+_LAYER_NORM = "layer_norm"
 # {architecture: (form, whether it is a transcoder)}
 _ARCHITECTURES = {
     "standard": (ReLU, False),
@@ -70,6 +73,8 @@ class SAELens(Format):
             if name in values and not (values.pop(name) == 1).all():
                 raise ValueError(f"{file}: its latents are scaled by {name}, which is not read")
         values = {name: values[name] for name in wanted}
+        if form is JumpReLU:  # training moves thresholds below 0, where SAELens takes 0
+            values["threshold"] = np.maximum(values["threshold"], 0)
         if "W_skip" in wanted:
             values["W_skip"] = values["W_skip"].T
         _fold(file, config, form, values, transcoder)
@@ -85,9 +90,9 @@ class SAELens(Format):
 
     def lacks(self, autoencoder: Released) -> str | None:
         """Refuses several sites, and forms and skips for which SAELens has no architecture."""
-        form, transcoder = type(autoencoder), _is_transcoder(autoencoder)
-        if (form, transcoder) not in _ARCHITECTURES.values():
-            what = autoencoder.noun if autoencoder.several_sites() else f"{form.__name__} as a transcoder"
+        if _entry(autoencoder) not in _ARCHITECTURES.values():
+            form = type(autoencoder).__name__
+            what = autoencoder.noun if autoencoder.several_sites() else f"{form} as a transcoder"
             return f"a {what}"
         return None
 
@@ -96,9 +101,7 @@ class SAELens(Format):
         skip = "W_skip" in contents.values
         autoencoder = contents.form(**contents.values, **contents.numbers, info=contents.info)
         architecture = next(
-            name
-            for name, entry in _ARCHITECTURES.items()
-            if entry == (contents.form, _is_transcoder(autoencoder)) and ("skip" in name) == skip
+            name for name, entry in _ARCHITECTURES.items() if entry == _entry(autoencoder) and ("skip" in name) == skip
         )
         values = dict(contents.values)
         if skip:
@@ -107,11 +110,13 @@ class SAELens(Format):
         return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
 
 
-def _is_transcoder(autoencoder: Released) -> bool:
-    """Returns whether an autoencoder is a transcoder, by its sites, a skip, or different dims."""
+def _entry(autoencoder: Released) -> tuple[type[Released], bool]:
+    """Returns the form, and whether an autoencoder is a transcoder, by its sites, a skip, or different dims."""
+    form = TopK if isinstance(autoencoder, NormedTopK) else type(autoencoder)  # a TopK with other inputs
     info = autoencoder.info
     skip = getattr(autoencoder, "W_skip", None) is not None
-    return skip or autoencoder.dims[0] != autoencoder.dims[1] or (info is not None and info.site != info.site_out)
+    apart = autoencoder.dims[0] != autoencoder.dims[1] or (info is not None and info.site != info.site_out)
+    return form, skip or apart
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -142,11 +147,13 @@ def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool, 
     if (activation := config.get("activation_fn", "relu")) not in ("relu", "topk"):
         raise ValueError(f"{file}: the activation function {activation!r} is not read")
     form, transcoder = _ARCHITECTURES[architecture]
+    if form is TopK and config.get("normalize_activations") == _LAYER_NORM:
+        form = NormedTopK
     return form, transcoder, [name for name in form.axes if name != "W_skip" or "skip" in architecture]
 
 
 def _numbers(file: Path, config: Mapping[str, Any], form: type[Released]) -> dict[str, int]:
-    if form is not TopK:
+    if "k" not in form.numbers:
         return {}
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
@@ -165,7 +172,7 @@ def _fold(
     scale = np.float32(1)
     if normalisation == "expected_average_only_in" and not transcoder:
         scale = _scale(file, scaler)
-    elif normalisation != "none":
+    elif normalisation != "none" and form is not NormedTopK:
         what = "a transcoder's inputs" if transcoder else "inputs"
         raise ValueError(f"{file}: {what} normalised by {normalisation!r} are not read: no weights can do that")
     bias = "b_gate" if form is Gated else "b_enc"
@@ -221,7 +228,7 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": _LAYER_NORM if contents.form is NormedTopK else "none",
         "reshape_activations": "none",
     }
     if "transcoder" in architecture:

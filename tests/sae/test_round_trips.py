@@ -61,7 +61,7 @@ HOLD = {
     "TopK": {"saelens", "sparsify"},
     "TopK skip": {"sparsify"},
     "TopK transcoder": set(),
-    "NormedTopK": set(),
+    "NormedTopK": {"saelens"},
     "Gated": {"saelens"},
     "Crosscoder": set(),
     "CrossLayerTranscoder": {"gemma_scope_2_layers", "circuit_tracer"},

@@ -5,8 +5,10 @@
 # make test-slow  the tests that take long: whole launches, large texts, whole runs of training
 # make test-killed  harvests and training in processes that are killed again and again, and in several; minutes
 # make fuzz   hooks on thousands of random programs and nestings of transformations; an hour (FUZZ_SEEDS=0:500: a part)
-# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, orbax-checkpoint, pytest
+# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, jaxtyping,
+#                orbax-checkpoint, pytest
 # make lint   ruff's lint and format checks
+# make types  the type checker over the packages and the launches
 # make build-files  rewrite BUILD, for Bazel, from the tree and its imports: after a Python file is added or removed
 # make notebooks  rewrite the notebooks in experiments/notebooks from the Python files beside them
 # make lock   rewrite requirements.lock from setup.py's ranges: the newest versions for Python 3.11
@@ -46,7 +48,7 @@ LOCK := $(if $(filter 11,$(MINOR)),requirements.lock,requirements-newest.lock)
 STAMP := $(VENV)/.stamp-3.$(MINOR)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files notebooks lock
+.PHONY: env scope test test-slow test-killed fuzz test-gpu lint types format build-files notebooks lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -87,6 +89,9 @@ test-gpu:
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(STAMP)
+	$(VENV)/bin/pyrefly check
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -76,6 +76,7 @@ def _entry(flag: flags.Flag) -> list[str]:
         words = words.removesuffix(addition)
     meaning = f"{name}: {words}"  # where values are few, absl has put them before the meaning
     if flag.default is not None and "efault" not in words:
+        # pyrefly: ignore[missing-attribute]  not None here
         default = flag.default_as_str.strip("'")
         meaning += f" Default: {default}."
     return textwrap.wrap(meaning, WIDTH, initial_indent="  ", subsequent_indent="      ", break_long_words=False)

@@ -23,4 +23,5 @@ TEXT_DIR = flags.DEFINE_string(
 def form(length: int, packed: bool, only_model_turns: bool, folder: Path) -> Form:
     """How documents become sequences, as the flags say; `folder` is where a large text goes without `--text_dir`."""
     named = TEXT_DIR.value is not None
+    # pyrefly: ignore[bad-argument-type]  not None here
     return Form(length, packed, only_model_turns, SKIP_BAD.value, TEXT_DIR.value if named else folder, named)

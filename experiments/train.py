@@ -171,6 +171,7 @@ def configs(widths: Mapping[str, int]) -> list[sae.Run]:
             width or 8 * widths[site[0] if isinstance(site, tuple) else site],
             STEPS.value,
             data_seed=common.SEED.value,
+            # pyrefly: ignore[bad-argument-type]  the keys say which is which
             **{"seed": seed} | aim | changes | ({} if rate is None else {"learning_rate": rate}),
         )
         for site in ([tuple(sites)] if CROSSCODER.value else sites)
@@ -226,7 +227,7 @@ def train(runs: list[sae.Run], store: sae.ActivationStore, saes_dir: Path, check
             "are free. Free some, or train fewer"
         )
     names = [folder.relative_to(saes_dir).as_posix() for folder in folders]
-    reports = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard", names)]
+    reports: list[sae.Report] = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard", names)]
     if WANDB_PROJECT.value:
         reports.append(sae.WeightsAndBiases(project=WANDB_PROJECT.value))
     trained, history = sae.train(

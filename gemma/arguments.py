@@ -1,13 +1,19 @@
 """What `gemma.Model.apply` checks of its arguments before anything is traced."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Integer
 
 from gemma.configs import Config
 
+TokenIds = Integer[ArrayLike, "B T"] | Sequence[Sequence[int]]
 
-def token_ids(tokens: jax.Array, config: Config) -> jax.Array:
+
+def token_ids(tokens: TokenIds, config: Config) -> jax.Array:
     """Token ids [B, T] as an array, of integers that the embedding has rows for, as far as they are known.
 
     Raises:
@@ -47,7 +53,7 @@ def _check_range(tokens: jax.Array | np.ndarray, config: Config) -> None:
 
 
 def positions_and_mask(
-    tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None
+    tokens: jax.Array, positions: ArrayLike | None, mask: ArrayLike | None
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Positions [B, T] of integers and a mask [B, T, T] of bool, as arrays; None stays.
 

@@ -6,6 +6,7 @@ Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`; Gemma 3: `ge
 
 import dataclasses
 import difflib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,9 @@ def from_dict(values: dict) -> Config:
     missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
     if missing or unknown:
         raise ValueError(f"a model's config needs the fields of gemma.Config: missing {missing}, unknown {unknown}")
-    return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
+    pattern = tuple(values.get("layer_pattern", fields["layer_pattern"].default))
+    settings: dict[str, Any] = {**values, "layer_pattern": pattern}
+    return Config(**settings)
 
 
 def check_dtype(config: Config, dtype: jnp.dtype) -> None:
@@ -106,6 +109,7 @@ def check_dtype(config: Config, dtype: jnp.dtype) -> None:
                 f"{config.name} is a Gemma 3, whose activations exceed float16's largest number, 65504, and become "
                 "infinite: use dtype=jnp.bfloat16, which takes as much memory, or float32"
             )
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     elif dtype != jnp.float64 or not jax.config.jax_enable_x64:
         why = "JAX has it under jax_enable_x64 alone" if dtype == jnp.float64 else "the forward pass has it not"
         raise ValueError(f"dtype is float32, bfloat16 or, for Gemma 2, float16; got {dtype}: {why}")

@@ -28,9 +28,11 @@ class Rules:
     def draw(self, logits: jax.Array, keys: jax.Array, seen: jax.Array | None) -> jax.Array:
         """A token [B] from each row of logits [B, V]; `seen` [B, V] are the tokens that the penalty is for."""
         if self.penalty is not None:
+            # pyrefly: ignore[bad-argument-type]  seen is there with a penalty
             logits = penalise(logits, seen, self.penalty)
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        # pyrefly: ignore[bad-argument-type]  None where greedy alone
         return sample(logits, keys, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
@@ -57,7 +59,7 @@ def sample(
         probabilities = jax.nn.softmax(logits, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         first = jnp.arange(logits.shape[-1]) == 0
-        logits = jnp.where((before < top_p) | first, logits, -jnp.inf)
+        logits = jnp.where((before < top_p) | first[None], logits, -jnp.inf)
     if min_p is not None:
         logits = jnp.where(logits < jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p), -jnp.inf, logits)
     drawn = jax.vmap(jax.random.categorical)(keys, logits)

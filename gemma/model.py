@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Integer, Shaped
 
 from gemma import arguments, configs, editing, fingerprints, losses, readout, running, sites
+from gemma.arguments import TokenIds
 from gemma.cache import Cache
 from gemma.configs import Config
 from gemma.editing import AnyEdits
@@ -88,12 +91,12 @@ class Model:
 
     def apply(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         cache: Cache | None = None,
         attention: Attention | None = None,
         last: bool = False,
@@ -145,13 +148,13 @@ class Model:
 
     def losses(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         attention: Attention | None = None,
-    ) -> jax.Array:
+    ) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, given those before it: float32 [B, T-1], in nats.
 
         The logits of all tokens, [B, T, V], are never held: `gemma.losses` computes them in blocks of the vocabulary,
@@ -183,18 +186,18 @@ class Model:
 
         def forward(tokens):
             with jax.default_matmul_precision("highest"):
-                x = transformer.apply({"params": self.params}, tokens, positions, mask)
+                x: Any = transformer.apply({"params": self.params}, tokens, positions, mask)
                 table = self.params["embedder"]["input_embedding"]
                 return losses.cross_entropy(x[:, :-1], table, tokens[:, 1:], cap=self.config.final_softcap)
 
         return hooked(forward, tokens, lambda: editing.positions_of(tokens, positions, None), edits=edits)
 
     # For `mishax_lite.edit`: how edits that need the text find it in the arguments.
-    apply.text_of = losses.text_of = editing.text_of
+    vars(apply)["text_of"] = vars(losses)["text_of"] = editing.text_of
 
     def run(
         self,
-        text_or_tokens: str | Sequence[str] | jax.Array,
+        text_or_tokens: str | Sequence[str] | TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
@@ -225,7 +228,7 @@ class Model:
         model = self if attention is None else dataclasses.replace(self, attention=attention)
         return running.run(model, text_or_tokens, capture, edits)
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns the logits of a last residual stream: final norm, unembedding, final softcap. A pure function.
 
         Args:
@@ -270,12 +273,12 @@ class Model:
 
     def direct_logits(
         self,
-        value: jax.Array,
+        value: Float[ArrayLike, "..."],
         site: str | None = None,
         *,
-        scales: Mapping[str, jax.Array] | None = None,
-        tokens: jax.Array | Sequence[int] | None = None,
-    ) -> jax.Array:
+        scales: Mapping[str, Shaped[jax.Array, "..."]] | None = None,
+        tokens: Integer[ArrayLike, " K"] | Sequence[int] | None = None,
+    ) -> Float32[jax.Array, "..."]:
         """Returns what a component adds to the logits by itself, before the final softcap: direct logit attribution.
 
         The residual stream is a sum, so with `scales` the contributions of `embed` and of every layer's `attn_out` and
@@ -323,11 +326,12 @@ class Model:
             raise ValueError(f"scales lack {missing[0]}: capture it with the value, or give no scales")
         with jax.default_matmul_precision("highest"):
             added = way(self.params, None if record is None else record.layer, vectors)
-            for name in () if scales is None else (*within, last):
-                added = readout.multiplied(added, scales[name], name)
+            if scales is not None:
+                for name in (*within, last):
+                    added = readout.multiplied(added, scales[name], name)
             return readout.direct_logits(self.params, added, ids)
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors at a site, added to the residual stream, would move the logits to first order.
 
         A vector passes the final norm's gain and the unembedding; what depends on the token, the norm's division and
@@ -359,8 +363,8 @@ class Model:
             return readout.logits_of_directions(self.params, way(self.params, record.layer, vectors))
 
     def _checked(
-        self, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, attention: str | None
-    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, str]:
+        self, tokens: TokenIds, positions: Any, mask: Any, attention: Attention | None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, Attention]:
         """Tokens, positions and mask as arrays, and the attention; raises ValueError for what `apply` refuses."""
         configs.check_dtype(self.config, self.dtype)
         tokens = arguments.token_ids(tokens, self.config)

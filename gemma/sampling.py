@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from gemma import cache, drawing, sharding
 from gemma.cache import EMPTY
@@ -40,9 +41,9 @@ class Generation:
         penalty, temperature and the rest), NaN where padding is; None where they were not wanted.
     """
 
-    tokens: np.ndarray
+    tokens: Int32[np.ndarray, "B T"]
     texts: list[str] | None
-    log_probabilities: np.ndarray | None = None
+    log_probabilities: Float32[np.ndarray, "B T"] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.tokens, self.texts))
@@ -147,7 +148,7 @@ def generate(
         )
     model = model if attention is None else dataclasses.replace(model, attention=attention)
     program = _Program(model, rules, Edits.of(edits), jax.random.key(seed), jnp.asarray(stops, jnp.int32))
-    prompts = jax.device_put((tokens, positions), place)
+    placed = jax.device_put((tokens, positions), place)
     settings = {
         "room": _rounded(max_new_tokens),
         "samples": samples,
@@ -155,20 +156,20 @@ def generate(
         "mesh": mesh,
     }
     if not (strings or stream):
-        new, scores = jax.device_get(_decode(program, *prompts, jnp.int32(max_new_tokens), **settings))
+        new, scores = jax.device_get(_decode(program, *placed, jnp.int32(max_new_tokens), **settings))
         new = new[:, :max_new_tokens]
         scores = None if scores is None else _masked(scores[:, :max_new_tokens], new, stops)
         decode = model.tokenizer.decode if model.tokenizer is not None else None
         texts = None if decode is None else [decode(_before(row, stops)) for row in new]
         return Generation(new, texts, scores)
     steps = 1 if stream else _STEPS
-    flow = Stream(_pieces(program, prompts, settings, max_new_tokens, stops, strings, steps))
+    flow = Stream(_pieces(program, placed, settings, max_new_tokens, stops, strings, steps))
     if stream is True:
         return flow
     for piece in flow:
         if stream:
             stream(piece)
-    return flow.generation
+    return cast(Generation, flow.generation)
 
 
 class Stream(Iterator[Piece]):
@@ -403,7 +404,7 @@ def _stop_strings(model: Model, stop: Any) -> tuple[str, ...]:
     return strings
 
 
-def _token_ids(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+def _token_ids(model: Model, prompts: Any) -> list[list[int]]:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("there are no prompts to continue")
@@ -411,6 +412,7 @@ def _token_ids(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[in
         raise ValueError(f"prompts are a text, or a list of texts or of lists of token ids; got {prompts!r}"[:200])
     if model.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{without_tokenizer(model)}: give prompts as lists of token ids")
+    # pyrefly: ignore[missing-attribute]  with texts there is one
     ids = [model.tokenizer.encode(p) if isinstance(p, str) else [int(token) for token in p] for p in prompts]
     for row, prompt in enumerate(ids):
         if not prompt:

@@ -83,6 +83,7 @@ class Growing:
 
     def _is_closed(self, tail: Sequence[int]) -> bool:
         """Whether no later token changes the text of these: bytes may be a character's, marks may vanish at the end."""
+        # pyrefly: ignore[missing-attribute]  what is closed is text
         return bool(tail) and not self._tokenizer.may_change(tail[-1])
 
     def _held_back(self, whole: str) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mishax_lite import Edits
+from mishax_lite.promotion import common_dtype
 
 
 def narrowed(edits: Edits) -> Edits:
@@ -31,4 +32,4 @@ def _cast(new: Any, value: jax.Array) -> Any:
 def _is_wider(new: Any, value: jax.Array) -> bool:
     """Whether both are floats, and every number of the dtype of `value` is one of the dtype of `new`."""
     dtypes = [x.dtype for x in (new, value) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)]
-    return len(dtypes) == 2 and dtypes[0] != dtypes[1] and jnp.promote_types(*dtypes) == dtypes[0]
+    return len(dtypes) == 2 and dtypes[0] != dtypes[1] and common_dtype(*dtypes) == dtypes[0]

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Shaped
 
 import mishax_lite
 from mishax_lite import Edits
@@ -33,10 +35,10 @@ _STATIC = {"static": True}
 class AdaptedForward(NamedTuple):
     """What `AdaptedModel.run` returns, as `sae.language_model.Forward` says: the logits, values, tokens and mask."""
 
-    logits: jax.Array
-    values: dict[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    logits: Float32[jax.Array, "B T V"]
+    values: dict[str, Shaped[jax.Array, "B ..."]]
+    tokens: Int32[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
 
 
 @jax.tree_util.register_dataclass
@@ -110,7 +112,7 @@ class AdaptedModel:
         """sha256, in hex, of parameters and `config` (`sae.fingerprint`)."""
         return fingerprint(self.params, self.config)
 
-    def apply(self, tokens: jax.Array, *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
+    def apply(self, tokens: Integer[ArrayLike, "B T"], *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
         """Returns float32 logits [B, T, V]; with `capture`, the pair of them and {site: value}. Pure.
 
         Args:
@@ -125,7 +127,7 @@ class AdaptedModel:
         tokens = self._checked(tokens)
         return self._apply(tokens, _positions(tokens), capture, Edits.of(edits))
 
-    def losses(self, tokens: jax.Array, *, edits: Any = None) -> jax.Array:
+    def losses(self, tokens: Integer[ArrayLike, "B T"], *, edits: Any = None) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, float32 [B, T-1] in nats. Pure.
 
         It holds all logits [B, T, V], as `forward` returns them: 4·B·T·V bytes, 16 GB for 16 sequences of 1024 tokens
@@ -141,7 +143,9 @@ class AdaptedModel:
         return -jnp.take_along_axis(log_probabilities, tokens[:, 1:, None], axis=-1)[..., 0]
 
     # For `mishax_lite.edit`: where edits find the text in the arguments.
-    apply.text_of = losses.text_of = lambda *args, tokens=None, **_: _text(args[-1] if tokens is None else tokens)
+    vars(apply)["text_of"] = vars(losses)["text_of"] = lambda *args, tokens=None, **_: _text(
+        args[-1] if tokens is None else tokens
+    )
 
     def run(self, tokens_or_text: Any, *, capture: str | Sequence[str] = (), edits: Any = None) -> AdaptedForward:
         """Runs the model by a program that is compiled once for each shape and set of names.
@@ -162,7 +166,7 @@ class AdaptedModel:
         order = [*(name for name in self.sites if name in values), *(name for name in values if name not in self.sites)]
         return AdaptedForward(logits, {name: values[name] for name in order}, tokens, mask)
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns float32 logits [..., V] of the residual stream [..., D] after the last layer."""
         residual = jnp.asarray(residual)
         logits = self.readout(self.params, residual.reshape(-1, residual.shape[-1])).astype(jnp.float32)
@@ -189,7 +193,7 @@ class AdaptedModel:
         """
         return jax.tree.map(self.unembed, value)
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors [..., A] at a site move the logits to first order, float32 [..., V] of mean 0.
 
         Raises:
@@ -199,8 +203,12 @@ class AdaptedModel:
         return logits - logits.mean(axis=-1, keepdims=True)
 
     def direct_logits(
-        self, value: jax.Array, site: str | None = None, *, tokens: jax.Array | Sequence[int] | None = None
-    ) -> jax.Array:
+        self,
+        value: Float[ArrayLike, "..."],
+        site: str | None = None,
+        *,
+        tokens: Integer[ArrayLike, " K"] | Sequence[int] | None = None,
+    ) -> Float32[jax.Array, "..."]:
         """Returns what a component, a head or a latent adds to the logits by itself, by `direct`.
 
         What depends on the token, such as the last norm's division, is left out, as an adapter does not say what it is.
@@ -247,7 +255,7 @@ class AdaptedModel:
             self._check_shape(name, value, tokens.shape)
         return out
 
-    def _check_shape(self, name: str, value: Any, text: tuple[int, int]) -> None:
+    def _check_shape(self, name: str, value: Any, text: tuple[int, ...]) -> None:
         """Raises ValueError for a value at a site of another shape than its record says."""
         site = self.sites.get(name)
         if site is None:
@@ -279,8 +287,10 @@ class AdaptedModel:
         texts = [tokens_or_text] if isinstance(tokens_or_text, str) else tokens_or_text
         if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
             check_tokenizer(self)
+            # pyrefly: ignore[missing-attribute]  not None here
             rows = [self.tokenizer.encode(text) for text in texts]
             lengths = np.array([[len(row)] for row in rows])
+            # pyrefly: ignore[missing-attribute]  not None here
             tokens = np.full((len(rows), lengths.max()), self.tokenizer.pad, np.int32)
             for row, ids in zip(tokens, rows, strict=True):
                 row[: len(ids)] = ids
@@ -294,8 +304,10 @@ class AdaptedModel:
     def _placed(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns both over the mesh's axis `data`, where the parameters lie on a mesh whose axis divides them."""
         where = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
+        # pyrefly: ignore[bad-argument-type]  not None here
         if not isinstance(where, NamedSharding) or len(tokens) % sharding.ways(where.mesh):
             return tokens, mask
+        # pyrefly: ignore[bad-argument-type]  arrays that exist lie on a mesh of devices
         return jax.device_put((tokens, mask), sharding.batch_sharding(where.mesh))
 
 

@@ -12,9 +12,10 @@ from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, Largest
-from sae.released import Axes, Released, forms
+from sae.released import AnyArray, Axes, Released, forms, ranked
 from sae.topk import check_k, keep_largest
 
 _EPSILON = 1e-5
@@ -55,7 +56,7 @@ class NormedTopK(Released):
     def __post_init__(self):
         check_k(self)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Raw activations [B, A] -> latents [B, Z] in raw units, zero but for the k largest above 0.
 
         Raises:
@@ -63,29 +64,29 @@ class NormedTopK(Released):
         """
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        z = jnp.matmul(flat - mean, self.W_enc, precision="highest") + deviation * self.b_enc
+        z = jnp.matmul(flat - mean, self.W_enc, precision="highest") + deviation * ranked(self.b_enc, flat)
         return keep_largest(jnp.maximum(z, 0.0), self.k)
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B A"]:
         """Latents [B, Z] -> what they add to raw activations, [B, A], without what the token's mean and deviation
         add."""
         return jnp.matmul(f, self.W_dec, precision="highest")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
         """The reconstruction [B, A] of [B, A]."""
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        return (self.decode(self.encode(flat)) + deviation * self.b_dec + mean).reshape(jnp.shape(x))
+        return (self.decode(self.encode(flat)) + deviation * ranked(self.b_dec, flat) + mean).reshape(jnp.shape(x))
 
-    def shifted(self, shift: jax.Array) -> Self:
+    def shifted(self, shift: Float[AnyArray, " A"]) -> Self:
         """Raises ValueError: a shift of activations moves their means and deviations."""
         raise ValueError("an autoencoder of normalised tokens has no bias that a shift of activations goes into")
 
-    def scaled(self, gain: jax.Array) -> Self:
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> Self:
         """Returns it with its bias multiplied by a gain, [] or [Z]."""
         return dataclasses.replace(self, b_enc=gain * self.b_enc)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments(x: AnyArray) -> tuple[jax.Array, jax.Array]:
     """Means and deviations [B, 1] of tokens [B, A]."""
     return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1) + _EPSILON

@@ -50,7 +50,7 @@ class Registry(Mapping[str, T]):
                 )
             for other, value in self._entries.items():
                 if value is entry and other != name:
-                    raise ValueError(f"{entry.__qualname__} is the {self.noun} {other!r} already")
+                    raise ValueError(f"{getattr(entry, '__qualname__', entry)} is the {self.noun} {other!r} already")
             self._entries[name] = entry
             return entry
 

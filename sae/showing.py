@@ -5,6 +5,7 @@ It knows nothing of what it shows: classes hand over names and arrays.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
-def kind(value: object) -> str:
+def kind(value: Any) -> str:
     """What something is, for an error that says what was got in place of something else.
 
     Example:
@@ -89,7 +90,7 @@ def kind(value: object) -> str:
     return f"{article} {name}"
 
 
-def is_array(value: object) -> bool:
+def is_array(value: Any) -> bool:
     """Whether a value has a shape and a dtype: an array, a tracer, or the shape of one."""
     return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype")
 
@@ -99,7 +100,7 @@ def dtypes(arrays: Sequence) -> str:
     return " and ".join(dict.fromkeys(np.dtype(array.dtype).name for array in arrays))
 
 
-def fields(value: object) -> str:
+def fields(value: Any) -> str:
     """A dataclass by its fields, arrays by dtype and shape: for what a transformation has put in their places.
 
     Example:
@@ -121,7 +122,7 @@ def fields(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def with_short_texts(value: object) -> str:
+def with_short_texts(value: Any) -> str:
     """A dataclass as Python shows it, with long texts cut and said how long they are, and of many things the number."""
     parts = []
     for field in dataclasses.fields(value):
@@ -137,7 +138,7 @@ def with_short_texts(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def autoencoder(value: object, names: Sequence[str], ranks: Sequence[int]) -> str:
+def autoencoder(value: Any, names: Sequence[str], ranks: Sequence[int]) -> str:
     """An autoencoder or a crosscoder: where it belongs, its widths, its dtype.
 
     Args:

@@ -56,7 +56,8 @@ class SentencePiece:
         self._size, self.merged = processor.get_piece_size(), size
         self._lengths = {}
         # Whether the text of ids is that of their parts, one after the other: not where a first space is left out.
-        self.joins = self.find(SPACE) is None or processor.decode([self.find(SPACE)]) == " "
+        space = self.find(SPACE)
+        self.joins = space is None or processor.decode([space]) == " "
         self._unknown = processor.unk_id()
         # What SentencePiece's own `decode` leaves out, or shows otherwise.
         self._named = {self._unknown: processor.id_to_piece(self._unknown), **dict.fromkeys(self._holes, GONE)}

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gemma.tokenizer import settings, vocabulary
 from gemma.tokenizer.engines import Packaged, SentencePiece
@@ -110,7 +111,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, transformers: bool) -> None:
 
     The files that it was read from are written as they were. Where transformers needs more, it is made.
     """
-    files = dict(tokenizer.settings.files)
+    files: dict[str, Any] = dict(tokenizer.settings.files)
     if tokenizer.json is not None:
         files[JSON] = tokenizer.json
     else:
@@ -183,13 +184,14 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
     if JSON not in files:
         texts = [tokenizer.raw_piece(id_) for id_ in range(len(tokenizer))]
         begins = [(tokenizer.raw_piece(tokenizer.bos), tokenizer.bos)] if tokenizer.adds_bos else []
-        engine = tokenizer.engine
+        engine: Any = tokenizer.engine  # SentencePiece's, as there is no tokenizer.json
         contents[JSON] = vocabulary.write(texts, tokenizer.added_tokens, engine.unknown, begins, engine.merged)
     if settings.CONFIG not in files:
         config = {
             "tokenizer_class": "GemmaTokenizer",
             "add_bos_token": tokenizer.adds_bos,
             "add_eos_token": bool(tokenizer.settings.add_eos),
+            # pyrefly: ignore[missing-attribute]  SentencePiece's engine, where there is no tokenizer.json
             "unk_token": tokenizer.engine.unknown if tokenizer.json is None else "<unk>",
             # transformers adds one where nothing is said.
             "mask_token": "<mask>" if tokenizer.find("<mask>") is not None else None,
@@ -197,6 +199,7 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
             **_config(tokenizer, added=False),
         }
         if JSON in contents:
+            # pyrefly: ignore[bad-argument-type]  there is one where there is no tokenizer.json
             config[_SAME] = _noted(contents[JSON], tokenizer.model_proto)
         contents[settings.CONFIG] = _dumped(config)
     return contents

@@ -76,7 +76,7 @@ class KeepsLargest(Affine):
 def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
     """Scaled activations [B, A] -> z = (x - b_dec) W_enc + b_enc [B, Z]; x as it is for transcoders."""
     # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
-    return x @ params.W_enc + released_bias(params, sizes)
+    return x @ params.W_enc + released_bias(params, sizes)[None]
 
 
 def released_bias(params, sizes: Sizes) -> jax.Array:
@@ -85,7 +85,7 @@ def released_bias(params, sizes: Sizes) -> jax.Array:
 
 
 def explained_by_dead(
-    params: NamedTuple, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
+    params: Any, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
 ) -> jax.Array:
     """Returns AuxK, a scalar: ||e - e^||^2 a token (arXiv 2406.04093, appendix A.2), where e = y - y^ is held still and
     e^ is made of the k largest dead latents; 0 where no latent is dead.

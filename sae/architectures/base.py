@@ -99,7 +99,7 @@ class Architecture(Part, abc.ABC):
         """Returns what it keeps after a step, from what it kept before and the step's batch."""
         return state
 
-    def project(self, params: NamedTuple) -> NamedTuple:
+    def project(self, params: Any) -> Any:
         """Returns the parameters after an update, back within what they must satisfy: decoder rows of unit norm."""
         return params._replace(W_dec=unit_rows(params.W_dec))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from sae import showing
 from sae.autoencoder import check_values
@@ -22,7 +23,7 @@ from sae.counted import Counted
 from sae.evaluation import programs
 from sae.evaluation.counting import CountedText, Sites, as_tuple, counted_text, sites_to_capture
 from sae.evaluation.matching import check_model
-from sae.evaluation.metrics import Metrics
+from sae.evaluation.metrics import Metrics as Metrics
 from sae.evaluation.suite import About, Batch, Suite, Sums, suites_of
 from sae.language_model import LanguageModel, check_tokenizer, require_model, resumption
 from sae.progress import Progress, chosen, every
@@ -55,7 +56,7 @@ class Baseline:
 
     site: str | Sites
     centre: np.ndarray
-    sums: dict[str, np.ndarray]
+    sums: dict[str, Any]
     counted: Counted
     text: str
     text_sha256: str
@@ -93,14 +94,14 @@ class Baseline:
 def evaluate(
     autoencoder: Released | Sequence[Released],
     model: LanguageModel,
-    tokens: np.ndarray | Sequences,
+    tokens: Integer[np.ndarray, "S T"] | Sequences,
     site: str | Sites | None = None,
     *,
     suites: str | Sequence[str] = ("fidelity",),
     known: Baseline | None = None,
     counted: Counted | None = None,
     progress: Progress | bool | None = None,
-) -> Metrics | Any | list[Metrics | Any]:
+) -> Any:
     """Measures one autoencoder or several on token sequences.
 
     Several at one site are measured in one pass over the text, in which they share all but their own spliced passes. A
@@ -145,6 +146,7 @@ def evaluate(
             + showing.kind(wrong[0] if type(autoencoder) in (list, tuple) else autoencoder)
         )
     require_model(model)
+    # pyrefly: ignore[bad-argument-type]  a list or a tuple
     measured = suites_of(suites)
     sites, texts, sequences = [], [], None
     for one in group:  # a comprehension would be a frame of its own, and warnings name the caller's line
@@ -160,6 +162,7 @@ def evaluate(
     for place in dict.fromkeys(places):
         members = [i for i, other in enumerate(places) if other == place]
         of = [group[i] for i in members]
+        # pyrefly: ignore[bad-argument-count]  as many as are unpacked
         _, sums = _measure(of, model, texts[members[0]], *place[:2], known, progress, measured)
         about = About("+".join(place[1]), texts[members[0]].sequences.rows_are_documents)
         for i, each in zip(members, sums, strict=True):
@@ -198,6 +201,7 @@ def baseline(
     text = counted_text(None, model, as_sequences(tokens, model), counted)
     measured, _ = _measure([], model, text, (), as_tuple(site), None, chosen(progress), {})
     # The fingerprint takes its time, and serves to compare.
+    # pyrefly: ignore[bad-return,bad-specialization]  not None here
     return dataclasses.replace(measured, site=site, model_fingerprint=model.fingerprint)
 
 
@@ -231,7 +235,7 @@ def _measure(
     one pass over the text. No baseline where nobody needs it."""
     layout = programs.Layout.of(model)
     group = [layout.autoencoder(one) for one in group]
-    shared: dict[str, np.ndarray] = {}
+    shared: dict[str, Any] = {}
     each: list[dict[str, Sums]] = [{name: {} for name in suites} for _ in group]
     wanted = not group or any(suite.baseline for suite in suites.values())
     centre = None if known is None else known.centre
@@ -273,6 +277,7 @@ def _measure(
     if known is None:
         shared["documents"] = np.float64(len(documents))
         about = counted.rule, str(counted), counted.sha256, model.name, ""
+        # pyrefly: ignore[bad-argument-type]  not None here
         known = Baseline(sites_out, centre, shared, *about)
     if not known.sums.get("predictions"):
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
@@ -281,7 +286,7 @@ def _measure(
     ]
 
 
-def _add(sums: dict[str, np.ndarray], **parts: np.ndarray) -> None:
+def _add(sums: dict[str, Any], **parts: Any) -> None:
     for name, part in parts.items():
         sums[name] = sums.get(name, 0) + np.asarray(part, np.float64)
 

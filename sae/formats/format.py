@@ -39,7 +39,7 @@ class Contents:
         info: what the file and its path say; `info.json` has the last word where there is one.
     """
 
-    form: type[Released]
+    form: Any
     values: Mapping[str, Any]
     numbers: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     info: Info | None = None
@@ -54,7 +54,7 @@ class Contents:
     @classmethod
     def of_sizes(
         cls,
-        form: type[Released],
+        form: Any,
         sizes: Mapping[str, int],
         optional: Collection[str] = (),
         numbers: Mapping[str, int | float] | None = None,

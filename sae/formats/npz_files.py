@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     return has
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(stream)

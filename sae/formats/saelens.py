@@ -104,6 +104,7 @@ class SAELens(Format):
         if skip:
             values["W_skip"] = values["W_skip"].T
         config = json.dumps(_written(architecture, autoencoder, contents), indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
 
 
@@ -184,6 +185,7 @@ def _fold(
 def _scale(file: Path, scaler: Path) -> np.float32:
     """The constant by which inputs were multiplied."""
     scale = (configs.read(scaler) or {}).get("scaling_factor")
+    # pyrefly: ignore[unsupported-operation]  not None here
     if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise ValueError(
             f"{file}: its inputs were scaled by a constant (expected_average_only_in), which no {_SCALER} beside it "
@@ -226,6 +228,7 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
     }
     if "transcoder" in architecture:
         config["d_out"] = A_out
+    # pyrefly: ignore[unsupported-operation]  numbers join texts
     config |= contents.numbers
     if architecture == "topk":
         config["rescale_acts_by_decoder_norm"] = False

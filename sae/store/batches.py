@@ -86,6 +86,7 @@ class StoreBatches(Batches):
 
     def close(self) -> None:
         """Stops reading ahead."""
+        # pyrefly: ignore[missing-attribute]  a generator
         self._iterator.close()
 
 
@@ -213,6 +214,7 @@ def _put(out: np.ndarray, done: int, decode: Callable, stored: Mapping[str, np.n
 def _own_lanes(sharding: jax.sharding.NamedSharding, batch_size: int, share: int) -> range:
     """The lanes with rows of this process's devices."""
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    # pyrefly: ignore[unsupported-operation]  not None here
     spans = [part[0].indices(batch_size)[:2] for part in parts]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     return range(first // share, -(-last // share))

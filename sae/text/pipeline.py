@@ -59,6 +59,7 @@ def numbers(sequences: int, seed: int, index: int, size: int) -> np.ndarray:
     return np.asarray([order[row] for row in range(index * size, min((index + 1) * size, sequences))])
 
 
+# pyrefly: ignore[missing-attribute]  not None here
 def read_ahead(dataset: "grain.MapDataset[T]", *, threads: int, ahead: int) -> Iterator[T]:
     """A dataset's elements in order, up to `ahead` of which threads make in advance; they end with the iterator."""
     iterator = iter(

@@ -46,6 +46,7 @@ class Session:
         reports: Sequence[Report],
         progress: Progress,
     ):
+        # pyrefly: ignore[bad-argument-type]  a list, from `runs_of`
         _check(runs, source, mesh)
         check_reports(reports)
         self.runs, self.history = list(runs), []
@@ -155,12 +156,14 @@ class Session:
         if self._checkpoints is not None and (stop or ended or self._checkpoints.due(self._done)):
             self._save()  # before reports are told, so that one that fails loses nothing
         if records:
+            # pyrefly: ignore[unbound-name]  set before it is read
             self._told.record(records, rates, ended)
             warn(self.runs, complaints_of(self.runs, self.history, self._done, rates), self._warned, stacklevel=6)
         return not stop
 
     def _save(self) -> None:
         now = dataclasses.replace(self._saved, history=list(self.history), passes=tuple(self._batches.passes))
+        # pyrefly: ignore[missing-attribute]  not None here
         self._checkpoints.save(self._done, self._sweep.states(), now)
 
     def finish(self) -> None:
@@ -176,6 +179,7 @@ class Session:
         """
         steps = self.runs[0].steps
         if self._preemption.signal is not None:
+            # pyrefly: ignore[missing-attribute]  not None here
             name, folder = self._preemption.signal.name, self._checkpoints.folder
             what = f"after step {self._done} of {steps}; saved in {folder}" if self._done else "before the first step"
             raise Preempted(f"asked to stop by {name} {what}", self._preemption.signal)

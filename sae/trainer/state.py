@@ -112,7 +112,7 @@ def step(
 
 def shardings(state: State, architecture: Architecture, sizes: Sizes, mesh: Mesh) -> State:
     """The sharding of every array of a state (or of its shapes): latents over `latent`, the rest everywhere."""
-    kind = type(state.params)
+    kind: Any = type(state.params)
 
     def place(leaf, name: str = "") -> NamedSharding:
         return NamedSharding(mesh, architecture.spec(name, leaf.shape, sizes))

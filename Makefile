@@ -5,8 +5,10 @@
 # make test-slow  the tests that take long: whole launches, large texts, whole runs of training
 # make test-killed  harvests and training in processes that are killed again and again, and in several; minutes
 # make fuzz   hooks on thousands of random programs and nestings of transformations; an hour (FUZZ_SEEDS=0:500: a part)
-# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, orbax-checkpoint, pytest
+# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, jaxtyping,
+#                orbax-checkpoint, pytest
 # make lint   ruff's lint and format checks
+# make types  the type checker over the packages and the launches
 # make build-files  rewrite BUILD, for Bazel, from the tree and its imports: after a Python file is added or removed
 # make mutation  a sample of 300 small faults put into the library, one at a time, to see whether tests notice; an hour
 # make docs   a browsable reference in runs/docs, from docstrings and READMEs; it fails on a link that leads nowhere
@@ -51,7 +53,7 @@ LOCK := $(if $(filter 11,$(MINOR)),requirements.lock,requirements-newest.lock)
 STAMP := $(VENV)/.stamp-3.$(MINOR)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files notebooks docs lock
+.PHONY: env scope test test-slow test-killed fuzz test-gpu lint types format build-files notebooks docs lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -92,6 +94,9 @@ test-gpu:
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(STAMP)
+	$(VENV)/bin/pyrefly check
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

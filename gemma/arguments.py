@@ -1,13 +1,19 @@
 """Checks the arguments of `gemma.Model.apply` before anything is traced."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Integer
 
 from gemma.configs import Config
 
+TokenIds = Integer[ArrayLike, "B T"] | Sequence[Sequence[int]]
 
-def token_ids(tokens: jax.Array, config: Config) -> jax.Array:
+
+def token_ids(tokens: TokenIds, config: Config) -> jax.Array:
     """Returns token ids [B, T] as an array of integers that the embedding has rows for, as far as they are concrete.
 
     Args:
@@ -51,7 +57,7 @@ def _check_range(tokens: jax.Array | np.ndarray, config: Config) -> None:
 
 
 def positions_and_mask(
-    tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None
+    tokens: jax.Array, positions: ArrayLike | None, mask: ArrayLike | None
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Returns positions, integers [B, T], and a mask, bool [B, T, T], as arrays; None stays None.
 

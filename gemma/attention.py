@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ def kernel(
     return ("cuda", "cudnn") if H in widths and T >= _FEWEST_FOR_KERNEL else None
 
 
-def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, implementation: str) -> jax.Array:
+def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, implementation: Any) -> jax.Array:
     """Computes causal attention of whole sequences by `jax.nn.dot_product_attention`.
 
     Its windows count the keys to the left of a query, without the query's own. Arguments and result are as for `fused`.
@@ -217,10 +218,10 @@ def _span(
     if stop - start == size:
         return block(start)
     firsts = jnp.arange(start, stop, size)
-    blocks = jnp.moveaxis(jax.lax.map(block, firsts), 0, 2)  # [B, K, blocks, size, G, H]
+    outs = jnp.moveaxis(jax.lax.map(block, firsts), 0, 2)  # [B, K, blocks, size, G, H]
     last = (stop - start) % size or size  # the number of new rows in the last block
-    whole = blocks[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
-    return jnp.concatenate([whole, blocks[:, :, -1, size - last :]], axis=2)
+    whole = outs[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
+    return jnp.concatenate([whole, outs[:, :, -1, size - last :]], axis=2)
 
 
 def _weights(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int32
 
 from gemma.configs import GLOBAL, LOCAL, Config
 
@@ -65,10 +66,10 @@ class Cache:
         (Cache(1 sequence, 6 layers, room for 8 tokens), [2])
     """
 
-    layers: tuple[dict[str, jax.Array], ...]
-    positions: dict[str, jax.Array]
-    next_positions: jax.Array
-    step: jax.Array
+    layers: tuple[dict[str, Float[jax.Array, "B _ K H"]], ...]
+    positions: dict[str, Int32[jax.Array, "B _"]]
+    next_positions: Int32[jax.Array, " B"]
+    step: Int32[jax.Array, ""]
     capacity: int = dataclasses.field(metadata={"static": True})
 
     def __repr__(self) -> str:
@@ -92,7 +93,7 @@ class Cache:
                 "make it with a greater capacity"
             )
 
-    def places(self, kind: str, positions: jax.Array) -> Places:
+    def places(self, kind: str, positions: Int32[jax.Array, "B T"]) -> Places:
         """Returns the places where a kind of layer puts tokens at these positions [B, T]."""
         B, T = positions.shape
         R = self.positions[kind].shape[1]

@@ -6,6 +6,7 @@ the models' `config.json` on the Hugging Face hub; both agree.
 
 import dataclasses
 import difflib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,9 @@ def from_dict(values: dict) -> Config:
     missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
     if missing or unknown:
         raise ValueError(f"a model's config needs the fields of gemma.Config: missing {missing}, unknown {unknown}")
-    return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
+    pattern = tuple(values.get("layer_pattern", fields["layer_pattern"].default))
+    settings: dict[str, Any] = {**values, "layer_pattern": pattern}
+    return Config(**settings)
 
 
 def check_dtype(config: Config, dtype: jnp.dtype) -> None:
@@ -134,6 +137,7 @@ def check_dtype(config: Config, dtype: jnp.dtype) -> None:
                 f"{config.name} is a Gemma 3, whose activations exceed float16's largest number, 65504, and become "
                 "infinite: use dtype=jnp.bfloat16, which takes as much memory, or float32"
             )
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     elif dtype != jnp.float64 or not jax.config.jax_enable_x64:
         why = "JAX has it only under jax_enable_x64" if dtype == jnp.float64 else "the forward pass does not support it"
         raise ValueError(f"dtype is float32, bfloat16 or, for Gemma 2, float16; got {dtype}: {why}")

@@ -36,9 +36,11 @@ class Rules:
             seen: bool [B, V], the tokens that the penalty is for; None without a penalty.
         """
         if self.penalty is not None:
+            # pyrefly: ignore[bad-argument-type]  seen is there with a penalty
             logits = penalise(logits, seen, self.penalty)
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        # pyrefly: ignore[bad-argument-type]  None where greedy alone
         return sample(logits, keys, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
@@ -81,7 +83,7 @@ def sample(
         probabilities = jax.nn.softmax(logits, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         first = jnp.arange(logits.shape[-1]) == 0
-        logits = jnp.where((before < top_p) | first, logits, -jnp.inf)
+        logits = jnp.where((before < top_p) | first[None], logits, -jnp.inf)
     if min_p is not None:
         logits = jnp.where(logits < jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p), -jnp.inf, logits)
     drawn = jax.vmap(jax.random.categorical)(keys, logits)

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Float32, Integer, Shaped
 
 from gemma import arguments, readout, sites
 from gemma.configs import Config
@@ -22,7 +24,7 @@ class LogitMethods:
     params: dict
     config: Config
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns the logits of a last residual stream: final norm, unembedding, final softcap. A pure function.
 
         Args:
@@ -67,12 +69,12 @@ class LogitMethods:
 
     def direct_logits(
         self,
-        value: jax.Array,
+        value: Float[ArrayLike, "..."],
         site: str | None = None,
         *,
-        scales: Mapping[str, jax.Array] | None = None,
-        tokens: jax.Array | Sequence[int] | None = None,
-    ) -> jax.Array:
+        scales: Mapping[str, Shaped[jax.Array, "..."]] | None = None,
+        tokens: Integer[ArrayLike, " K"] | Sequence[int] | None = None,
+    ) -> Float32[jax.Array, "..."]:
         """Returns what a component alone adds to the logits, before the final softcap: direct logit attribution.
 
         The residual stream is a sum, so with `scales` the contributions of `embed` and of every layer's `attn_out` and
@@ -120,11 +122,12 @@ class LogitMethods:
             raise ValueError(f"scales lack {missing[0]}: capture it with the value, or give no scales")
         with jax.default_matmul_precision("highest"):
             added = way(self.params, None if record is None else record.layer, vectors)
-            for name in () if scales is None else (*within, last):
-                added = readout.multiplied(added, scales[name], name)
+            if scales is not None:
+                for name in (*within, last):
+                    added = readout.multiplied(added, scales[name], name)
             return readout.direct_logits(self.params, added, ids)
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors at a site, added to the residual stream, would move the logits to first order.
 
         A vector passes the final norm's gain and the unembedding; the norm's division and the softcap, which depend on

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,11 +101,12 @@ def _log_sum_exp_jvp(cap, block, primals, tangents):
     if not any(moving):
         return out, jnp.zeros_like(out)
     # Nothing is multiplied for the embedding where only activations move, as in attribution.
+    # pyrefly: ignore[bad-argument-type]  two tuples, of primals and tangents
     return out, jax.jvp(mass, *(tuple(itertools.compress(each, moving)) for each in (primals, tangents)))[1]
 
 
 def _over_blocks(
-    add: Callable[[Sums, jax.Array], Sums],
+    add: Callable[[Any, jax.Array], Sums],
     start: tuple[float, ...],
     x: jax.Array,
     table: jax.Array,

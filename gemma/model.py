@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float32, Integer
 
 from gemma import arguments, configs, editing, fingerprints, losses, running, sites
+from gemma.arguments import TokenIds
 from gemma.cache import Cache
 from gemma.configs import Config
 from gemma.editing import AnyEdits
@@ -96,12 +99,12 @@ class Model(LogitMethods):
 
     def apply(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         cache: Cache | None = None,
         attention: Attention | None = None,
         last: bool = False,
@@ -156,13 +159,13 @@ class Model(LogitMethods):
 
     def losses(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         attention: Attention | None = None,
-    ) -> jax.Array:
+    ) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, given those before it: float32 [B, T-1], in nats.
 
         The logits of all tokens, [B, T, V], are never held: `gemma.losses` computes them in blocks of the vocabulary,
@@ -195,18 +198,18 @@ class Model(LogitMethods):
 
         def forward(tokens):
             with jax.default_matmul_precision("highest"):
-                x = transformer.apply({"params": self.params}, tokens, positions, mask)
+                x: Any = transformer.apply({"params": self.params}, tokens, positions, mask)
                 table = self.params["embedder"]["input_embedding"]
                 return losses.cross_entropy(x[:, :-1], table, tokens[:, 1:], cap=self.config.final_softcap)
 
         return hooked(forward, tokens, lambda: editing.positions_of(tokens, positions, None), edits=edits)
 
     # By this `mishax_lite.edit` finds the text in the arguments, for edits that need it.
-    apply.text_of = losses.text_of = editing.text_of
+    vars(apply)["text_of"] = vars(losses)["text_of"] = editing.text_of
 
     def run(
         self,
-        text_or_tokens: str | Sequence[str] | jax.Array,
+        text_or_tokens: str | Sequence[str] | TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
@@ -238,8 +241,8 @@ class Model(LogitMethods):
         return running.run(model, text_or_tokens, capture, edits)
 
     def _checked(
-        self, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, attention: str | None
-    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, str]:
+        self, tokens: TokenIds, positions: Any, mask: Any, attention: Attention | None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, Attention]:
         """Returns tokens, positions and mask as arrays, and the attention; raises ValueError as `apply` does."""
         configs.check_dtype(self.config, self.dtype)
         tokens = arguments.token_ids(tokens, self.config)

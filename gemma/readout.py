@@ -5,6 +5,8 @@ Nothing here knows of sites by name: `gemma/sites.py` says which of the ways a s
 Axis letters: D model width, V vocabulary, A length of the activation at a site.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -20,10 +22,10 @@ def unembed(config: Config, params: dict, residual: jax.Array) -> jax.Array:
             f"residual is [..., D] with D = {config.d_model}, the model's width, got {list(residual.shape)}"
         )
     # A norm without a name has no site, so a capture around this sees only the model's own norm.
-    normed = RMSNorm().apply({"params": params["final_norm"]}, residual)
+    normed: Any = RMSNorm().apply({"params": params["final_norm"]}, residual)
     embedder = Embedder(config.vocab_size, config.d_model)
     rows = normed.reshape(1, -1, config.d_model)
-    logits = embedder.apply({"params": params["embedder"]}, rows, method="decode")
+    logits: Any = embedder.apply({"params": params["embedder"]}, rows, method="decode")
     return softcap(logits, config.final_softcap).reshape(*residual.shape[:-1], config.vocab_size)
 
 
@@ -33,7 +35,8 @@ def logits_of_directions(params: dict, directions: jax.Array) -> jax.Array:
     They pass the final norm's gain and the unembedding. The norm's division and the softcap, which depend on the token,
     are left out, and the mean over the vocabulary, which softmax ignores, is subtracted.
     """
-    effects = directions * gain(params["final_norm"]) @ params["embedder"]["input_embedding"].T
+    table = params["embedder"]["input_embedding"]
+    effects = directions * gain(params["final_norm"], directions) @ table.T.astype(jnp.float32)
     return effects - effects.mean(axis=-1, keepdims=True)
 
 
@@ -49,7 +52,8 @@ def direct_logits(params: dict, residual: jax.Array, tokens: jax.Array | None) -
         float32 [..., V], or [..., K].
     """
     table = params["embedder"]["input_embedding"]
-    return residual * gain(params["final_norm"]) @ (table if tokens is None else table[tokens]).T
+    table = table if tokens is None else table[tokens]
+    return residual * gain(params["final_norm"], residual) @ table.T.astype(jnp.float32)
 
 
 def multiplied(vectors: jax.Array, scale: jax.Array, name: str) -> jax.Array:
@@ -80,12 +84,14 @@ def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if len(shape) != 2 or value.shape[-2:] != shape:
         return value
     N, H = shape
-    return (value[..., None, :] * jnp.eye(N, dtype=value.dtype)[:, :, None]).reshape(*value.shape[:-1], N * H)
+    eye = jnp.expand_dims(jnp.eye(N, dtype=value.dtype), (*range(value.ndim - 2), value.ndim))
+    return (value[..., None, :] * eye).reshape(*value.shape[:-1], N * H)
 
 
-def gain(norm: dict) -> jax.Array:
-    """Returns the gain of a norm, float32 [D]: 1 + scale would be rounded in bfloat16."""
-    return 1.0 + norm["scale"].astype(jnp.float32)
+def gain(norm: dict, vectors: jax.Array) -> jax.Array:
+    """Returns the gain of a norm for vectors [..., D], float32 with as many axes, all 1 but the last. In bfloat16, 1 +
+    scale would be rounded."""
+    return jnp.expand_dims(1.0 + norm["scale"].astype(jnp.float32), tuple(range(vectors.ndim - 1)))
 
 
 def unchanged(params: dict, layer: int | None, vectors: jax.Array) -> jax.Array:
@@ -97,10 +103,10 @@ def through_attention_output(params: dict, layer: int | None, vectors: jax.Array
     """Returns the heads' outputs, joined [..., N·H], after the output projection and the post-attention norm's gain."""
     block = params[f"layer_{layer}"]
     w = block["attn"]["attn_vec_einsum"]["w"]
-    return vectors @ w.reshape(-1, w.shape[-1]) * gain(block["post_attention_norm"])
+    return vectors @ w.reshape(-1, w.shape[-1]).astype(jnp.float32) * gain(block["post_attention_norm"], vectors)
 
 
 def through_feed_forward_output(params: dict, layer: int | None, vectors: jax.Array) -> jax.Array:
     """Returns the hidden layer [..., F] after its projection down and the post-feed-forward norm's gain."""
     block = params[f"layer_{layer}"]
-    return vectors @ block["mlp"]["linear"] * gain(block["post_ffw_norm"])
+    return vectors @ block["mlp"]["linear"].astype(jnp.float32) * gain(block["post_ffw_norm"], vectors)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float32, Int32, Shaped
 
 from gemma import arguments, editing, sharding
 from mishax_lite import Edits
@@ -36,10 +37,10 @@ class Forward:
         Forward(tokens [2, 3], logits [2, 3, 4096], 1 site)
     """
 
-    logits: jax.Array
-    values: dict[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    logits: Float32[jax.Array, "B T V"]
+    values: dict[str, Shaped[jax.Array, "B ..."]]
+    tokens: Int32[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
 
     def __repr__(self) -> str:
         # Under a transformation, leaves may be anything.
@@ -65,7 +66,10 @@ class Forward:
 
 
 def run(
-    model: "Model", text_or_tokens: Text | jax.Array, capture: str | Sequence[str], edits: editing.AnyEdits | None
+    model: "Model",
+    text_or_tokens: Text | arguments.TokenIds,
+    capture: str | Sequence[str],
+    edits: editing.AnyEdits | None,
 ) -> Forward:
     """Runs `Model.run` for a model that already has the attention to use."""
     capture = (capture,) if isinstance(capture, str) else tuple(capture)
@@ -140,7 +144,7 @@ def without_tokenizer(model: "Model") -> str:
     return f"{model.config.name} was loaded without a tokenizer{reason}"
 
 
-def mesh_of(model: "Model") -> Mesh | None:
+def mesh_of(model: "Model") -> Any:
     """Returns the mesh that the parameters lie on, or None."""
     placed = getattr(jax.tree.leaves(model.params)[0], "sharding", None)
     return placed.mesh if isinstance(placed, NamedSharding) else None

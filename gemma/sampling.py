@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32, Int32
 
 from gemma import generation_arguments, sharding
 from gemma.cache import EMPTY
@@ -44,9 +45,9 @@ class Generation:
         ((1, 4), 1)
     """
 
-    tokens: np.ndarray
+    tokens: Int32[np.ndarray, "B T"]
     texts: list[str] | None
-    log_probabilities: np.ndarray | None = None
+    log_probabilities: Float32[np.ndarray, "B T"] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.tokens, self.texts))
@@ -163,7 +164,7 @@ def generate(
     for piece in flow:
         if stream:
             stream(piece)
-    return flow.generation
+    return cast(Generation, flow.generation)
 
 
 class Stream(Iterator[Piece]):

@@ -162,7 +162,7 @@ def divisions(site: Site | None) -> tuple[str, ...]:
         ('layer_12/post_attn_scale', 'final_scale')
     """
     first = None if site is None else next(kind.division for kind in _kinds if kind.name == site.kind)
-    return ("final_scale",) if first is None else (f"layer_{site.layer}/{first}", "final_scale")
+    return ("final_scale",) if site is None or first is None else (f"layer_{site.layer}/{first}", "final_scale")
 
 
 def resumption(sites: str | Sequence[str]) -> tuple[str, ...]:

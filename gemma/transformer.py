@@ -85,6 +85,7 @@ class Transformer(nn.Module):
         logits = softcap(embedder.decode(x), c.final_softcap)
         if cache is None:
             return logits
+        # pyrefly: ignore[missing-attribute]  with a cache each layer has its part
         kept = tuple({"k": layer.k, "v": layer.v} for layer in layers)
         return logits, dataclasses.replace(cache, layers=kept, step=cache.step + tokens.shape[1])
 

@@ -31,6 +31,7 @@ from jax.extend.core import primitives
 from jax.interpreters import mlir, partial_eval
 
 try:
+    # pyrefly: ignore[missing-module-attribute]  older JAX has none
     from jax._src import flattree as _flattree  # since JAX 0.11
 except ImportError:
     _flattree = None
@@ -237,6 +238,7 @@ def scan_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_con
         params["linear"] = (*[False] * more_consts, *linear[:fixed], *[False] * more_xs, *linear[fixed:])
     if "ft_in" in params:
         consts += more_consts
+        # pyrefly: ignore[missing-attribute]  where scans have such trees, the module exists
         nones, pack = _flattree.nones, _flattree.pack
         xs, ys = len(jaxpr.in_avals) - consts - carry, len(jaxpr.out_avals) - carry
         params["ft_in"] = pack((nones(consts), nones(carry), nones(xs)))
@@ -296,8 +298,8 @@ def backward_rule(params: dict[str, Any], residuals: Sequence[Any], cotangents: 
 
 def backward_params(params: dict[str, Any], rule: Callable, more: int) -> dict[str, Any]:
     """Returns params of a call of a backward rule (`custom_lin`) with another rule, which takes `more` residuals."""
-    rule = linear_util.wrap_init(rule, debug_info=params["bwd"].debug_info)
-    return dict(params, bwd=rule, num_res=params["num_res"] + more)
+    wrapped = linear_util.wrap_init(rule, debug_info=params["bwd"].debug_info)
+    return dict(params, bwd=wrapped, num_res=params["num_res"] + more)
 
 
 # By primitive, the params that are rules: rules that are traced, and rules that run where they are called.

@@ -20,7 +20,7 @@ from mishax_lite.module_taps import matches, no_match, tap_output
 from mishax_lite.primitive import is_watched
 
 # The tapped models that are running: (class, path) of each, outermost first.
-_running = contextvars.ContextVar("_running", default=())
+_running: contextvars.ContextVar[tuple] = contextvars.ContextVar("_running", default=())
 # The same, as a part of the key of JAX's caches. It is set only while a hook looks: outside of jit, it would make JAX
 # compile each operation anew.
 _cache_key = jax.make_user_context(None)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mishax_lite import Edits
+from mishax_lite.promotion import common_dtype
 
 
 def narrowed(edits: Edits) -> Edits:
@@ -32,4 +33,4 @@ def _cast(new: Any, value: jax.Array) -> Any:
 def _is_wider(new: Any, value: jax.Array) -> bool:
     """Returns whether both are floats, and the dtype of `new` has every number of the dtype of `value`."""
     dtypes = [x.dtype for x in (new, value) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)]
-    return len(dtypes) == 2 and dtypes[0] != dtypes[1] and jnp.promote_types(*dtypes) == dtypes[0]
+    return len(dtypes) == 2 and dtypes[0] != dtypes[1] and common_dtype(*dtypes) == dtypes[0]

@@ -117,7 +117,7 @@ def jit_program(function: Callable | None = None, *, program: str, **arguments) 
     def call(*args, **kwargs):
         return compiled()(*args, **kwargs)
 
-    call.program = program
+    vars(call)["program"] = program
     return call
 
 

@@ -201,7 +201,7 @@ def _instantiated(tangents: Sequence[Any]) -> list[Any]:
 
 def _zeros(value: Any) -> Any:
     """Returns zeros of the tangent type of a value, or in the place of a symbolic zero."""
-    aval = value.aval if isinstance(value, SymbolicZero) else jax.typeof(value).to_tangent_aval()
+    aval: Any = value.aval if isinstance(value, SymbolicZero) else jax.typeof(value).to_tangent_aval()
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, aval.dtype)
     return placed(jnp.zeros(aval.shape, aval.dtype), aval)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+from typing import Any
 
 from mishax_lite.rewriting import REGION
 from mishax_lite.sources import Source, split_lines
@@ -38,11 +39,11 @@ def show(source: Source, lines: list[str] | None) -> None:
     linecache.cache[source.filename] = (sum(map(len, lines)), None, lines, source.filename)
 
 
-def _edited(tree: ast.Module) -> list[list[ast.AST]]:
+def _edited(tree: ast.Module) -> list[list[Any]]:
     """Returns the outermost inserted nodes; statements of one region, with the old ones between them, in one list."""
-    replaced: list[list[ast.AST]] = []
+    replaced: list[list[Any]] = []
 
-    def visit(node: ast.AST) -> None:
+    def visit(node: Any) -> None:
         if hasattr(node, REGION) or (
             isinstance(node, ast.JoinedStr) and any(hasattr(n, REGION) for n in ast.walk(node))
         ):
@@ -56,7 +57,7 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
                     if isinstance(child, ast.AST):
                         visit(child)
 
-    def visit_statements(statements: list[ast.stmt]) -> None:
+    def visit_statements(statements: list[Any]) -> None:
         k = 0
         while k < len(statements):
             region = getattr(statements[k], REGION, None)
@@ -81,19 +82,19 @@ def _covers(inserted: ast.stmt, carried: ast.stmt) -> bool:
     return region is not None and _inside(carried, region)
 
 
-def _inside(node: ast.AST, region: tuple[int, int, int, int]) -> bool:
+def _inside(node: Any, region: tuple[int, int, int, int]) -> bool:
     start = (node.lineno, node.col_offset)
     return region[:2] <= start < region[2:] or getattr(node, REGION, None) == region
 
 
-def _region(nodes: list[ast.AST]) -> tuple[int, int, int, int]:
+def _region(nodes: list[Any]) -> tuple[int, int, int, int]:
     for node in nodes:
         if hasattr(node, REGION):
             return getattr(node, REGION)
     return nodes[0].lineno, nodes[0].col_offset, nodes[-1].end_lineno, nodes[-1].end_col_offset
 
 
-def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[ast.AST]) -> None:
+def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[Any]) -> None:
     first, column, last, end_column = region
     before, rest = lines[first - 1][:column], lines[last - 1][end_column:]
     height = last - first + 1
@@ -116,7 +117,7 @@ def _expression(node: ast.expr, height: int) -> list[bytes]:
     return [text[:-1].encode() + b"\n", *[b"\n"] * (height - 2), b")"]
 
 
-def _statements(nodes: list[ast.stmt], height: int, margin: bytes) -> list[bytes]:
+def _statements(nodes: list[Any], height: int, margin: bytes) -> list[bytes]:
     rows = [split_lines(ast.unparse(node)) for node in nodes]
     flat = [line for row in rows for line in row]
     if len(flat) > height and all(len(row) == 1 for row in rows):

@@ -142,6 +142,7 @@ class Edits:
             [4.0]
         """
         self._check_bound()
+        # pyrefly: ignore[bad-argument-type]  bound edits have patterns alone
         return tuple(function for pattern, function in self.entries if matches(name, pattern))
 
     def then(self, change: Callable[[Any, Any], Any]) -> Edits:
@@ -208,8 +209,9 @@ def identity(function: Function) -> int:
     """Returns a number that is equal for one and the same function, also where it was taken into edits twice."""
     if isinstance(function, _Then):
         return identity(function.function)
-    is_wrapped = isinstance(function, jax.tree_util.Partial) and not (function.args or function.keywords)
-    return id(function.func if is_wrapped else function)
+    if isinstance(function, jax.tree_util.Partial) and not (function.args or function.keywords):
+        return id(function.func)
+    return id(function)
 
 
 def bound_to_text(edits: Edits, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Edits:
@@ -223,7 +225,7 @@ def bound_to_text(edits: Edits, fn: Callable[..., Any], args: tuple[Any, ...], k
     """
     if not edits.needs_text:
         return edits
-    inner = fn
+    inner: Any = fn
     while getattr(inner, "text_of", None) is None:
         if isinstance(inner, functools.partial):
             args, kwargs, inner = (*inner.args, *args), {**inner.keywords, **kwargs}, inner.func

@@ -30,7 +30,7 @@ def _marked(run: Run, eqn, args, start, loops):
     """Rebuilds scheduling groups and other metadata for XLA, and `compute_on`, which says where each output lies."""
     inner, count = eqn.params["jaxpr"], len(eqn.outvars)
     new, extra = trace_inner(run, inner, start, loops)
-    params = dict(eqn.params, jaxpr=new)
+    params: dict[str, Any] = dict(eqn.params, jaxpr=new)
     if "out_memory_spaces" in params:
         captured = tuple(aval.memory_space for aval in new.out_avals[count:])
         params["out_memory_spaces"] = tuple(params["out_memory_spaces"]) + captured

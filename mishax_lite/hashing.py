@@ -42,7 +42,9 @@ def parameter_hash(params: Any) -> str:
                 "it outside of jax.jit and other transformations, from a loaded model"
             )
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))  # no copy of an embedding of gigabytes
+        digest.update(
+            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+        )  # no copy of an embedding of gigabytes
     for other in [other for other, (refs, _) in _hashes.items() if any(ref() is None for ref in refs)]:
         del _hashes[other]
     if all(isinstance(leaf, jax.Array) for leaf in leaves):  # numpy's arrays may change

@@ -80,6 +80,7 @@ def begin() -> None:
 
 
 def _next_number() -> int:
+    # pyrefly: ignore[not-iterable]  called while a hook is watching
     even, odd = _state.numbers
     return next(even if _jax_internals.current_trace() is _state.trace else odd)
 

@@ -20,13 +20,14 @@ from jax.sharding import AxisType
 from mishax_lite import _jax_internals, identity, mapping
 from mishax_lite.donation import Kept
 from mishax_lite.primitive import bind_again, is_sloped, is_watched, tap_p
+from mishax_lite.promotion import takes
 from mishax_lite.reading import NO_READING, MeshAxis, Reading, read
 from mishax_lite.slopes import derivative, slope_p
 from mishax_lite.stripping import without_taps
 from mishax_lite.survey import Tap, survey_equation
 
 # (a tap's leaves, its params, the traced indices of the loops around it) -> the new leaves.
-LeafEdit = Callable[[list[Any], dict[str, Any], tuple[Any, ...]], list[Any]]
+LeafEdit = Callable[[list[Any], dict[str, Any], tuple[Any, ...], Reading], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +287,7 @@ def _checked_leaf(name: str, leaf: Any, old: Any) -> Any:
             f"edit of site {name!r}: got a {type(leaf).__name__}, expected an array of shape {old.shape} and dtype "
             f"{old.dtype}; return the new value"
         )
-    if isinstance(leaf, (bool, int, float, complex)) and jnp.result_type(old.dtype, leaf) == old.dtype:
+    if isinstance(leaf, (bool, int, float, complex)) and takes(old.dtype, leaf):
         leaf = jnp.asarray(leaf, old.dtype)  # a Python scalar has no dtype of its own
     leaf = jnp.asarray(leaf)
     if leaf.shape != old.shape or leaf.dtype != old.dtype:

@@ -69,8 +69,9 @@ def mapped_axes_first(leaves: Sequence[Any], levels: Sequence[Level]) -> list[An
     for k, leaf in enumerate(leaves):
         count = 0
         for one in levels:
-            if one.axes[k] is not None:
-                leaf = jnp.moveaxis(leaf, one.axes[k] + count, count) if one.axes[k] else leaf
+            axis = one.axes[k]
+            if axis is not None:
+                leaf = jnp.moveaxis(leaf, axis + count, count) if axis else leaf
                 count += 1
         moved.append(leaf)
     return moved

@@ -44,7 +44,7 @@ class Pattern:
         text: the parsed text.
     """
 
-    body: ast.expr | list[ast.stmt]
+    body: Any
     text: str
 
     @property
@@ -57,7 +57,7 @@ class Pattern:
         nodes = [n for n in _walk_outside_indices(root) if isinstance(n, ast.expr) and wildcard_name(n) is not None]
         ellipses = itertools.count()
         return {
-            id(node): f"...{next(ellipses)}" if wildcard_name(node) == "..." else wildcard_name(node)
+            id(node): f"...{next(ellipses)}" if wildcard_name(node) == "..." else str(wildcard_name(node))
             for node in sorted(nodes, key=_place)
         }
 
@@ -72,8 +72,8 @@ class Match:
             the nodes that the match saw through.
     """
 
-    nodes: list[ast.AST]
-    bound: dict[str, list[ast.AST]]
+    nodes: list[Any]
+    bound: dict[str, list[Any]]
 
 
 def parse(text: str, what: str) -> Pattern:
@@ -118,7 +118,7 @@ def several(argument: Any) -> Any:
     return argument if wildcard_name(argument) == "..." else None
 
 
-def find(pattern: Pattern, root: ast.AST) -> list[Match]:
+def find(pattern: Pattern, root: Any) -> list[Match]:
     """Returns all places in the body of the function `root` that the pattern matches, in the order of the source.
 
     Default values and decorators of `root` are not part of the body: they were evaluated when it was defined.
@@ -150,7 +150,7 @@ def same(a: Any, b: Any) -> bool:
     return any(True for _ in _Matcher({}).one(a, b, {}))
 
 
-def _statement_lists(root: ast.AST) -> Iterator[list[ast.stmt]]:
+def _statement_lists(root: Any) -> Iterator[list[Any]]:
     for node in ast.walk(root):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
@@ -158,7 +158,7 @@ def _statement_lists(root: ast.AST) -> Iterator[list[ast.stmt]]:
                 yield statements
 
 
-def _walk_outside_indices(node: ast.AST) -> Iterator[ast.AST]:
+def _walk_outside_indices(node: Any) -> Iterator[ast.AST]:
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(node, ast.Subscript) and child is node.slice:
@@ -176,7 +176,7 @@ class _Matcher:
     def __init__(self, keys: dict[int, str]):
         self.keys = keys  # from Pattern.wildcards
 
-    def one(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
+    def one(self, pattern: Any, node: Any, bound: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
         if isinstance(pattern, ast.expr) and isinstance(node, ast.expr):
             key = self.key(pattern)
             if key is not None:
@@ -187,7 +187,7 @@ class _Matcher:
                 yield from self.one(pattern, wrapped, {**bound, THROUGH: [*bound.get(THROUGH, []), node]})
         yield from self.exactly(pattern, node, bound)
 
-    def exactly(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
+    def exactly(self, pattern: Any, node: Any, bound: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
         """Matches like `one`, but does not see through `node` itself; the pattern is no wildcard."""
         if isinstance(pattern, ast.AST):
             if type(pattern) is not type(node):
@@ -257,5 +257,5 @@ class _Matcher:
             yield bound
 
 
-def _place(node: ast.AST) -> tuple[int, int]:
+def _place(node: Any) -> tuple[int, int]:
     return node.lineno, node.col_offset

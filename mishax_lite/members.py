@@ -69,13 +69,14 @@ def _definitions(
             yield from _definitions(ast.iter_child_nodes(node), path, outermost, name if calls else "<lambda>")
 
 
-def _first_line(node: ast.AST) -> int:
+def _first_line(node: Any) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
 
 
 def lines_of(tree: ast.Module, member: str) -> list[int]:
     """Returns the lines on which a member is defined; none if the module has no such member."""
     nodes = [d.node for d in definitions(tree) if d.path == member]
+    # pyrefly: ignore[unsupported-operation]  not None here
     return [line for node in nodes for line in range(node.lineno, node.end_lineno + 1)]
 
 
@@ -161,7 +162,7 @@ def _no_such_member(module: types.ModuleType, member: str, everything: list[Defi
     return f"the module defines no function {member!r}" + (f"; near names: {', '.join(near)}" if near else "")
 
 
-def _source(text: str, node: ast.AST) -> str:
+def _source(text: str, node: Any) -> str:
     return textwrap.dedent("\n".join(split_lines(text)[_first_line(node) - 1 : node.end_lineno]))
 
 

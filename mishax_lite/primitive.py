@@ -75,6 +75,7 @@ _EFFECT, _KEPT_EFFECT = TapEffect(), KeptTapEffect()
 def _effect() -> TapEffect:
     # JAX's checker of leaks takes every effect that is kept for a leak: while it runs, a tap in a loop whose result
     # nobody uses is lost when the loop is differentiated.
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     return _EFFECT if jax.config.jax_check_tracer_leaks else _KEPT_EFFECT
 
 
@@ -273,6 +274,7 @@ def bind_again(params: dict[str, Any], leaves: list[Any], **changes: Any) -> lis
 
 @tap_p.def_impl
 def _run(*leaves, **params):
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     if jax.config.jax_debug_key_reuse:
         # The checker counts uses of a key by the object: it would take a key that is returned unchanged for a used one.
         return [_same_key(leaf) for leaf in leaves]

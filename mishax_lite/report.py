@@ -99,7 +99,7 @@ class PatchError(ValueError):
         self.report = report
 
 
-def nearest(before: Any, root: ast.AST, text: str) -> str:
+def nearest(before: Any, root: Any, text: str) -> str:
     """Returns the code in the function `root` that is most like the pattern `before`, as a diff against it; else ""."""
     wanted = ast.unparse(before if isinstance(before, ast.expr) else ast.Module(before, []))
     lines = split_lines(text)
@@ -122,7 +122,7 @@ def nearest(before: Any, root: ast.AST, text: str) -> str:
     return "\n".join([f"nearest source, {where}:", textwrap.indent(source, "  "), *rows])
 
 
-def _candidates(before: Any, root: ast.AST):
+def _candidates(before: Any, root: Any):
     if isinstance(before, ast.expr):
         for statement in root.body if isinstance(root.body, list) else [root.body]:
             for node in ast.walk(statement):

@@ -125,7 +125,7 @@ def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, name
     _Replace(match.nodes, new).visit(tree)
 
 
-def _extent(first: ast.AST, last: ast.AST) -> tuple[int, int, int, int]:
+def _extent(first: Any, last: Any) -> tuple[int, int, int, int]:
     return first.lineno, first.col_offset, last.end_lineno, last.end_col_offset
 
 
@@ -140,7 +140,7 @@ class _Substitute(ast.NodeTransformer):
         self.used: set[int] = set()
         self.copied: set[int] = set()  # ids of nodes that are in the new code only as copies
 
-    def expression(self) -> list[ast.expr]:
+    def expression(self) -> list[Any]:
         root = self.visit(self.body)
         if root is not self.match.nodes[0]:
             setattr(root, REGION, self.region)
@@ -148,17 +148,17 @@ class _Substitute(ast.NodeTransformer):
                 setattr(root, WRAPPED, self.match.nodes[0])
         return [root]
 
-    def statements(self) -> list[ast.stmt]:
+    def statements(self) -> list[Any]:
         new = self.visit_list(self.body)
         for node in new:
             if not hasattr(node, REGION) and id(node) not in {id(n) for n in self.carried()}:
                 setattr(node, REGION, self.region)
         return new
 
-    def carried(self) -> list[ast.AST]:
+    def carried(self) -> list[Any]:
         return [*self.match.nodes, *(node for nodes in self.match.bound.values() for node in nodes)]
 
-    def once(self, node: ast.AST) -> ast.AST:
+    def once(self, node: Any) -> Any:
         """Returns the node itself at its first use, copies after that."""
         if id(node) in self.used:
             return copy.deepcopy(node)
@@ -174,7 +174,7 @@ class _Substitute(ast.NodeTransformer):
         _set_context(node, ctx)
         return node
 
-    def spell(self, nodes: list[ast.AST]) -> None:
+    def spell(self, nodes: list[Any]) -> None:
         """Notes that `after` repeats code from the source; the code of its wildcards is not repeated."""
         todo = list(nodes)
         wild = {id(node) for bound in self.match.bound.values() for node in bound}
@@ -191,7 +191,7 @@ class _Substitute(ast.NodeTransformer):
         node.simple = int(isinstance(node.target, ast.Name))  # the wildcard may stand for an attribute
         return node
 
-    def visit(self, node: ast.AST) -> Any:
+    def visit(self, node: Any) -> Any:
         if isinstance(node, ast.expr):
             ctx = getattr(node, "ctx", ast.Load())
             if self.before.is_expression and matching.same(self.before.body, node):
@@ -228,9 +228,9 @@ class _Substitute(ast.NodeTransformer):
         node.args, node.keywords = args, keywords
         return node
 
-    def visit_list(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+    def visit_list(self, statements: list[Any]) -> list[Any]:
         """Returns statements with the matched code in the place of wildcards, and of the statements of `before`."""
-        new: list[ast.stmt] = []
+        new: list[Any] = []
         k = 0
         while k < len(statements):
             statement = statements[k]
@@ -251,7 +251,7 @@ class _Substitute(ast.NodeTransformer):
                 new.append(self.visit(statement))
         return new
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: Any) -> Any:
         for field, value in ast.iter_fields(node):
             if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
                 setattr(node, field, self.visit_list(value))
@@ -279,13 +279,13 @@ def _set_context(node: ast.expr, ctx: ast.expr_context) -> None:
 class _Replace(ast.NodeTransformer):
     """Puts new nodes in the place of old ones in a row."""
 
-    def __init__(self, old: list[ast.AST], new: list[ast.AST]):
+    def __init__(self, old: list[Any], new: list[Any]):
         self.old, self.new, self.done = old, new, False
 
-    def visit(self, node: ast.AST) -> Any:
+    def visit(self, node: Any) -> Any:
         return node if self.done else super().visit(node)
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: Any) -> Any:
         for field, value in ast.iter_fields(node):
             if value is self.old[0]:
                 setattr(node, field, self.new[0])

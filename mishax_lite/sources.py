@@ -14,6 +14,7 @@ import linecache
 import operator
 import sys
 import types
+from typing import Any
 
 _FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
 
@@ -83,7 +84,7 @@ def compile_as_imported(module: types.ModuleType, tree: ast.Module, source: Sour
     pytest rewrites the assert statements of test modules on import, so the code in memory is that of a rewritten tree.
     This package does not know other import hooks that change function bodies: it refuses patches of their code.
     """
-    loader = getattr(module, "__loader__", None)
+    loader: Any = getattr(module, "__loader__", None)
     if type(loader).__module__ == "_pytest.assertion.rewrite":
         rewriter = sys.modules[type(loader).__module__]
         rewriter.rewrite_asserts(tree, source.text.encode(), source.filename, loader.config)

@@ -163,6 +163,7 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         jaxpr, consts = _jax_internals.trace(flat, avals, _jax_internals.no_debug_info(fn))
     taps = survey(jaxpr)
     firsts = first_runs(taps)
+    # pyrefly: ignore[bad-argument-type]  tracing has set the output
     return Traced(jaxpr, [*consts, *arrays], taps, numbered(taps, firsts), firsts, output)
 
 

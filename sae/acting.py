@@ -12,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Integer
 
 from mishax_lite import Site
-from sae.released import Part, Released
+from mishax_lite.promotion import common_dtype
+from sae.released import Part, Released, plus, ranked
 
-Positions = int | slice | Sequence[int] | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array]
+Marks = Integer[jax.Array | np.ndarray, "..."] | Bool[jax.Array | np.ndarray, "B T"]
+Positions = int | slice | Sequence[int] | Marks | Callable[[jax.Array], jax.Array]
 # (activations [B, T, A] where the edit acts, activations [B, T, A] that the autoencoder reads) -> new activations.
 Change = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -26,13 +29,13 @@ Change = Callable[[jax.Array, jax.Array], jax.Array]
 class Steer:
     """Adds strengths [K] times rows [K, A]."""
 
-    rows: jax.Array
+    rows: jax.Array | np.ndarray
     strengths: jax.Array
 
     def __call__(self, x: jax.Array, _: jax.Array) -> jax.Array:
         if self.rows.shape[-1] != x.shape[-1]:
             raise ValueError(f"the autoencoder's output has dim {self.rows.shape[-1]}, the site {x.shape[-1]}")
-        return x + jnp.einsum("K,KA->A", self.strengths, self.rows, precision="highest")
+        return plus(x, jnp.einsum("K,KA->A", self.strengths, self.rows, precision="highest"))
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +71,7 @@ class Set:
 
     def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
         f = self.autoencoder.encode(source)
-        values = jnp.where(f > 0, self.values, f) if self.active else self.values
+        values = jnp.where(f > 0, self.values, f) if self.active else ranked(self.values, f)
         return x + jnp.einsum("...K,KA->...A", values - f, self.autoencoder.W_dec, precision="highest")
 
 
@@ -165,7 +168,7 @@ class Bound:
                 f"an autoencoder's edit acts on values [B, T, ...] of {list(self.mask.shape)} tokens, got "
                 f"{list(value.shape)}"
             )
-        return value.reshape(*self.mask.shape, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
+        return value.reshape(*self.mask.shape, -1).astype(common_dtype(value.dtype, jnp.float32))
 
 
 def narrowing(positions: Positions | None) -> Callable[[jax.Array], jax.Array] | None:
@@ -204,7 +207,7 @@ def _natural(numbers: Sequence[Any], positions: Any) -> np.ndarray:
             "positions are an integer, several, a slice, a function of positions [B, T] or an array bool [B, T], and "
             f"count from the first token, at 0; got {positions!r:.80}"
         )
-    return np.int32(numbers)
+    return np.asarray(numbers, np.int32)
 
 
 def _in_slice(bounds: jax.Array, positions: jax.Array) -> jax.Array:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Shaped
 
 import mishax_lite
 from mishax_lite import Edits
@@ -31,10 +33,10 @@ _STATIC = {"static": True}
 class AdaptedForward(NamedTuple):
     """The result of `AdaptedModel.run`: logits, values, tokens and mask, as in `sae.language_model.Forward`."""
 
-    logits: jax.Array
-    values: dict[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    logits: Float32[jax.Array, "B T V"]
+    values: dict[str, Shaped[jax.Array, "B ..."]]
+    tokens: Int32[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +111,7 @@ class AdaptedModel:
         """sha256, in hex, of parameters and `config` (`sae.fingerprint`)."""
         return fingerprint(self.params, self.config)
 
-    def apply(self, tokens: jax.Array, *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
+    def apply(self, tokens: Integer[ArrayLike, "B T"], *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
         """Returns float32 logits [B, T, V]; with `capture`, the pair of the logits and {site: value}. Pure.
 
         Args:
@@ -125,7 +127,7 @@ class AdaptedModel:
         tokens = model_inputs.checked(self, tokens)
         return self._apply(tokens, model_inputs.positions(tokens), capture, Edits.of(edits))
 
-    def losses(self, tokens: jax.Array, *, edits: Any = None) -> jax.Array:
+    def losses(self, tokens: Integer[ArrayLike, "B T"], *, edits: Any = None) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, float32 [B, T-1] in nats. Pure.
 
         All logits [B, T, V] of `forward` are in memory: 4·B·T·V bytes, 16 GB for 16 sequences of 1024 tokens and
@@ -141,7 +143,7 @@ class AdaptedModel:
         return -jnp.take_along_axis(log_probabilities, tokens[:, 1:, None], axis=-1)[..., 0]
 
     # For `mishax_lite.edit`: where edits find the text in the arguments.
-    apply.text_of = losses.text_of = lambda *args, tokens=None, **_: model_inputs.bindable(
+    vars(apply)["text_of"] = vars(losses)["text_of"] = lambda *args, tokens=None, **_: model_inputs.bindable(
         args[-1] if tokens is None else tokens
     )
 
@@ -164,7 +166,7 @@ class AdaptedModel:
         order = [*(name for name in self.sites if name in values), *(name for name in values if name not in self.sites)]
         return AdaptedForward(logits, {name: values[name] for name in order}, tokens, mask)
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns float32 logits [..., V] of the residual stream [..., D] after the last layer."""
         residual = jnp.asarray(residual)
         logits = self.readout(self.params, residual.reshape(-1, residual.shape[-1])).astype(jnp.float32)
@@ -191,7 +193,7 @@ class AdaptedModel:
         """
         return jax.tree.map(self.unembed, value)
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors [..., A] at a site move the logits to first order, float32 [..., V] of mean 0.
 
         Raises:
@@ -201,8 +203,12 @@ class AdaptedModel:
         return logits - logits.mean(axis=-1, keepdims=True)
 
     def direct_logits(
-        self, value: jax.Array, site: str | None = None, *, tokens: jax.Array | Sequence[int] | None = None
-    ) -> jax.Array:
+        self,
+        value: Float[ArrayLike, "..."],
+        site: str | None = None,
+        *,
+        tokens: Integer[ArrayLike, " K"] | Sequence[int] | None = None,
+    ) -> Float32[jax.Array, "..."]:
         """Returns what a component, a head or a latent adds to the logits by itself, by `direct`.
 
         The steps that depend on the token, such as the last norm's division, are left out: an adapter does not name
@@ -250,7 +256,7 @@ class AdaptedModel:
             self._check_shape(name, value, tokens.shape)
         return out
 
-    def _check_shape(self, name: str, value: Any, text: tuple[int, int]) -> None:
+    def _check_shape(self, name: str, value: Any, text: tuple[int, ...]) -> None:
         """Raises ValueError for a value at a site of another shape than its record says."""
         site = self.sites.get(name)
         if site is None:

@@ -6,17 +6,18 @@ B any leading axes, A dim of the activation, Z latents.
 
 import dataclasses
 import json
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 
 from sae import showing
 from sae.counted import Counted, Sinks
 from sae.fields import check_fields, of_json
 from sae.records import Record
-from sae.released import Axes, Independent, Released, above, forms
+from sae.released import AnyArray, Axes, Independent, Released, above, forms, plus
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ class Largest:
         ValueError: for values that are not [Z], not finite or below 0, or for no tokens.
     """
 
-    values: np.ndarray
+    values: Float32[np.ndarray, " Z"]
     tokens: int
 
     def __post_init__(self):
@@ -192,7 +193,7 @@ class JumpReLU(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z] of raw activations [B, A]: 0 where a pre-activation is at most its threshold.
 
         Heads may come as captured, [B, T, N, H]: their axes are joined.
@@ -200,7 +201,7 @@ class JumpReLU(Independent):
         Raises:
             ValueError: for activations of another length.
         """
-        z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         return above(z, self.threshold)
 
 
@@ -221,4 +222,5 @@ def check_values(autoencoder: Released) -> None:
 
 def bare(autoencoder: T) -> T:
     """Returns an autoencoder without `info` and `largest`, so that all of one shape share compiled programs."""
-    return dataclasses.replace(autoencoder, info=None, largest=None)
+    changed: Any = autoencoder
+    return dataclasses.replace(changed, info=None, largest=None)

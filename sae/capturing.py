@@ -1,6 +1,8 @@
 """The model's activations at some of its sites. jit drops all that no captured site depends on, so the model is
 computed only up to the deepest site."""
 
+from collections.abc import Callable
+
 import jax
 
 from mishax_lite.compiling import jit_forward
@@ -13,4 +15,6 @@ def captured_at(model: LanguageModel, tokens: jax.Array, sites: tuple[str, ...])
     return {site: captured[site].reshape(*tokens.shape, -1) for site in sites}
 
 
-activations_at = jit_forward(captured_at, static_argnames="sites")  # the same, compiled
+activations_at: Callable[..., dict[str, jax.Array]] = jit_forward(
+    captured_at, static_argnames="sites"
+)  # the same, compiled

@@ -10,6 +10,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Integer
 
 from sae import showing
 from sae.autoencoder import check_values
@@ -162,7 +163,7 @@ class Check:
 def check(
     autoencoder: Released,
     model: LanguageModel,
-    sequences: np.ndarray | Sequences | None = None,
+    sequences: Integer[np.ndarray, "S T"] | Sequences | None = None,
     site: str | Sites | None = None,
     *,
     tokens: int = TOKENS,
@@ -217,8 +218,10 @@ def check(
     capture = lambda sites: Captured.of(model, sequences, rule, sites, tokens)  # noqa: E731
     tried: list[Fit] = []
     claimed = None
+    # pyrefly: ignore[bad-argument-type]  not None here
     if names and _possible(autoencoder, model, usage):
         captured = capture(tuple(dict.fromkeys(names)))
+        # pyrefly: ignore[bad-argument-type]  not None here
         claimed = captured.fit(autoencoder, usage)
         tried.append(claimed)
     best = claimed
@@ -230,11 +233,14 @@ def check(
         tokens = min(tokens, _LATENTS // autoencoder.width)
         captured = capture(tuple(name for name in model.sites if name in every or name in names))
         pairs = without_copies(pairs, captured)
+        # pyrefly: ignore[bad-argument-type]  not None here
         best = claimed = None if claimed is None else captured.fit(autoencoder, usage)
         best = search(captured, autoencoder, usage, best, pairs, l0_claimed, tried)
+    # pyrefly: ignore[unbound-name]  set before it is read
     special_error = captured.special_error(autoencoder, best.usage)
     problems = _problems(captured, best, usage if claimed is not None else None, special_error)
     if claimed is not None:
+        # pyrefly: ignore[bad-argument-type]  not None here
         claimed = captured.fit(autoencoder, usage, special=True)
     if "BOS" in problems:
         rule = dataclasses.replace(rule, special_ids=tuple(sorted({*rule.special_ids, *model.tokenizer.special_ids})))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 
 from sae.fields import check_fields, of_json
 from sae.text.sequences import is_text
@@ -136,7 +137,9 @@ class Counted:
         """
         return self if self.sinks is None else dataclasses.replace(self, sinks=self.sinks.with_limits(limits))
 
-    def text(self, tokens: np.ndarray, left_out: np.ndarray | None = None) -> np.ndarray:
+    def text(
+        self, tokens: Integer[np.ndarray, "S T"], left_out: Bool[np.ndarray, "S T"] | None = None
+    ) -> Bool[np.ndarray, "S T"]:
         """Returns which tokens count by the text alone: sinks count too.
 
         Args:
@@ -149,7 +152,12 @@ class Counted:
         text = is_text(tokens, self.special_ids)
         return text if left_out is None else text & ~left_out
 
-    def mask(self, tokens: np.ndarray, left_out: np.ndarray | None, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    def mask(
+        self,
+        tokens: Integer[np.ndarray, "S T"],
+        left_out: Bool[np.ndarray, "S T"] | None,
+        norms: Mapping[str, Float[np.ndarray, "S T"]],
+    ) -> Bool[np.ndarray, "S T"]:
         """Returns which tokens count.
 
         Args:

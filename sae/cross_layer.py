@@ -10,9 +10,10 @@ from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from sae.autoencoder import Info, Largest
-from sae.released import Axes, Released, above, forms
+from sae.released import AnyArray, Axes, Released, above, forms, plus
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,21 +41,21 @@ class OfLayers(Released):
         return self.W_enc.shape[-3] * self.W_enc.shape[-1]
 
     @property
-    def thresholds(self) -> jax.Array:
+    def thresholds(self) -> Float[AnyArray, " Z"]:
         """[L * Zl], theta."""
         return self.threshold.reshape(-1)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, L * Zl] of raw activations [B, L, A] at all layers.
 
         Raises:
             ValueError: for activations of other lengths.
         """
-        z = jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.einsum("...LA,LAZ->...LZ", self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         f = above(z, self.threshold)
         return f.reshape(*f.shape[:-2], -1)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
         """Returns the outputs [B, L, A] at all layers, of inputs [B, L, A]."""
         flat = self.joined(x)
         out = self.decode(self.encode(flat))
@@ -62,7 +63,7 @@ class OfLayers(Released):
             out = out + jnp.einsum("...LA,LAC->...LC", flat, self.W_skip, precision="highest")
         return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
 
-    def reordered(self, order: jax.Array) -> Self:
+    def reordered(self, order: Integer[AnyArray, " Z"]) -> Self:
         """Raises ValueError: a latent belongs to its layer."""
         raise ValueError(f"the latents of a {self.noun} belong to their layers, and have no other order")
 
@@ -104,11 +105,11 @@ class CrossLayerTranscoder(OfLayers):
     }
     noun: ClassVar[str] = "cross-layer transcoder"
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B L A"]:
         """Returns the outputs [B, L, A] at all layers, without the skip, of latents [B, L * Zl]."""
         of_layers = f.reshape(*f.shape[:-1], *self.W_dec.shape[:2])
-        return jnp.einsum("...LZ,LZTA->...TA", of_layers, self.W_dec, precision="highest") + self.b_dec
+        return plus(jnp.einsum("...LZ,LZTA->...TA", of_layers, self.W_dec, precision="highest"), self.b_dec)
 
-    def rows(self, latents: jax.Array) -> jax.Array:
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K L A"]:
         """Returns what latents [K] write to each layer, [K, L, A]."""
         return self.W_dec.reshape(-1, *self.W_dec.shape[-2:])[latents]

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae import showing
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, above, forms
+from sae.released import AnyArray, Axes, Independent, above, forms, plus
 
 
 @forms.register("Crosscoder")
@@ -72,15 +73,15 @@ class Crosscoder(Independent):
         W_enc, W_dec = joined.W_enc.reshape(sites, -1, Z), joined.W_dec.reshape(Z, sites, -1)
         return cls(W_enc, joined.b_enc, W_dec, joined.b_dec.reshape(sites, -1), joined.threshold)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z] of raw activations [B, L, A] at all sites, or [B, L, N, H] where A joins heads.
 
         Raises:
             ValueError: for activations of other lengths.
         """
-        z = jnp.einsum("...LA,LAZ->...Z", self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.einsum("...LA,LAZ->...Z", self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         return above(z, self.threshold)
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B L A"]:
         """Returns raw activations [B, L, A] at all sites, of latents [B, Z]."""
-        return jnp.einsum("...Z,ZLA->...LA", f, self.W_dec, precision="highest") + self.b_dec
+        return plus(jnp.einsum("...Z,ZLA->...LA", f, self.W_dec, precision="highest"), self.b_dec)

@@ -156,6 +156,7 @@ def _of_kind(place: str, name: str, before: Sequence[Part], changes: Mapping[str
 def _whole(value: Any, field: dataclasses.Field) -> Any:
     """Returns a whole number as an int where the field takes ints alone; other values stay unchanged."""
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
+    # pyrefly: ignore[bad-argument-type]  a whole number
     return int(value) if whole and field.type is int else value
 
 
@@ -190,7 +191,7 @@ def by_part(
         (place,) = places
         part = _at(parts, place)
         fields = {field.name: field for field in dataclasses.fields(part)}
-        field = field_of(name) if field_of(name) in fields else part.aim
+        field = field_of(name) if field_of(name) in fields else str(part.aim)
         if (before := names.setdefault((place, field), name)) != name:
             raise ValueError(
                 f"Run: {before!r} and {name!r} are the same field of {type(part).__name__}: give one of them"

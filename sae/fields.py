@@ -11,7 +11,13 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+_WORDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    types.NoneType: "None",
+}
 _WORDS[fractions.Fraction] = "a fraction such as Fraction(1, 4)"
 
 

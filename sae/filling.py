@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def filled_segments(
     *,
     mesh: Mesh | None = None,
     buffers: "Buffers | None" = None,
-    started: Callable[[int], None] = lambda index: None,
+    started: Callable[[int], Any] = lambda index: None,
     progress: Callable[..., Iterable] = lambda steps, **_: steps,
 ) -> Iterator[Filled]:
     """Computes segments, one after another. A segment depends on the arguments and its index alone.
@@ -105,7 +106,8 @@ def filled_segments(
     size = manifest.sequences_per_segment
     batches = {index: -(-min(size, len(sequences) - index * size) // batch) for index in indices}
     steps = ((index, number) for index in indices for number in range(batches[index]))
-    part = running = last = None
+    part: Any = None
+    running = last = None
     for index, number in progress(steps, total=sum(batches.values()), desc="harvest"):
         _check_follows(last, (index, number), batches)
         last = (index, number)

@@ -39,7 +39,7 @@ class Finish(Part, abc.ABC):
         """Returns its state before the first batch."""
 
     @abc.abstractmethod
-    def see(self, kept: Any, autoencoder, values: tuple[jax.Array, ...], mesh: Mesh) -> Any:
+    def see(self, kept: Any, autoencoder, values: tuple[Any, ...], mesh: Mesh) -> Any:
         """Returns its state after a batch.
 
         Args:
@@ -78,13 +78,13 @@ class LargestActivations(Finish):
     def begin(self, autoencoder) -> np.ndarray:
         return np.zeros(autoencoder.width, np.float32)
 
-    def see(self, kept: jax.Array, autoencoder, values: tuple[jax.Array, ...], mesh: Mesh) -> jax.Array:
+    def see(self, kept: Any, autoencoder, values: tuple[Any, ...], mesh: Mesh) -> jax.Array:
         peaks = _peaks(mesh)(bare(autoencoder), values, kept)
         if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
             peaks.block_until_ready()  # collectives in flight starve each other there
         return peaks
 
-    def end(self, kept: jax.Array, autoencoder: T, sizes: Sizes) -> T:
+    def end(self, kept: jax.Array, autoencoder: Any, sizes: Sizes) -> Any:
         largest = Largest(np.asarray(kept), self.batches(sizes) * sizes.batch_size)
         return dataclasses.replace(autoencoder, largest=largest)
 

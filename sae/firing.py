@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Integer
 
 from sae import showing
 from sae.evaluation.counting import Sites
@@ -39,14 +40,14 @@ class Firing:
     activation: float
     position: int
     token: str
-    activations: np.ndarray = dataclasses.field(repr=False, compare=False)
+    activations: Float32[np.ndarray, " T"] = dataclasses.field(repr=False, compare=False)
     tokens: tuple[str, ...] = ()
 
 
 def top_latents(
     autoencoder: Released,
     model: LanguageModel,
-    text: str | jax.Array | np.ndarray,
+    text: str | Integer[jax.Array | np.ndarray, "..."],
     count: int = 10,
     *,
     site: str | Sites | None = None,

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, above, forms
+from sae.released import AnyArray, Axes, Independent, above, forms, plus, ranked
 
 
 @forms.register("Gated")
@@ -61,22 +62,22 @@ class Gated(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z] of raw activations [B, A]: 0 where the gate is shut.
 
         Raises:
             ValueError: for activations of another length.
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest")
-        magnitude = z * jnp.exp(self.r_mag) + self.b_mag
-        return above(z + self.b_gate, 0.0, jnp.maximum(magnitude, 0.0))
+        magnitude = plus(z * ranked(jnp.exp(self.r_mag), z), self.b_mag)
+        return above(plus(z, self.b_gate), 0.0, jnp.maximum(magnitude, 0.0))
 
-    def shifted(self, shift: jax.Array) -> "Gated":
+    def shifted(self, shift: Float[AnyArray, " A"]) -> "Gated":
         """Returns the autoencoder whose latents are the same where a shift [A] was added to activations."""
         z = jnp.matmul(shift, self.W_enc, precision="highest")
         return dataclasses.replace(self, b_gate=self.b_gate - z, b_mag=self.b_mag - z * jnp.exp(self.r_mag))
 
-    def scaled(self, gain: jax.Array) -> "Gated":
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> "Gated":
         """Returns the autoencoder with both biases multiplied by a gain, [] or [Z]."""
         return dataclasses.replace(self, b_gate=gain * self.b_gate, b_mag=gain * self.b_mag)
 
@@ -89,7 +90,7 @@ class Gated(Independent):
         """
         scale = jnp.exp(self.r_mag)
         return JumpReLU(
-            self.W_enc * scale,
+            self.W_enc * scale[None],
             self.b_mag,
             self.W_dec,
             self.b_dec,

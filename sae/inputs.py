@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from sae.crosscoder import Crosscoder
 from sae.parts import Part
 from sae.registry import Registry
+from sae.released import ranked
 from sae.store.source import Source
 
 INPUTS: Registry = Registry("treatment of inputs")
@@ -25,8 +26,8 @@ class Units(NamedTuple):
         scale: float32, a scalar.
     """
 
-    centre: jax.Array
-    scale: jax.Array
+    centre: Any
+    scale: Any
 
 
 @register("scaled")
@@ -67,7 +68,7 @@ class Inputs(Part):
 
     def scaled(self, batch: Mapping[str, jax.Array], units: Mapping[str, Units], sites: tuple[str, ...]) -> jax.Array:
         """Returns raw activations [B, A] of several sites scaled and joined along A."""
-        parts = [(batch[site] - units[site].centre) / units[site].scale for site in sites]
+        parts = [(batch[site] - units[site].centre[None]) / units[site].scale for site in sites]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
     def fold(self, autoencoder, units: Mapping[str, Units], sites: tuple[str, ...], sites_out: tuple[str, ...]):
@@ -92,17 +93,17 @@ class Inputs(Part):
         if len(sites) == 1:
             gain = units[sites_out[0]].scale
         else:
-            W_dec = W_dec * scale_out
+            W_dec = W_dec * scale_out[None]
             gain = jnp.linalg.norm(W_dec, axis=-1)
             W_dec = W_dec / gain[:, None]
         # An autoencoder of one site has one scale, so its weights stay as trained, to the bit.
         same = len(sites) == 1 and sites == sites_out
         changed = {"W_dec": W_dec, "b_dec": scale_out * autoencoder.b_dec + centre_out}
         if W_skip is not None:
-            changed["W_skip"] = W_skip / scale_in[:, None] * scale_out
+            changed["W_skip"] = W_skip / scale_in[:, None] * scale_out[None]
             changed["b_dec"] -= jnp.matmul(centre_in, changed["W_skip"], precision="highest")
         if not same:
-            changed["W_enc"] = W_enc / scale_in[:, None] * gain
+            changed["W_enc"] = W_enc / scale_in[:, None] * ranked(gain, W_enc)
         folded = dataclasses.replace(autoencoder.shifted(centre_in / scale_in).scaled(gain), **changed)
         return folded if len(sites) == 1 else Crosscoder.of(folded, len(sites))
 

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Integer, Num
 
 from mishax_lite import Edits
 from sae.acting import Change, Intervention, Positions, Set, Splice, Steer, Tokens, narrowing
@@ -67,7 +69,7 @@ def of_max(factor: float) -> OfMax:
     return OfMax(float(_number("of_max", factor)))
 
 
-Strength = float | jax.Array | OfMax
+Strength = float | Num[ArrayLike, ""] | OfMax
 
 
 def splice(
@@ -131,11 +133,13 @@ def steer(
     rows = autoencoder.rows(latents)
     if autoencoder.several_sites():
         sites = () if autoencoder.info is None else autoencoder.info.site_out
+        # pyrefly: ignore[unsupported-operation]  not None here
         if site not in sites:
             raise ValueError(
                 f"steer: a crosscoder adds at one of its sites: name one of {', '.join(sites) or 'them in its info'} "
                 f"(site=...); got {site!r}"
             )
+        # pyrefly: ignore[bad-argument-type]  not None here
         return _at(site, None, Steer(rows[:, sites.index(site)], numbers), positions, autoencoder.info)
     site, _ = _sites(autoencoder, site, "steer")
     return _at(site, None, Steer(rows, numbers), positions, autoencoder.info)
@@ -143,7 +147,7 @@ def steer(
 
 def ablate(
     autoencoder: Released,
-    latents: int | Sequence[int] | jax.Array,
+    latents: int | Sequence[int] | Integer[ArrayLike, " K"],
     positions: Positions | None = None,
     *,
     site: str | None = None,
@@ -217,7 +221,7 @@ def _counted(info: Info | None, site: str) -> tuple[tuple[int, ...] | None, floa
     return (None, None) if counted is None else (counted.special_ids, dict(counted.sink_limits).get(site))
 
 
-def _sites(autoencoder: Released, site: str | None, caller: str) -> tuple[str, str | None]:
+def _sites(autoencoder: Released, site: str | None, caller: str) -> tuple[Any, Any]:
     """Returns the site where an autoencoder acts, and the site that it reads where that is another one.
 
     Raises:
@@ -232,6 +236,7 @@ def _sites(autoencoder: Released, site: str | None, caller: str) -> tuple[str, s
     if site is None and info is None:
         raise ValueError(f"{caller}: the autoencoder does not say its site: name one (site=...)")
     if info is None or info.site == info.site_out:
+        # pyrefly: ignore[missing-attribute]  not None here
         return site or info.site, None
     if site not in (None, info.site_out):
         raise ValueError(f"{caller}: this transcoder acts at {info.site_out}, got site={site!r}")
@@ -249,10 +254,10 @@ def _numbers(autoencoder: Released, numbers: Mapping[int, Strength], caller: str
     ]
     if any(isinstance(number, jax.Array) for number in raw):
         return latents, jnp.stack([jnp.asarray(number, jnp.float32) for number in raw])
-    return latents, jnp.asarray(np.float32(raw))  # runs no program
+    return latents, jnp.asarray(np.asarray(raw, np.float32))  # runs no program
 
 
-def _latents(latents: Sequence[int] | jax.Array, width: int, caller: str) -> jax.Array:
+def _latents(latents: Any, width: int, caller: str) -> jax.Array:
     """Returns latents as int32 [K]; traced ones are not checked.
 
     Raises:
@@ -268,7 +273,7 @@ def _latents(latents: Sequence[int] | jax.Array, width: int, caller: str) -> jax
     if wrong or not numbers or len(set(numbers)) < len(numbers):
         problem = f"lacks latent {wrong[0]}" if wrong else "needs at least one latent, each once"
         raise ValueError(f"{caller}: the autoencoder has latents 0 to {width - 1} and {problem}; got {latents!r:.60}")
-    return jnp.asarray(np.int32(numbers))
+    return jnp.asarray(np.asarray(numbers, np.int32))
 
 
 def _number(caller: str, value: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Shaped
 
 from sae import showing
 
@@ -51,6 +53,34 @@ class Site:
     description: str = ""
 
 
+class SiteRecord(Protocol):
+    """What this package reads of a site: `Site`, or a model's own record with the same attributes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def layer(self) -> int | None: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def writes_to_residual(self) -> bool: ...
+
+    @property
+    def per_token(self) -> bool: ...
+
+    @property
+    def sharding(self) -> int | None: ...
+
+    @property
+    def description(self) -> str: ...
+
+
 class Tokenizer(Protocol):
     """A tokenizer as this package needs it.
 
@@ -63,10 +93,17 @@ class Tokenizer(Protocol):
         sha256: a hash of all that decides the ids, in hex: it tells tokenizers apart.
     """
 
-    bos: int
-    pad: int
-    special_ids: tuple[int, ...]
-    sha256: str
+    @property
+    def bos(self) -> int: ...
+
+    @property
+    def pad(self) -> int: ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def sha256(self) -> str: ...
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, BOS first. The ids of the empty text surround those of every text."""
@@ -94,10 +131,17 @@ class Forward(Protocol):
         mask: bool [B, T], False at padding.
     """
 
-    logits: jax.Array
-    values: Mapping[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    @property
+    def logits(self) -> Float32[jax.Array, "B T V"]: ...
+
+    @property
+    def values(self) -> Mapping[str, Shaped[jax.Array, "B ..."]]: ...
+
+    @property
+    def tokens(self) -> Int32[jax.Array, "B T"]: ...
+
+    @property
+    def mask(self) -> Bool[jax.Array, "B T"]: ...
 
 
 class LanguageModel(Protocol):
@@ -133,16 +177,31 @@ class LanguageModel(Protocol):
         (1, 4)
     """
 
-    name: str
-    params: Any
-    dtype: Any
-    vocab_size: int
-    fingerprint: str
-    tokenizer: Tokenizer | None
-    sites: Mapping[str, Site]
-    frozen: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
 
-    def apply(self, tokens: jax.Array, *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
+    @property
+    def params(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...  # a `Tokenizer`, or None, which `check_tokenizer` refuses
+
+    @property
+    def sites(self) -> Mapping[str, SiteRecord]: ...
+
+    @property
+    def frozen(self) -> tuple[str, ...]: ...
+
+    def apply(self, tokens: Integer[ArrayLike, "B T"], *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
         """Computes the logits of tokens; pure, for jit, grad and vmap of one's own.
 
         Where the logits are not used, a jit around it drops the layers above the deepest site.
@@ -159,19 +218,19 @@ class LanguageModel(Protocol):
             ValueError: for tokens that it cannot read, and a site that does not exist.
         """
 
-    def run(self, tokens: Any, *, capture: str | Sequence[str] = (), edits: Any = None) -> Forward:
+    def run(self, tokens: Any, /, *, capture: str | Sequence[str] = (), edits: Any = None) -> Forward:
         """Runs the same computation, jitted, on tokens, a text or several texts."""
 
-    def losses(self, tokens: jax.Array, *, edits: Any = None) -> jax.Array:
+    def losses(self, tokens: Integer[ArrayLike, "B T"], *, edits: Any = None) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, given those before it: float32 [B, T-1], in nats. Pure.
 
         Sites of the kind `logits` may be missing here, since all logits need not be in memory at once.
         """
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns float32 logits [..., V] of the residual stream [..., D] after the last block."""
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors that are added at a site move the logits directly, to first order.
 
         Args:

@@ -7,8 +7,10 @@ Axis letters: T tokens of a sequence, Z latents, K neighbours, E examples (or to
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32, Integer
 
 from sae import showing
 from sae.evaluation.fidelity import check_fits
@@ -56,8 +58,8 @@ class Latents:
     site: str
     statistics: LatentStatistics
     effects: TopTokens | None
-    neighbours: np.ndarray
-    similarity: np.ndarray
+    neighbours: Int32[np.ndarray, "Z K"]
+    similarity: Float32[np.ndarray, "Z K"]
     sequences: Sequences
     tokenizer: Tokenizer
     explainer: Explainer | None = None
@@ -105,7 +107,7 @@ class Latents:
     def _tokens(self, ids: np.ndarray, effects: np.ndarray) -> tuple[tuple[str, float], ...]:
         return tuple((self.tokenizer.piece(int(i)), float(x)) for i, x in zip(ids, effects, strict=True))
 
-    def _example(self, latent: int, e: int) -> Example:
+    def _example(self, latent: int, e: Any) -> Example:
         s = self.statistics
         row, peak = int(s.example_sequence[latent, e]), int(s.example_peak[latent, e])
         tokens = self.sequences.tokens[row]
@@ -124,7 +126,7 @@ class Latents:
 def latents(
     autoencoder: Released,
     model: LanguageModel,
-    sequences: Sequences | np.ndarray,
+    sequences: Sequences | Integer[np.ndarray, "S T"],
     *,
     examples: int = 8,
     tokens: int = 10,

@@ -2,9 +2,9 @@
 token is divided by its deviation before the encoder; both steps are undone after the decoder.
 
 With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees), OpenAI has z = the k
-largest of max((x - m) / (s + 1e-5) W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m, without 1e-5 on the way out. Here
-f = s z, in raw units: x^ = f W_dec + (s b_dec + m), so that a latent adds f W_dec to an activation, as in every form. The
-sum in brackets depends on the token and not on its latents: it counts as the skip, which `decode` leaves out.
+largest of max((x - m) / (s + 1e-5) W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m, without 1e-5 on the way out.
+Here f = s z, in raw units: x^ = f W_dec + (s b_dec + m), so that a latent adds f W_dec to an activation, as in every
+form. The sum in brackets depends on the token and not on its latents: it counts as the skip, which `decode` leaves out.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, Largest
-from sae.released import Axes, Released, forms
+from sae.released import AnyArray, Axes, Released, forms, ranked
 from sae.topk import check_k, keep_largest
 
 _EPSILON = 1e-5
@@ -59,7 +60,7 @@ class NormedTopK(Released):
     def __post_init__(self):
         check_k(self)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z], in raw units, of raw activations [B, A]: all but the k largest above 0 are 0.
 
         Raises:
@@ -68,28 +69,28 @@ class NormedTopK(Released):
         flat = self.joined(x)
         mean, deviation = _moments(flat)
         normed = (flat - mean) / (deviation + _EPSILON)
-        z = jnp.matmul(normed, self.W_enc, precision="highest") + self.b_enc
+        z = jnp.matmul(normed, self.W_enc, precision="highest") + ranked(self.b_enc, flat)
         return deviation * keep_largest(jnp.maximum(z, 0.0), self.k)
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B A"]:
         """Returns what latents [B, Z] add to raw activations, [B, A]; the token's mean and deviation add the rest."""
         return jnp.matmul(f, self.W_dec, precision="highest")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
         """Returns the reconstruction [B, A] of raw activations [B, A]."""
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        return (self.decode(self.encode(flat)) + deviation * self.b_dec + mean).reshape(jnp.shape(x))
+        return (self.decode(self.encode(flat)) + deviation * ranked(self.b_dec, flat) + mean).reshape(jnp.shape(x))
 
-    def shifted(self, shift: jax.Array) -> Self:
+    def shifted(self, shift: Float[AnyArray, " A"]) -> Self:
         """Raises ValueError: a shift of activations moves their means and deviations."""
         raise ValueError("an autoencoder of normalised tokens has no bias that a shift of activations goes into")
 
-    def scaled(self, gain: jax.Array) -> Self:
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> Self:
         """Returns the autoencoder with its bias multiplied by a gain, [] or [Z]."""
         return dataclasses.replace(self, b_enc=gain * self.b_enc)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments(x: AnyArray) -> tuple[jax.Array, jax.Array]:
     """Returns the means and deviations [B, 1] of tokens [B, A]."""
     return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1)

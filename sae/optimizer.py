@@ -73,21 +73,30 @@ class Adam(Part):
         """Returns Adam's scaling with eps = 1e-8, before the learning rate. With Gemma Scope's beta1 of 0 it is RMSProp
         with bias correction, which stores no first moment."""
         if self.beta1:
-            return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=1e-8)
-        return optax.scale_by_rms(decay=self.beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+            adam = optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=1e-8)
+        else:
+            adam = optax.scale_by_rms(decay=self.beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            # optax takes a Python float to the power of its count, an int32, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                return adam.update(updates, state, params)
+
+        return optax.GradientTransformation(adam.init, update)
 
     def chain(self, step: jax.Array, architecture: Architecture, sizes: Sizes) -> optax.GradientTransformation:
         """Returns the whole transformation at a step. Its state is that of `moments` in a chain of three."""
         peaks = architecture.learning_rates()
 
-        def descend(updates: NamedTuple, params: Any = None) -> NamedTuple:
-            common = self.schedule(self.learning_rate, sizes.steps)(step)
-            rates = {name: self.schedule(peak, sizes.steps)(step) for name, peak in peaks.items()}
+        def descend(updates: Any, params: Any = None) -> Any:
+            common: Any = self.schedule(self.learning_rate, sizes.steps)(step)
+            rates: dict[str, Any] = {name: self.schedule(peak, sizes.steps)(step) for name, peak in peaks.items()}
             scaled = {
                 name: None if update is None else -rates.get(name, common) * update
                 for name, update in updates._asdict().items()
             }
             if self.decoder_rate_factor != 1.0:
+                # pyrefly: ignore[unsupported-operation]  not None here
                 scaled |= {name: self.decoder_rate_factor * scaled[name] for name in ("W_dec", "b_dec")}
             return type(updates)(**scaled)
 
@@ -153,7 +162,7 @@ def across_decoder_rows() -> optax.GradientTransformation:
     """Returns a transformation that removes the part of W_dec's gradient along its rows, whose norm is fixed (arXiv
     2408.05147, section 3)."""
 
-    def remove(updates: NamedTuple, params: Any = None) -> NamedTuple:
+    def remove(updates: Any, params: Any = None) -> Any:
         along = jnp.einsum("ZA,ZA->Z", updates.W_dec, params.W_dec)
         return updates._replace(W_dec=updates.W_dec - along[:, None] * params.W_dec)
 

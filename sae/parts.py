@@ -96,6 +96,8 @@ class Part:
 
     registry: ClassVar[Registry]
     aim: ClassVar[str | None] = None
+    if typing.TYPE_CHECKING:  # subclasses are dataclasses
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)

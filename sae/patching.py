@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Float, Float32, Integer
 
 from mishax_lite.compiling import jit_forward
 from sae import showing
@@ -26,12 +27,12 @@ LOGITS = 2**27  # numbers in the logits of these patches at most: 512 MiB
 
 def patch_grid(
     model: LanguageModel,
-    clean: str | Sequence[int] | jax.Array,
-    corrupt: str | Sequence[int] | jax.Array,
-    score: Callable[[jax.Array], jax.Array],
+    clean: str | Sequence[int] | Integer[jax.Array | np.ndarray, "..."],
+    corrupt: str | Sequence[int] | Integer[jax.Array | np.ndarray, "..."],
+    score: Callable[[Float32[jax.Array, "T V"]], Float[jax.Array, "..."]],
     site: str | Sequence[str],
     positions: int | Sequence[int] | None = None,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "L P ..."]:
     """Scores the corrupt run with one value of the clean run in it, for every site and position.
 
     Each of the L times P patches is one sequence of a batch, and the site and the position are numbers within the
@@ -109,7 +110,7 @@ def _grid(model, clean, corrupt, rows, columns, score, *, sites):
 
     def patched(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, column = batch
-        here = jnp.arange(clean.shape[1]) == column[:, None]
+        here = jnp.arange(clean.shape[1])[None] == column[:, None]
 
         def put(number: int) -> Callable[[jax.Array, Any], jax.Array]:
             def edit(value: jax.Array, _: Any) -> jax.Array:

@@ -42,6 +42,7 @@ class Bar(tqdm):
     def __init__(self, items: Iterable | None = None, **about):
         nothing = about.get("total") == about.get("initial", 0)
         usual = {"mininterval": 0.5, "leave": False, "disable": nothing, **_size()}
+        # pyrefly: ignore[no-matching-overload]  tqdm's own arguments
         super().__init__(items, **usual | about)
 
     @classmethod

@@ -50,7 +50,8 @@ class Registry(Mapping[str, T]):
                 )
             for other, value in self._entries.items():
                 if value is entry and other != name:
-                    raise ValueError(f"{entry.__qualname__} is the {self.noun} {other!r} already: register it once")
+                    entry_name = getattr(entry, "__qualname__", entry)
+                    raise ValueError(f"{entry_name} is the {self.noun} {other!r} already: register it once")
             self._entries[name] = entry
             return entry
 

@@ -10,12 +10,14 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
+from mishax_lite.promotion import common_dtype
 from sae import showing
 from sae.registry import Registry
 
@@ -23,12 +25,23 @@ if TYPE_CHECKING:
     from sae.autoencoder import Info, Largest
 
 
+AnyArray = jax.Array | np.ndarray
 Axes = Mapping[str, tuple[str, ...]]
 
 
 def above(z: jax.Array, threshold: jax.Array | float, values: jax.Array | None = None) -> jax.Array:
     """Returns values, by default z itself, where z is above a threshold, else 0. A z that is not a number stays."""
-    return jnp.where(z <= threshold, 0.0, z if values is None else values)
+    return jnp.where(z <= ranked(threshold, z), 0.0, z if values is None else values)
+
+
+def ranked(values: Any, x: AnyArray) -> Any:
+    """Returns values [*shape] with axes of one before theirs, as many as x [..., *shape] has; a scalar as it is."""
+    return jnp.expand_dims(values, tuple(range(x.ndim - jnp.ndim(values)))) if jnp.ndim(values) else values
+
+
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns x [..., *shape] plus a bias [*shape]."""
+    return x + ranked(bias, x)
 
 
 class Released(abc.ABC):
@@ -52,9 +65,11 @@ class Released(abc.ABC):
     b_dec: jax.Array
     info: "Info | None"
     largest: "Largest | None"
+    if TYPE_CHECKING:  # forms are dataclasses
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     @abc.abstractmethod
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z], at least 0, of raw activations [B, A], or [B, L, A] of several sites.
 
         Raises:
@@ -87,15 +102,15 @@ class Released(abc.ABC):
         return self.W_enc.shape[0] if self.several_sites() else 1
 
     @property
-    def thresholds(self) -> jax.Array:
+    def thresholds(self) -> Float[AnyArray, " Z"]:
         """[Z]: a latent's activation is above its threshold, or 0. Zeros where a form has no array `threshold`."""
         return getattr(self, "threshold", jnp.zeros(self.width))
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B A"]:
         """Returns raw activations [B, A], without the skip, of latents [B, Z]."""
-        return jnp.matmul(f, self.W_dec, precision="highest") + self.b_dec
+        return plus(jnp.matmul(f, self.W_dec, precision="highest"), self.b_dec)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
         """Returns the reconstruction [B, A] of raw activations [B, A]. Joined heads are separated again, unless the
         output has another A."""
         flat = self.joined(x)
@@ -103,31 +118,32 @@ class Released(abc.ABC):
         out = out if skip is None else out + jnp.matmul(flat, skip, precision="highest")
         return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
 
-    def rows(self, latents: jax.Array) -> jax.Array:
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K ..."]:
         """Returns W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
         return self.W_dec[latents]
 
-    def part(self, latents: jax.Array) -> "Released | Part":
+    def part(self, latents: Integer[AnyArray, " K"]) -> "Released | Part":
         """Returns latents [K] alone, with the same activations: an object with `encode`, `W_dec` and `width`."""
         return Part(dataclasses.replace(self, info=None, largest=None), latents)
 
-    def reordered(self, order: jax.Array) -> Self:
+    def reordered(self, order: Integer[AnyArray, " Z"]) -> Self:
         """Returns the autoencoder with its latents in another order, without `largest`. `order` [Z] has their
         numbers."""
         return dataclasses.replace(self, **self._taken(order), largest=None)
 
-    def shifted(self, shift: jax.Array) -> Self:
+    def shifted(self, shift: Float[AnyArray, " A"]) -> Self:
         """Returns the autoencoder whose latents are the same where a shift [A] was added to activations. A form with
         another bias than `b_enc` overrides this."""
-        return dataclasses.replace(self, b_enc=self.b_enc - jnp.matmul(shift, self.W_enc, precision="highest"))
+        b_enc = self.arrays()["b_enc"]
+        return dataclasses.replace(self, b_enc=b_enc - jnp.matmul(shift, self.W_enc, precision="highest"))
 
-    def scaled(self, gain: jax.Array) -> Self:
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> Self:
         """Returns the autoencoder with its biases and thresholds, which are in units of the latents, multiplied by a
         gain, [] or [Z]. A form with others than `b_enc` and `threshold` overrides this."""
         names = [name for name in ("b_enc", "threshold") if name in self.axes]
         return dataclasses.replace(self, **{name: gain * getattr(self, name) for name in names})
 
-    def _taken(self, latents: jax.Array) -> dict[str, jax.Array]:
+    def _taken(self, latents: AnyArray) -> dict[str, jax.Array]:
         """Returns the arrays that have an axis Z, with these latents alone, in this order."""
         return {
             name: jnp.take(array, latents, axis=self.axes[name].index("Z"))
@@ -135,9 +151,11 @@ class Released(abc.ABC):
             if "Z" in self.axes[name]
         }
 
-    def joined(self, x: jax.Array) -> jax.Array:
-        """Returns activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A]."""
-        return with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
+    def joined(self, x: Float[AnyArray, "..."]) -> Float[AnyArray, "... A"]:
+        """Returns activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A], and in its dtype
+        where that is wider."""
+        flat = with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
+        return flat.astype(common_dtype(flat.dtype, self.W_enc.dtype))
 
     def arrays(self) -> dict[str, jax.Array]:
         """Returns the arrays by name, without those that are None."""
@@ -155,7 +173,7 @@ class Released(abc.ABC):
     def check_shapes(self) -> None:
         """Raises ValueError for arrays whose shapes do not belong together. It passes tracers, placeholders of a
         transformation and stacked autoencoders."""
-        shapes = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
+        shapes: dict[str, Any] = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
         shapes = {name: shape for name, shape in shapes.items() if shape is not None or name not in self.optional()}
         if None in shapes.values() or any(len(shapes[name]) != len(self.axes[name]) for name in shapes):
             return
@@ -186,17 +204,17 @@ class Part:
     """Latents [K] of an autoencoder in which the activation of one latent depends on others."""
 
     autoencoder: Released
-    latents: jax.Array
+    latents: AnyArray
 
     @property
     def width(self) -> int:
         return self.latents.shape[-1]
 
     @property
-    def W_dec(self) -> jax.Array:
+    def W_dec(self) -> AnyArray:
         return self.autoencoder.rows(self.latents)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... K"]:
         """Returns the latents [B, K] of raw activations [B, A]."""
         return self.autoencoder.encode(x)[..., self.latents]
 
@@ -204,19 +222,19 @@ class Part:
 class Independent(Released):
     """A released autoencoder in which no latent's activation depends on another latent."""
 
-    def rows(self, latents: jax.Array) -> jax.Array:
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K ..."]:
         """Returns W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
         return self.W_dec[latents]
 
-    def part(self, latents: jax.Array) -> Self:
+    def part(self, latents: Integer[AnyArray, " K"]) -> Self:
         """Returns latents [K] alone, cut out of the arrays."""
-        cut = self._taken(latents)
+        cut: dict[str, Any] = {**self._taken(latents)}
         if "W_skip" in self.axes:
             cut["W_skip"] = None  # moves no latent
         return dataclasses.replace(self, **cut, info=None, largest=None)
 
 
-def with_axes_joined(x: jax.Array, shape: tuple[int, ...], info: "Info | None") -> jax.Array:
+def with_axes_joined(x: Any, shape: tuple[int, ...], info: "Info | None") -> Any:
     """Returns activations [..., *shape] of activations as the model computes them: [..., N, H] becomes [..., N * H].
 
     Args:

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, forms
+from sae.released import AnyArray, Axes, Independent, forms, plus
 
 
 @forms.register("ReLU")
@@ -56,13 +57,14 @@ class ReLU(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z], at least 0, of raw activations [B, A].
 
         Raises:
             ValueError: for activations of another length.
         """
-        return jnp.maximum(jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc, 0.0)
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
+        return jnp.maximum(z, 0.0)
 
     def jumprelu(self) -> JumpReLU:
         """Returns the same function as a JumpReLU with thresholds of 0, for formats that hold nothing else."""

@@ -220,7 +220,10 @@ class Run:
             of = family.of_json
             facts[name] = tuple(map(of, facts[name])) if name in SEVERAL else of(facts[name])
         types = {field.name: field.type for field in dataclasses.fields(cls) if field.name in _PLAIN}
-        return cls(**{name: of_plain_json(v, types[name]) if name in types else v for name, v in facts.items()})
+        values: dict[str, Any] = {
+            name: of_plain_json(v, types[name]) if name in types else v for name, v in facts.items()
+        }
+        return cls(**values)
 
     def _check_ranges(self) -> None:
         for field in ("width", "steps", "batch_size", "dead_tokens"):

@@ -6,6 +6,7 @@ It knows nothing of the objects: classes hand over names and arrays.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
-def kind(value: object) -> str:
+def kind(value: Any) -> str:
     """Returns a value's kind in words, for errors ("got ...").
 
     Example:
@@ -90,7 +91,7 @@ def kind(value: object) -> str:
     return f"{article} {name}"
 
 
-def is_array(value: object) -> bool:
+def is_array(value: Any) -> bool:
     """Returns whether a value has a shape and a dtype: an array, a tracer, or the shape of one."""
     return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype")
 
@@ -100,7 +101,7 @@ def dtypes(arrays: Sequence) -> str:
     return " and ".join(dict.fromkeys(np.dtype(array.dtype).name for array in arrays))
 
 
-def fields(value: object) -> str:
+def fields(value: Any) -> str:
     """Returns a dataclass by its fields, arrays by dtype and shape, also where a transformation has replaced arrays.
 
     Example:
@@ -122,7 +123,7 @@ def fields(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def with_short_texts(value: object) -> str:
+def with_short_texts(value: Any) -> str:
     """Returns a dataclass as Python shows it. Long texts are cut and long tuples counted."""
     parts = []
     for field in dataclasses.fields(value):
@@ -138,7 +139,7 @@ def with_short_texts(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def autoencoder(value: object, names: Sequence[str], ranks: Sequence[int]) -> str:
+def autoencoder(value: Any, names: Sequence[str], ranks: Sequence[int]) -> str:
     """Returns an autoencoder or a crosscoder in words: its sites and model, its sizes, its dtype.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.language_model import Site
 
@@ -57,7 +58,7 @@ class SiteKind:
                 f"{'needs' if self.in_layers else 'has no'} {{}}, which stands for the layer's index"
             )
 
-    def added(self, params: Any, layer: int | None, vectors: jax.Array) -> jax.Array:
+    def added(self, params: Any, layer: int | None, vectors: Float[jax.Array, "*B A"]) -> Float[jax.Array, "*B D"]:
         """Returns what vectors [..., A] at the site add to the residual stream, [..., D].
 
         Raises:
@@ -65,6 +66,7 @@ class SiteKind:
         """
         if self.writes is True:
             return vectors
+        # pyrefly: ignore[not-callable]  a function, where anything is added
         matrix = self.writes(params, layer)
         if matrix.shape[:-1] != self.shape:
             raise ValueError(
@@ -99,7 +101,8 @@ def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if len(shape) != 2 or value.shape[-2:] != shape:
         return value
     N, H = shape
-    return (value[..., None, :] * jnp.eye(N, dtype=value.dtype)[:, :, None]).reshape(*value.shape[:-1], N * H)
+    eye = jnp.expand_dims(jnp.eye(N, dtype=value.dtype), (*range(value.ndim - 2), value.ndim))
+    return (value[..., None, :] * eye).reshape(*value.shape[:-1], N * H)
 
 
 @functools.lru_cache(64)

@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Iterable
 
-from sae.language_model import LanguageModel, Site
+from sae.language_model import LanguageModel, SiteRecord
 
 NEAR = 3  # the number of names that an error offers
 
 
-def site_of(model: LanguageModel, name: str) -> Site:
+def site_of(model: LanguageModel, name: str) -> SiteRecord:
     """Returns the record of a site.
 
     Raises:
@@ -30,7 +30,7 @@ def site_of(model: LanguageModel, name: str) -> Site:
     raise ValueError(f"no site {name!r} in {model.name}: {hint}")
 
 
-def token_site(model: LanguageModel, name: str) -> Site:
+def token_site(model: LanguageModel, name: str) -> SiteRecord:
     """Returns the record of a site that has a vector for each token, on which an autoencoder can be trained.
 
     Raises:
@@ -45,7 +45,7 @@ def token_site(model: LanguageModel, name: str) -> Site:
     return site
 
 
-def dim(site: Site) -> int:
+def dim(site: SiteRecord) -> int:
     """Returns A, the length of the activation of one token, with its axes joined.
 
     Example:
@@ -78,7 +78,7 @@ def matching(model: LanguageModel, patterns: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def is_residual(site: Site) -> bool:
+def is_residual(site: SiteRecord) -> bool:
     """Returns whether a site is the residual stream itself, in which attention sinks have their large norms."""
     return site.kind.startswith("resid")
 

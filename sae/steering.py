@@ -62,6 +62,7 @@ def check_steers(autoencoder: Released, model: LanguageModel, latent: int, name:
         name: what errors call the autoencoder.
         argument: what errors call the latent's number.
     """
+    # pyrefly: ignore[missing-attribute]  not None here
     site = autoencoder.info.site_out
     check_model(autoencoder.info, model, name)
     if autoencoder.several_sites():
@@ -102,9 +103,11 @@ def steering(
     title = f"with {strength} of latent {latent}"
     if isinstance(amount, OfMax):
         raw, record = amount.of(autoencoder, latent), autoencoder.largest
+        # pyrefly: ignore[missing-attribute]  not None here
         most = f"{record.values[latent]:.4g}"
         title += (
             f": {amount.factor:g} x {most} = {raw:.4g} in raw units; {most} is its largest activation over the "
+            # pyrefly: ignore[missing-attribute]  not None here
             f"{showing.count(record.tokens, 'token')} of its record"
         )
     else:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float64
 
 from sae import filling, harvesting
 from sae.ahead import Ahead
@@ -105,7 +106,7 @@ class ActivationStream(Source):
         self.check_sites([site])
         return self._statistics[site]["mean_squared_norm"]
 
-    def mean(self, site: str) -> np.ndarray:
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
         """Returns E[x], float64 [A], in raw units."""
         self.check_sites([site])
         return np.asarray(self._statistics[site]["mean"])

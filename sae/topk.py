@@ -5,14 +5,15 @@ dim of the activation, Z latents.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, Largest
 from sae.fields import check_fields
-from sae.released import Axes, Released, forms
+from sae.released import AnyArray, Axes, Released, forms, plus
 
 
 @forms.register("TopK")
@@ -60,17 +61,17 @@ class TopK(Released):
     def __post_init__(self):
         check_k(self)
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
         """Returns the latents [B, Z] of raw activations [B, A]: all but the k largest above 0 are 0.
 
         Raises:
             ValueError: for activations of another length.
         """
-        z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         return keep_largest(jnp.maximum(z, 0.0), self.k)
 
 
-def check_k(autoencoder: Released) -> None:
+def check_k(autoencoder: Any) -> None:
     """Raises ValueError for a k that is no whole number from 1 to the width, and for shapes that do not belong
     together."""
     check_fields(autoencoder, ("k",))

@@ -6,14 +6,15 @@ activation, Zl latents of a layer.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from sae.autoencoder import JumpReLU
 from sae.cross_layer import OfLayers
-from sae.released import Axes, forms
+from sae.released import AnyArray, Axes, forms, plus
 
 
 @forms.register("TranscoderSet")
@@ -52,12 +53,12 @@ class TranscoderSet(OfLayers):
     }
     noun: ClassVar[str] = "set of transcoders"
 
-    def decode(self, f: jax.Array) -> jax.Array:
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B L A"]:
         """Returns the outputs [B, L, A] at all layers, without the skip, of latents [B, L * Zl]."""
         of_layers = f.reshape(*f.shape[:-1], *self.W_dec.shape[:2])
-        return jnp.einsum("...LZ,LZA->...LA", of_layers, self.W_dec, precision="highest") + self.b_dec
+        return plus(jnp.einsum("...LZ,LZA->...LA", of_layers, self.W_dec, precision="highest"), self.b_dec)
 
-    def rows(self, latents: jax.Array) -> jax.Array:
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K L A"]:
         """Returns what latents [K] write to each layer, [K, L, A]: zeros at all layers but their own."""
         L, width, A = self.W_dec.shape
         one_hot = jax.nn.one_hot(latents // width, L, dtype=self.W_dec.dtype)
@@ -82,4 +83,5 @@ class TranscoderSet(OfLayers):
         info = self.info
         if info is not None:
             info = dataclasses.replace(info, site=info.site[index], site_out=info.site_out[index])
-        return JumpReLU(**{name: array[index] for name, array in self.arrays().items()}, info=info)
+        arrays: dict[str, Any] = {name: array[index] for name, array in self.arrays().items()}
+        return JumpReLU(**arrays, info=info)

@@ -63,7 +63,9 @@ def neighbours(model: LanguageModel, sites: Sites | None, A: int) -> list[Sites]
     order = {name: at for at, name in enumerate(model.sites)}
     groups: list[list[Sites]] = []
     for kind in (None, *dict.fromkeys(kind for kind, _ in usable)):  # None: each its own
+        # pyrefly: ignore[not-iterable]  not None here
         named = [[usable.get((kind or each, at + step)) for each, at in places] for step in (-1, 0, 1)]
+        # pyrefly: ignore[bad-argument-type]  None is not in names
         groups.append([tuple(names) for names in named if None not in names])
     others = sorted((sites for group in groups[1:] for sites in group), key=lambda sites: order[sites[0]])
     return list(dict.fromkeys([*groups[0], *others]))
@@ -81,6 +83,7 @@ def site_pairs(model: LanguageModel, usage: Usage | None, autoencoder: Released)
     An autoencoder's are the same. A transcoder's input comes before its output in the forward pass.
     """
     A_in, A_out = autoencoder.dims
+    # pyrefly: ignore[bad-argument-type]  not None here
     sites_in = neighbours(model, usage and as_tuple(usage.site), A_in)
     if usage is None or usage.site == usage.site_out:
         return {sites: [sites] for sites in sites_in}
@@ -221,6 +224,7 @@ def search(
             transposed = dataclasses.replace(start, transposed_skip=not start.transposed_skip)
             trials = list(changes(captured, autoencoder, transposed, pairs))
             tried.extend(trials)
+            # pyrefly: ignore[bad-argument-type]  not None here
             convincing = [fit for fit in trials if _convinces(fit, best, l0)]
         if not (trials := convincing):
             break
@@ -231,6 +235,7 @@ def search(
         best = single if _score(single, l0) <= 1.1 * _score(nearest, l0) else nearest
         if best.fvu <= ENOUGH and not is_far(best, l0):
             break
+    # pyrefly: ignore[bad-return]  not None here
     return best
 
 

@@ -7,6 +7,7 @@ tokens, L sites, A dim of the activation, Z latents.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ class Usage:
     def folded(self, autoencoder: Released) -> Released:
         """Returns an autoencoder of raw activations for this usage, with its sites in the `info`."""
         c, out = self.scale, self.scale_out
-        changes = {
+        changes: dict[str, Any] = {
             "W_enc": autoencoder.W_enc * c,
             "W_dec": autoencoder.W_dec / out,
             "b_dec": autoencoder.b_dec / out,

@@ -47,6 +47,7 @@ THIRD_PARTY = {
     "grain": "grain",
     "huggingface_hub": "huggingface-hub",
     "jax": "jax",
+    "jaxtyping": "jaxtyping",
     "jinja2": "jinja2",
     "jupytext": "jupytext",
     "matplotlib": "matplotlib",

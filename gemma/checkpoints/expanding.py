@@ -88,7 +88,7 @@ def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -
             tensor = contents.tensors[name]
             rows = np.ascontiguousarray(tensor.rows(start, stop), "<f4")
             at = offsets[name] + start * _BYTES * math.prod(tensor.shape[1:])
-            view = memoryview(rows).cast("B")
+            view = memoryview(rows.data).cast("B")
             while view:  # a signal may end a write early
                 written = os.pwrite(target.fileno(), view, at)
                 view, at = view[written:], at + written

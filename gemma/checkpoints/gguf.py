@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def config(contents: Contents) -> Config:
     m, kind = contents.metadata, contents.metadata["general.architecture"]
     third = kind == "gemma3"
 
-    def get(key: str, default: object = None) -> object:
+    def get(key: str, default: Any = None) -> Any:
         value = m.get(f"{kind}.{key}", default)
         if value is None:
             raise ValueError(f"{contents.file} lacks {kind}.{key} in its metadata")
@@ -214,7 +215,7 @@ def tokenizer(contents: Contents) -> Tokenizer | None:
     }
     if wrong := {role: id_ for role, id_ in ids.items() if not 0 <= id_ < len(lists[0])}:
         raise ValueError(f"{contents.file} has special tokens that are no pieces of its {len(lists[0])}: {wrong}")
-    flags = {f"add_{name}": m.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
+    flags: dict[str, Any] = {f"add_{name}": m.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
     settings = Settings(ids, templates=templates(contents), **flags)
     try:
         return Tokenizer(model_from_pieces(*lists, **dict(zip(usual, range(4), strict=True))), settings)

@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _header(data: mmap.mmap) -> tuple[dict, dict[str, tuple[tuple[int, ...], int
     """Returns the metadata, the tensors' (shape, type, offset) by name, and the end of the header."""
     at = 4
 
-    def number(code: str) -> int | float | bool:
+    def number(code: str) -> Any:
         nonlocal at
         value = struct.unpack_from("<" + code, data, at)[0]
         at += struct.calcsize("<" + code)

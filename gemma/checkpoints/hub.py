@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from gemma.checkpoints.huggingface import INDEX, SINGLE
 
@@ -47,7 +48,7 @@ def snapshot(source: str) -> Path:
             f"{source!r} is no folder here, and looking for it on the hub needs huggingface_hub: "
             "pip install huggingface_hub"
         ) from None
-    wanted = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
+    wanted: dict[str, Any] = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
     most = wanted | {"ignore_patterns": list(_NOT_WANTED)}
     folder = None
     try:
@@ -140,7 +141,7 @@ def _whole(folder: Path, file: str | None) -> Path | None:
     return ggufs[0] if len(ggufs) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
-def _why(error: Exception, errors: object, name: str) -> str:
+def _why(error: Exception, errors: Any, name: str) -> str:
     """Returns what went wrong, and what to do about it."""
     if isinstance(error, errors.GatedRepoError):
         page = f"https://huggingface.co/{name}"

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,10 +43,10 @@ def parameters(config: Config) -> dict[streaming.Path, tuple[Layout, ...]]:
     D, F, V = config.d_model, config.d_ff, config.vocab_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
 
-    def vector(name: str, size: int) -> tuple[Layout]:
+    def vector(name: str, size: int) -> tuple[Layout, ...]:
         return (Layout(name, (size,), (size,), (0,)),)
 
-    tree = {
+    tree: dict[streaming.Path, tuple[Layout, ...]] = {
         ("embedder", "input_embedding"): (Layout(EMBEDDING, (V, D), (V, D), (0, 1)),),
         ("final_norm", "scale"): vector("norm.weight", D),
     }
@@ -220,7 +221,7 @@ def write(params: Mapping, config: Config, folder: Path, shard_bytes: int) -> No
     shards: list[dict] = [{}]
     sizes = [0]
     for path, layouts in parameters(config).items():
-        leaf = params
+        leaf: Any = params
         for key in path:
             leaf = leaf[key]
         for i, layout in enumerate(layouts):

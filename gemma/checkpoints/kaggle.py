@@ -10,7 +10,7 @@ the gates' axes are (2, F, D). This package writes the flat kind, without any of
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ def items(folder: Path) -> list[Path]:
 def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
     """Returns the checkpoint's dict of dicts for Flax's nested tree."""
     flat: dict[str, dict[str, jax.Array]] = {}
-    for path, value in traverse_util.flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    for path, value in leaves.items():
         flat.setdefault("/".join((_ROOT, *path[:-1])), {})[path[-1]] = value
     return flat
 

@@ -103,6 +103,7 @@ def _open(files: Files, expanded: Path | None) -> tuple[Config, Contents | None,
                 "package's models have one embedding for input and output: if the model has, too, set it to true"
             )
         stored, config = _merged(files, stored, config)
+        # pyrefly: ignore[bad-argument-type]  `to` is what `read` takes after the configuration
         return config, None, lambda *to: huggingface.read(str(where), stored, config, *to)
     leaves = kaggle.scan(where)
     config = config or kaggle.recognise_shapes(where, leaves)
@@ -157,24 +158,24 @@ def save(
         >>> gemma.load("exported").fingerprint == model.fingerprint
         True
     """
-    folder = places.path(folder)
+    place = places.path(folder)
     if format not in ("orbax", "huggingface"):
         raise ValueError(f"format is 'orbax' or 'huggingface', got {format!r}")
     weights = [
-        *(folder / name for name in ("weights", lora.CONFIG)),
-        *(one for pattern in ("*.safetensors*", "*.gguf") for one in sorted(folder.glob(pattern))),
+        *(place / name for name in ("weights", lora.CONFIG)),
+        *(one for pattern in ("*.safetensors*", "*.gguf") for one in sorted(place.glob(pattern))),
     ]
     if present := next((path for path in weights if path.exists()), None):
         raise ValueError(f"{present} exists: a model is saved to a folder without weights, as one folder has one model")
     dtype = saving.check_params(model)
     if format == "orbax":
         values = model.config.to_dict()
-        kaggle.check_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        kaggle.write(model.params, folder / "weights")
+        kaggle.check_path(place)
+        place.mkdir(parents=True, exist_ok=True)
+        kaggle.write(model.params, place / "weights")
     else:
         values = dialects.to_huggingface(model.config, dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        huggingface.write(model.params, model.config, folder, shard_bytes)
-    tokenizers.write(model, folder, transformers=format == "huggingface")
-    saving.write_json(folder / "config.json", values)
+        place.mkdir(parents=True, exist_ok=True)
+        huggingface.write(model.params, model.config, place, shard_bytes)
+    tokenizers.write(model, place, transformers=format == "huggingface")
+    saving.write_json(place / "config.json", values)

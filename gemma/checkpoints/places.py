@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -17,7 +17,7 @@ _BUCKET = re.compile(r"(gs|s3|az|hf):/{1,2}(?=[^/])")
 T = TypeVar("T")
 
 
-def path(source: str | os.PathLike) -> Path:
+def path(source: str | os.PathLike) -> Any:
     """Returns the path of a file or folder.
 
     Raises:
@@ -40,11 +40,11 @@ def in_bucket(place: Path) -> bool:
 
 def absolute(place: str | os.PathLike) -> Path:
     """Returns the absolute path; Orbax takes no other."""
-    place = path(place)
-    return place if in_bucket(place) else place.absolute()
+    whole = path(place)
+    return whole if in_bucket(whole) else whole.absolute()
 
 
-def size(file: Path) -> int:
+def size(file: Any) -> int:
     """Returns the number of bytes of a file."""
     return int(file.stat().length) if in_bucket(file) else file.stat().st_size
 

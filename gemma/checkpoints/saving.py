@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import traverse_util
 
 from gemma.checkpoints import streaming
 from gemma.model import Model, param_shapes
+from mishax_lite.promotion import common_dtype
 
 _DTYPES = tuple(jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64"))
 
@@ -21,7 +23,7 @@ def check_params(model: Model) -> str:
         ValueError: with the name of each parameter that `load` would refuse: one that is missing, not of this model, of
             another shape, of another dtype than those of files, or has values that are NaN or infinite.
     """
-    want, params = (traverse_util.flatten_dict(tree) for tree in (param_shapes(model.config), model.params))
+    want, params = (dict[Any, Any](traverse_util.flatten_dict(t)) for t in (param_shapes(model.config), model.params))
     problems = [f"missing: {'/'.join(path)}" for path in want if path not in params]
     problems += [f"not in this model: {'/'.join(map(str, path))}" for path in params if path not in want]
     for path in want:
@@ -39,7 +41,7 @@ def check_params(model: Model) -> str:
             problems.append(f"{name}: has values that are NaN or infinite")
     streaming.refuse(model.config.name, problems)
     # transformers loads all tensors in one dtype, which must lose no number: for float16 and bfloat16 it is float32.
-    return str(jnp.result_type(*(leaf.dtype for leaf in params.values())))
+    return str(common_dtype(*(leaf.dtype for leaf in params.values())))
 
 
 def _all_finite(leaf: jax.Array | np.ndarray) -> bool:

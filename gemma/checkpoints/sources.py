@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gemma import configs
 from gemma.checkpoints import hub, huggingface, kaggle, lora, places
@@ -169,7 +169,7 @@ def _of_file(path: Path) -> Files:
     raise ValueError(f"{path} is neither a .safetensors nor a .gguf file")
 
 
-def _files(format: str, weights: Path, *folders: Path) -> Files:
+def _files(format: Any, weights: Path, *folders: Path) -> Files:
     """Returns the files, with config.json and tokenizer.model from the first of the folders that has them."""
     config, tokenizer = (
         next((folder / name for folder in folders if (folder / name).is_file()), None)

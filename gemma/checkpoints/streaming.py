@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def stream(
     Raises:
         ValueError: with the name of every tensor that cannot be read or that has values which are NaN or infinite.
     """
-    structs, shardings = traverse_util.flatten_dict(structs), traverse_util.flatten_dict(shardings)
+    structs, shardings = (dict[Any, Any](traverse_util.flatten_dict(tree)) for tree in (structs, shardings))
     problems, arrays = [], {}
     for path in sorted(structs, key=lambda p: -math.prod(structs[p].shape)):
         try:

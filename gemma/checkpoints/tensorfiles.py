@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +89,8 @@ def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Cal
             raise ValueError(f"{name} is {np.dtype(dtype)}; written are {', '.join(map(str, _NAMES))}")
     # Wide numbers come first, so that all tensors stay aligned.
     order = sorted(tensors, key=lambda name: -np.dtype(tensors[name][0]).itemsize)
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name in order:
         dtype, shape, _ = tensors[name]
         size = np.dtype(dtype).itemsize * math.prod(shape)

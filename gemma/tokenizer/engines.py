@@ -56,7 +56,8 @@ class SentencePiece:
         self._size, self.merged = processor.get_piece_size(), size
         self._lengths = {}
         # Whether the text of ids is the texts of their parts joined: not if a first space is left out.
-        self.joins = self.find(SPACE) is None or processor.decode([self.find(SPACE)]) == " "
+        space = self.find(SPACE)
+        self.joins = space is None or processor.decode([space]) == " "
         self._unknown = processor.unk_id()
         # The ids that SentencePiece's own `decode` leaves out, or shows in another way.
         self._named = {self._unknown: processor.id_to_piece(self._unknown), **dict.fromkeys(self._holes, GONE)}

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gemma.tokenizer import settings, vocabulary
 from gemma.tokenizer.chat import END
@@ -119,7 +120,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, transformers: bool) -> None:
         folder: the folder, which exists.
         transformers: whether to write the further files that `AutoTokenizer` of transformers needs.
     """
-    files = dict(tokenizer.settings.files)
+    files: dict[str, Any] = dict(tokenizer.settings.files)
     if tokenizer.json is not None:
         files[JSON] = tokenizer.json
     else:
@@ -195,13 +196,14 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
     if JSON not in files:
         texts = [tokenizer.raw_piece(id_) for id_ in range(len(tokenizer))]
         begins = [(tokenizer.raw_piece(tokenizer.bos), tokenizer.bos)] if tokenizer.adds_bos else []
-        engine = tokenizer.engine
+        engine: Any = tokenizer.engine  # SentencePiece's, as there is no tokenizer.json
         contents[JSON] = vocabulary.write(texts, tokenizer.added_tokens, engine.unknown, begins, engine.merged)
     if settings.CONFIG not in files:
         config = {
             "tokenizer_class": "GemmaTokenizer",
             "add_bos_token": tokenizer.adds_bos,
             "add_eos_token": bool(tokenizer.settings.add_eos),
+            # pyrefly: ignore[missing-attribute]  SentencePiece's engine, where there is no tokenizer.json
             "unk_token": tokenizer.engine.unknown if tokenizer.json is None else "<unk>",
             # transformers adds a mask token unless this says otherwise.
             "mask_token": "<mask>" if tokenizer.find("<mask>") is not None else None,
@@ -209,6 +211,7 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
             **_config(tokenizer, added=False),
         }
         if JSON in contents:
+            # pyrefly: ignore[bad-argument-type]  there is one where there is no tokenizer.json
             config[_SAME] = _noted(contents[JSON], tokenizer.model_proto)
         contents[settings.CONFIG] = _dumped(config)
     return contents

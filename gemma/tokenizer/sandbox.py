@@ -46,7 +46,7 @@ class _Complaint(jinja2.TemplateError):
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`, with which templates mark the model's words for training: here it changes nothing."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  as the base declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -73,6 +73,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _compiled(template: str) -> jinja2.Template:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
+    # pyrefly: ignore[bad-assignment]  Jinja declares the globals that it has itself
     environment.globals |= {
         "raise_exception": _complain,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),

@@ -52,11 +52,13 @@ class Tokenizer(ChatMethods):
     ):
         self.model_proto, self.json = model_proto, json
         self.settings = settings = Settings() if settings is None else settings
+        # pyrefly: ignore[bad-argument-type]  one of the two is there
         self.engine = SentencePiece(model_proto, settings.added) if engine is None else engine
         self.pad, self.eos, self.bos = (self._special(role) for role in _ROLES)
         plain_eos = self.find("<eos>")
         ids = (self.pad, self.eos, self.bos, self.eos if plain_eos is None else plain_eos)
         self.special_ids = tuple(dict.fromkeys(ids))
+        # pyrefly: ignore[bad-argument-type]  one of the two is there
         sha256 = hashlib.sha256(json or model_proto)
         # With a tokenizer.model alone it is the file's hash, so that files of older versions stay valid.
         odd = {role: id_ for role, id_, usual in zip(_ROLES, ids, (0, 1, 2), strict=False) if id_ != usual}
@@ -171,8 +173,8 @@ class Tokenizer(ChatMethods):
             >>> gemma.load("gemma2-tiny").tokenizer.decode([2, 392, 1788, 1])
             'The sea'
         """
-        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).tolist()
-        return self.decode_part(ids, first=True)
+        numbers = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).tolist()
+        return self.decode_part(numbers, first=True)
 
     def decode_part(self, ids: list[int], *, first: bool) -> str:
         """Returns the text of ids as `decode` does; unless they are the `first` ones, padding and BOS are shown."""

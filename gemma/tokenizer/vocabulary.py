@@ -138,13 +138,15 @@ def _check_pipeline(values: Mapping) -> None:
         normalizer = normalizer["normalizers"][0]
     before = values.get("pre_tokenizer")
     metaspace = before is not None and before.get("type") == "Metaspace" and before.get("replacement") == SPACE
-    whole = metaspace and before.get("prepend_scheme") == "never" and before.get("split") is False
+    whole = (
+        before is not None and metaspace and before.get("prepend_scheme") == "never" and before.get("split") is False
+    )
     if normalizer != _REPLACE and not (whole and not normalizer):
         raise OtherKindError(f"its normalizer is {json.dumps(normalizer)[:200]}")
     if not (before is None or before == _SPLIT or whole):
         raise OtherKindError(f"its pre-tokenizer is {json.dumps(before)[:200]}")
     decoder = values.get("decoder") or {}
-    steps = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
+    steps = (decoder.get("decoders") or []) if decoder.get("type") == "Sequence" else [decoder]
     if metaspace and steps and steps[0].get("type") == "Metaspace":
         steps = _DECODER[:1] + steps[1:]
     if not all(step in _DECODER for step in steps) or _DECODER[0] not in steps:

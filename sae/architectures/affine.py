@@ -77,7 +77,7 @@ def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
     """Returns z = (x - b_dec) W_enc + b_enc [B, Z] for scaled activations x [B, A]; for transcoders x is not
     shifted."""
     # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
-    return x @ params.W_enc + released_bias(params, sizes)
+    return x @ params.W_enc + released_bias(params, sizes)[None]
 
 
 def released_bias(params, sizes: Sizes) -> jax.Array:
@@ -86,7 +86,7 @@ def released_bias(params, sizes: Sizes) -> jax.Array:
 
 
 def explained_by_dead(
-    params: NamedTuple, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
+    params: Any, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
 ) -> jax.Array:
     """Returns AuxK, a scalar: ||e - e^||^2 per token (arXiv 2406.04093, appendix A.2), where e = y - y^ is held still
     and e^ is the reconstruction from the k largest dead latents; 0 where no latent is dead.

@@ -103,7 +103,7 @@ class Architecture(Part, abc.ABC):
         """Returns the state after a step, from the state before and the step's batch."""
         return state
 
-    def project(self, params: NamedTuple) -> NamedTuple:
+    def project(self, params: Any) -> Any:
         """Returns the parameters after an update, projected onto their constraint: decoder rows of unit norm."""
         return params._replace(W_dec=unit_rows(params.W_dec))
 

@@ -23,7 +23,7 @@ class Params(NamedTuple):
     b_mag: jax.Array  # [Z]
     W_dec: jax.Array  # [Z, A], rows of unit norm
     b_dec: jax.Array  # [A]
-    W_skip: None = None
+    W_skip: jax.Array | None = None  # always None
 
 
 @register("gated")
@@ -42,13 +42,15 @@ class Gated(Architecture):
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> Params:
         W_enc, W_dec = initialisation.draw(key, dims, sizes)
         zeros = [jnp.zeros((sizes.width,), jnp.float32) for _ in range(3)]
+        # pyrefly: ignore[bad-argument-count]  as many as are unpacked
         return Params(W_enc, *zeros, W_dec, jnp.zeros((dims[1],), jnp.float32))
 
     def encode(self, params: Params, x: jax.Array, state: Any, sizes: Sizes) -> Encoded:
         z = x @ params.W_enc
         if not sizes.transcodes:
-            z = z - params.b_dec @ params.W_enc  # by itself; see `affine.pre_activations`
-        gate, magnitude = z + params.b_gate, z * jnp.exp(params.r_mag) + params.b_mag
+            z = z - (params.b_dec @ params.W_enc)[None]  # by itself; see `affine.pre_activations`
+        gate = z + params.b_gate[None]
+        magnitude = z * jnp.exp(params.r_mag)[None] + params.b_mag[None]
         f = jnp.where(gate > 0, jnp.maximum(magnitude, 0.0), 0.0)
         on = f > 0
         return Encoded(f, *counts(on, z.dtype), gate, jnp.zeros((), z.dtype), magnitude=jnp.maximum(gate, 0.0))
@@ -57,7 +59,8 @@ class Gated(Architecture):
         self, params: Params, encoded: Encoded, x: jax.Array, y: jax.Array, state: Any, dead: jax.Array
     ) -> jax.Array:
         W_dec, b_dec = jax.lax.stop_gradient((params.W_dec, params.b_dec))
-        return jnp.square(encoded.magnitude @ W_dec + b_dec - y).sum(axis=-1).mean()
+        # pyrefly: ignore[unsupported-operation]  not None here
+        return jnp.square(encoded.magnitude @ W_dec + b_dec[None] - y).sum(axis=-1).mean()
 
     def release(self, params: Params, state: Any, sizes: Sizes) -> released.Gated | autoencoder.JumpReLU:
         gated = released.Gated(*params[:-1])

@@ -66,7 +66,7 @@ class JumpReLU(Affine):
     def encode(self, params: Params, x: jax.Array, state: tuple, sizes: Sizes) -> Encoded:
         z, theta = pre_activations(params, x, sizes), self.theta(params)
         f, l0, fired = activate(z, theta, self.bandwidth)
-        window = (jnp.abs(z - theta) < self.bandwidth / 2).mean(dtype=jnp.float32)
+        window = (jnp.abs(z - theta[None]) < self.bandwidth / 2).mean(dtype=jnp.float32)
         return Encoded(f, l0, fired, z, theta, measures={"window": jax.lax.stop_gradient(window)})
 
     def project(self, params: Params) -> Params:
@@ -113,7 +113,7 @@ def activate(z: jax.Array, threshold: jax.Array, bandwidth: float) -> tuple[jax.
     -(1/eps) through each 1[z > theta] that is counted. z has the hard mask's gradient through f, and none through the
     counts.
     """
-    on = z > threshold
+    on = z > threshold[None]
     return jnp.where(on, z, 0.0), *counts(on, z.dtype)
 
 
@@ -122,9 +122,9 @@ def _activate_fwd(z, threshold, bandwidth):
 
 
 def _activate_bwd(bandwidth, saved, cotangents):
-    z, threshold = saved
+    z, threshold = saved[0], saved[1][None]
     to_f, to_l0, to_fired = cotangents
-    counted = to_l0[:, None] + to_fired / len(z)
+    counted = to_l0[:, None] + (to_fired / len(z))[None]
     window = jnp.abs(z - threshold) < bandwidth / 2
     to_threshold = jnp.where(window, to_f * threshold + counted, 0.0).sum(axis=0) * (-1.0 / bandwidth)
     return jnp.where(z > threshold, to_f, 0.0), to_threshold

@@ -79,7 +79,8 @@ class CircuitTracer(Format):
         Raises:
             ValueError: for latents that write to an earlier layer.
         """
-        values, files = contents.values, {config_file.NAME: config_file.text(contents.info, _KIND)}
+        values = contents.values
+        files: Files = {config_file.NAME: config_file.text(contents.info, _KIND)}
         for layer in range(len(values["W_enc"])):
             if values["W_dec"][layer, :, :layer].any():
                 raise ValueError(f"{self.title} has no place for latents of layer {layer} that write to an earlier one")

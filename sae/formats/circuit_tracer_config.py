@@ -49,12 +49,14 @@ def info(config: dict[str, str], layers: int | Sequence[int]) -> Info | None:
     hooks = config.get("feature_input_hook"), config.get("feature_output_hook")
     if "model_name" not in config or None in hooks:
         return None
+    # pyrefly: ignore[no-matching-overload]  a name that is None is not among them
     kinds = [_KINDS.get(hook, hook) for hook in hooks]
     if isinstance(layers, int):
         sites = [f"layer_{layers}/{kind}" for kind in kinds]
     else:
         sites = [tuple(f"layer_{layer}/{kind}" for layer in layers) for kind in kinds]
     facts = json.dumps({"circuit_tracer": config}, sort_keys=True)
+    # pyrefly: ignore[bad-argument-type]  two sites
     return Info(names.model_of(config["model_name"]), *sites, training=facts)
 
 
@@ -64,8 +66,10 @@ def lacks(info: Info | None) -> str | None:
     for sites in () if info is None else (info.site, info.site_out):
         sites = (sites,) if isinstance(sites, str) else sites
         matches = [re.fullmatch(r"layer_(\d+)/(.+)", site) for site in sites]
+        # pyrefly: ignore[unsupported-operation]  not None here
         if not all(matches) or len({match[2] for match in matches}) > 1:
             return f"sites of several kinds ({', '.join(sites)})"
+        # pyrefly: ignore[unsupported-operation]  not None here
         if [int(match[1]) for match in matches] != list(range(len(sites))):
             return f"which layers: its files are of the layers 0 to {len(sites) - 1}, not of {', '.join(sites)}"
     return None

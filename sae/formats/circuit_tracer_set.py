@@ -44,6 +44,7 @@ class CircuitTracerSet(Format):
 
     def check_exists(self, file: Path) -> None:
         """Raises ValueError for a missing file; the first layer's for a set."""
+        # pyrefly: ignore[bad-argument-type]  not None here
         super().check_exists(file.with_name(self.main) if file.name == _ALL else file)
 
     def read(self, file: Path) -> Contents:
@@ -69,6 +70,7 @@ class CircuitTracerSet(Format):
 
     def shapes(self, file: Path) -> Contents:
         """Reads the header of the file, or of layer 0's."""
+        # pyrefly: ignore[bad-argument-type]  not None here
         first = file.with_name(self.main) if file.name == _ALL else file
         one = _layer(first, safetensors_files.headers(first, _NEEDED))
         if file.name != _ALL:

@@ -82,4 +82,5 @@ def _info(config: dict[str, Any], layers: int) -> Info | None:
     if not isinstance(model := config.get("model_name"), str):
         return None
     sites = [tuple(f"layer_{layer}/{kind}" for layer in range(layers)) for kind in _KINDS]
+    # pyrefly: ignore[bad-argument-type]  two sites
     return Info(names.model_of(model), *sites, training=json.dumps({"clt_forge": config}, sort_keys=True))

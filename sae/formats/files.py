@@ -49,6 +49,7 @@ def save(autoencoder: Released, path: str | Path, format: str | None = None) -> 
         raise ValueError(f"sae.save takes one autoencoder, got {showing.kind(autoencoder)}: {hint}")
     import_all(__package__)
     if format is None:
+        # pyrefly: ignore[no-matching-overload]  not None among these
         defaults = sorted((f for f in formats.values() if f.default is not None), key=lambda f: f.default)
         chosen = next((f for f in defaults if f().lacks(autoencoder) is None), defaults[-1])
     else:

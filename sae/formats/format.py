@@ -40,7 +40,7 @@ class Contents:
         info: the model and the sites that the file and its path name; an `info.json` overrides it.
     """
 
-    form: type[Released]
+    form: Any
     values: Mapping[str, Any]
     numbers: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     info: Info | None = None
@@ -56,7 +56,7 @@ class Contents:
     @classmethod
     def of_sizes(
         cls,
-        form: type[Released],
+        form: Any,
         sizes: Mapping[str, int],
         optional: Collection[str] = (),
         numbers: Mapping[str, int | float] | None = None,

@@ -55,6 +55,7 @@ class GemmaScope(Format):
 
     def files(self, contents: Contents) -> Files:
         """Returns one archive, not compressed."""
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: lambda file: np.savez(file, **contents.values)}
 
 

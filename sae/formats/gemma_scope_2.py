@@ -81,6 +81,7 @@ class GemmaScope2(Format):
             config["hf_hook_point_in"], config["hf_hook_point_out"] = map(names.hugging_face_path, sites)
             config["type"] = "sae" if sites[0] == sites[1] else "transcoder"
         text = json.dumps(config, indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
 
@@ -107,6 +108,7 @@ def _info(folder: Path, config: Mapping[str, Any]) -> Info | None:
     if not isinstance(model, str):
         model = f"gemma3-{repository[1]}" if repository else None
     if all(isinstance(hook, str) for hook in hooks):
+        # pyrefly: ignore[bad-argument-type]  not None here
         sites = tuple(names.site_of(hook) for hook in hooks)
     else:
         layer, kind = (

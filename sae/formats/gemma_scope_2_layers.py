@@ -95,8 +95,10 @@ def _hook(sites: str | tuple[str, ...]) -> str:
     more than the layer."""
     paths = [names.hugging_face_path(site) for site in ((sites,) if isinstance(sites, str) else sites)]
     parts = [re.fullmatch(r"(model\.layers\.)(\d+)(\..+)", path) for path in paths]
+    # pyrefly: ignore[unsupported-operation]  not None here
     if not all(parts) or len({(part[1], part[3]) for part in parts}) > 1:
         return ",".join(paths)
+    # pyrefly: ignore[unsupported-operation]  not None here
     return f"{parts[0][1]}{{{','.join(part[2] for part in parts)}}}{parts[0][3]}"
 
 
@@ -115,4 +117,5 @@ def _info(config: Mapping[str, Any], count: int) -> Info | None:
     if not all(sites is not None and len(sites) == count for sites in both):
         return None
     facts = json.dumps({"gemma_scope_2": {"config": dict(config)}}, sort_keys=True)
+    # pyrefly: ignore[bad-argument-type]  not None here
     return Info(names.model_of(model), *both, training=facts)

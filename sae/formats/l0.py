@@ -26,6 +26,7 @@ def claimed_l0(autoencoder: Released) -> float | None:
         3.0
     """
     if "k" in autoencoder.numbers:
+        # pyrefly: ignore[missing-attribute]  one of its numbers
         return float(autoencoder.k)
     if autoencoder.info is None:
         return None

@@ -21,6 +21,7 @@ class LayerFiles(Format):
     def parts(self, folder: Path) -> list[Path]:
         """Returns the layers' files."""
         files = [path for path in folder.iterdir() if self.pattern.fullmatch(path.name)]
+        # pyrefly: ignore[unsupported-operation]  not None here
         return sorted(files, key=lambda path: int(self.pattern.fullmatch(path.name)[1]))
 
     def takes(self, file: Path) -> bool:

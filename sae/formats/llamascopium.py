@@ -149,6 +149,7 @@ def _cross_layer(
     hooks = [config.get(f"hook_points_{way}") for way in ("in", "out")]
     if not all(isinstance(of, list) and len(of) == L for of in hooks):
         raise ValueError(f"{file.parent / _CONFIG}: hook_points_in and hook_points_out must be {L} each")
+    # pyrefly: ignore[not-iterable]  not None here
     f_in, f_out = ([_factor(file, config, tensors, hook) for hook in of] for of in hooks)
     W_dec, b_dec = np.zeros((L, width, L, out), np.float32), np.zeros((L, out), np.float32)
     squares = np.zeros((L, width), np.float32)
@@ -178,6 +179,8 @@ def _info(file: Path, config: Mapping[str, Any], hooks: tuple[Any, Any]) -> Info
         several = isinstance(hook, list) and hook and all(isinstance(one, str) for one in hook)
         if not several and not isinstance(hook, str):
             return None
+        # pyrefly: ignore[bad-argument-type]  a list of names where there are several
         sites.append(tuple(names.site_of(one) for one in hook) if several else names.site_of(hook))
     model = names.model_of(model) if isinstance(model, str) else _UNKNOWN
+    # pyrefly: ignore[bad-argument-type]  two sites
     return Info(model, *sites, training=json.dumps({"llamascopium": dict(config)}, sort_keys=True))

@@ -43,6 +43,7 @@ class MishaxLite(Format):
     def files(self, contents: Contents) -> Files:
         """Returns one archive, not compressed."""
         about = {_FORM: np.str_(forms.name_of(contents.form)), **contents.numbers}
+        # pyrefly: ignore[bad-assignment,bad-argument-type]  not None here; the keys say which is which
         return {self.main: lambda file: np.savez(file, **contents.values, **about)}
 
 

@@ -6,7 +6,7 @@ import struct
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import jax
 import numpy as np
@@ -121,7 +121,7 @@ def _mapped(place: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | No
     return mapped.mapped(place, dtype, shape, begin + header, "F" if fortran else "C")
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(stream)

@@ -68,5 +68,6 @@ def _facts(file: Path) -> tuple[int, Info | None]:
     model = config.get("base_model", f"Qwen/{matches[-1][1]}" if matches else None)
     if not isinstance(model, str):
         return k, None
+    # pyrefly: ignore[unsupported-operation]  not None here
     site = f"layer_{int(_FILE.fullmatch(file.name)[1])}/resid_post"
     return k, Info(names.model_of(model), site, site, training=json.dumps({"qwen_scope": config}, sort_keys=True))

@@ -55,6 +55,7 @@ class Published:
     def __repr__(self) -> str:
         parts = [self.format]
         if self.site is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             out = "" if self.site == self.site_out else f" to {showing.joined(self.site_out)}"
             parts.append(f"{showing.joined(self.site)}{out}")
         if self.width is not None:

@@ -107,6 +107,7 @@ class SAELens(Format):
         if skip:
             values["W_skip"] = values["W_skip"].T
         config = json.dumps(_written(architecture, autoencoder, contents), indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
 
 
@@ -191,6 +192,7 @@ def _fold(
 def _scale(file: Path, scaler: Path) -> np.float32:
     """Returns the constant by which inputs were multiplied."""
     scale = (configs.read(scaler) or {}).get("scaling_factor")
+    # pyrefly: ignore[unsupported-operation]  not None here
     if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise ValueError(
             f"{file}: its inputs were scaled by a constant (expected_average_only_in), and no {_SCALER} beside it has "
@@ -233,6 +235,7 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
     }
     if "transcoder" in architecture:
         config["d_out"] = A_out
+    # pyrefly: ignore[unsupported-operation]  numbers join texts
     config |= contents.numbers
     if architecture == "topk":
         config["rescale_acts_by_decoder_norm"] = False

@@ -89,6 +89,7 @@ class Sparsify(Format):
         }
         tensors = {stored: values[name] for name, stored in _TENSORS.items() if name in values}
         text = json.dumps(config, indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
 

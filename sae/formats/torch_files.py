@@ -145,7 +145,7 @@ def _read(file: Path, shapes_alone: bool) -> Any:
 def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
     """Returns the value of a pickle; `storage` returns the storage of a name in it."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         at = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK), None)
@@ -194,6 +194,7 @@ def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
             items = since_mark()
             _container(stack[-1], dict).update(_pairs(items))
         elif name == "GLOBAL":
+            # pyrefly: ignore[missing-attribute]  not None here
             stack.append(_Name(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()

@@ -120,11 +120,13 @@ class Writer:
         self._buffered.clear()
         if self._pending is not None:
             self._finish()
+        # pyrefly: ignore[bad-assignment]  not None here
         self._pending = self._array[self._next : self._next + len(values)].write(values)
         self._next += len(values)
 
     def _finish(self) -> None:
         """Waits for the shard that is being written, which then leaves the page cache."""
+        # pyrefly: ignore[missing-attribute]  not None here
         self._pending.result()
         shard = (self._next - 1) // self.shard_rows
         self._place.uncache("/".join([self._name, "c", str(shard), *["0"] * (self._array.ndim - 1)]))
@@ -148,6 +150,7 @@ def pieces(rows: int, size: int) -> Iterator[slice]:
 def files(place: Place, name: str) -> list[str]:
     """Returns the names of an array's files, within its folder."""
     array = open_array(place, name)
+    # pyrefly: ignore[bad-argument-type,unsupported-operation]  not None here
     return _files(array.shape[0], array.chunk_layout.write_chunk.shape[0], array.ndim - 1)
 
 

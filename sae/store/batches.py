@@ -89,6 +89,7 @@ class StoreBatches(Batches):
 
     def close(self) -> None:
         """Stops reading ahead."""
+        # pyrefly: ignore[missing-attribute]  a generator
         self._iterator.close()
 
 
@@ -216,6 +217,7 @@ def _put(out: np.ndarray, start: int, decode: Callable, stored: Mapping[str, np.
 def _own_lanes(sharding: jax.sharding.NamedSharding, batch_size: int, share: int) -> range:
     """Returns the lanes with rows of this process's devices."""
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    # pyrefly: ignore[unsupported-operation]  not None here
     spans = [part[0].indices(batch_size)[:2] for part in parts]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     return range(first // share, -(-last // share))

@@ -53,6 +53,7 @@ def read(store: Place, index: int, manifest: Manifest) -> dict:
         expected[sealing.FIELD] = str
         sealing.check(name, text)
     expected |= {field: kind for field, kind in _OPTIONAL.items() if field in facts}
+    # pyrefly: ignore[bad-argument-type]  types, or unions of them
     manifests.check_json(name, facts, expected)
     if facts.get("segment", index) != index:
         raise ValueError(
@@ -70,6 +71,7 @@ def _check_sites(name: str, facts: dict, manifest: Manifest) -> None:
     manifests.check_json(f"{name}, sites,", facts["sites"], dict.fromkeys(manifest.sites, dict))
     expected = _STATISTICS | ({"rounding": float | int} if facts["rows"] else {})
     for site, statistics in facts["sites"].items():
+        # pyrefly: ignore[bad-argument-type]  types, or unions of them
         manifests.check_json(f"{name}, {site},", statistics, expected)
         if len(statistics["mean"]) != math.prod(manifest.sites[site]):
             raise ValueError(f"{name} is damaged: {site}'s mean has {len(statistics['mean'])} numbers")

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from mishax_lite.promotion import common_dtype
 from sae import showing
 from sae.ahead import Ahead
 from sae.counted import Counted
@@ -37,7 +39,7 @@ NOBODY = "unknown"  # the name of an unknown model
 
 
 def rows(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Float[jax.Array | np.ndarray, "R ..."]],
     *,
     model: LanguageModel | None = None,
     counted: Counted | None = None,
@@ -106,7 +108,7 @@ def rows(
         sequences_per_segment=count,
         seed=0,
         counted=rule,
-        activation_dtype=functools.reduce(jnp.promote_types, [array.dtype for array in values.values()]).name,
+        activation_dtype=common_dtype(*(array.dtype for array in values.values())).name,
         parameters_dtype=None if model is None else parameters_dtype(model),
     )
     return Rows(values, checks, manifest)

@@ -51,6 +51,7 @@ def batches_of(pieces: Iterable[Piece], size: int, rows: int, first: int = 0) ->
             batch, number = None, number + 1
     if batch is not None:
         for name, out in batch.items():
+            # pyrefly: ignore[unsupported-operation]  not None here
             out[filled:] = before[name]
         yield batch
 

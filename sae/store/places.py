@@ -116,6 +116,7 @@ class Place:
     def _write(self, name: str, contents: str | bytes | None, **condition: bytes) -> bool:
         """Writes or removes a file; returns False where the condition does not hold."""
         if self.folder is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             return _write(self.folder / name, _bytes(contents), new=bool(condition))
         return bool(self._keys().write(name, contents, **condition).result().generation)
 
@@ -127,6 +128,7 @@ class Place:
     def entries(self, name: str) -> list[str]:
         """Returns the names in a folder within this one, on a disk; none where it does not exist."""
         try:
+            # pyrefly: ignore[unsupported-operation]  not None here
             return sorted(os.listdir(self.folder / name))
         except FileNotFoundError:
             return []
@@ -135,12 +137,15 @@ class Place:
         """Renames a folder within this one, on a disk, in one step. Returns False, and changes nothing, where `to`
         exists and is not empty."""
         try:
+            # pyrefly: ignore[unsupported-operation]  not None here
             (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+            # pyrefly: ignore[unsupported-operation]  not None here
             os.rename(self.folder / name, self.folder / to)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False
             raise
+        # pyrefly: ignore[unsupported-operation]  not None here
         for parent in {(self.folder / name).parent, (self.folder / to).parent}:
             _sync(parent)
         return True
@@ -192,6 +197,7 @@ class Place:
 
     def _nearest(self) -> Path:
         """Returns this folder, or the nearest above it that exists."""
+        # pyrefly: ignore[missing-attribute]  not None here
         folder = self.folder.resolve()
         return next(path for path in (folder, *folder.parents) if path.exists())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Float64, Shaped
 
 from sae import showing
 from sae.store import arrays, order
@@ -139,8 +140,9 @@ class ActivationStore(Source):
         """Returns E||x||^2 over all rows, in raw units, from sums in float64."""
         return float(self._average(site, "mean_squared_norm"))
 
-    def mean(self, site: str) -> np.ndarray:
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
         """Returns E[x] over all rows, float64 [A], in raw units."""
+        # pyrefly: ignore[bad-return]  an average of arrays
         return self._average(site, "mean")
 
     def median_norm(self, site: str) -> float:
@@ -155,10 +157,12 @@ class ActivationStore(Source):
             if any("sink_limits" not in self.facts(index) for index, _ in self.segments):
                 warnings.warn(
                     f"{self.name} was harvested before stores recorded the norm over which a token is a sink. "
+                    # pyrefly: ignore[missing-attribute]  not None here
                     f"{counted.sinks.factor:g} medians of the kept rows, which is somewhat less, stand for it: harvest "
                     "again for the exact norm",
                     stacklevel=2,
                 )
+                # pyrefly: ignore[missing-attribute]  not None here
                 return {site: counted.sinks.factor * self.median_norm(site) for site in counted.sink_sites}
             limits[site] = sum(rows * self.facts(i)["sink_limits"][site] for i, rows in self.segments) / max(
                 1, self.rows
@@ -188,7 +192,7 @@ class ActivationStore(Source):
             + ("Wait for more segments" if growing else "Harvest text with tokens that count into another folder")
         )
 
-    def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
+    def rows_between(self, name: str, segment: int, start: int, stop: int) -> Shaped[np.ndarray, "R ..."]:
         """Returns rows of one segment: a site's activations float32 [rows, A], or `token`, `position`, `document`
         [rows]."""
         stored = {suffix: part.result() for suffix, part in self.read(name, segment, start, stop).items()}
@@ -278,4 +282,5 @@ class ActivationStore(Source):
                 damaged segment, which it names.
         """
         names = self.checked_names(batch_size, sites, start_step)
+        # pyrefly: ignore[bad-argument-type]  `Segments` says what it reads of a store
         return StoreBatches(self, batch_size, names, seed, start_step, sharding, passes)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float64
 
 from sae.counted import Counted
 from sae.store.manifest import ROW_FIELDS, Manifest, whole
@@ -36,6 +37,7 @@ class Generated(Batches):
         return next(self._batches)
 
     def close(self) -> None:
+        # pyrefly: ignore[missing-attribute]  a generator
         self._batches.close()
 
 
@@ -74,7 +76,7 @@ class Source(abc.ABC):
         """Returns E||x||^2, in raw units."""
 
     @abc.abstractmethod
-    def mean(self, site: str) -> np.ndarray:
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
         """Returns E[x], float64 [A], in raw units."""
 
     @abc.abstractmethod

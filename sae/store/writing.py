@@ -103,6 +103,7 @@ def sink_limits(moments: dict[str, Moments], manifest: Manifest) -> dict[str, fl
     """Returns {site: the norm over which a row is an attention sink}: a multiple of the median over all rows, with
     sinks."""
     counted = manifest.counted
+    # pyrefly: ignore[missing-attribute]  not None here
     return {site: counted.sinks.factor * moments[site].median_norm() for site in counted.sink_sites}
 
 

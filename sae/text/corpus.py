@@ -85,7 +85,9 @@ class Corpus:
             ValueError: for held-out documents that the corpus has all of.
         """
         if self.split is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             return self.split.held_out(self._read(self.path))
+        # pyrefly: ignore[bad-argument-type]  not None here
         return self._elsewhere(self._read(self.held_out_path))
 
     def _elsewhere(self, documents: Iterable[Document]) -> Iterator[Document]:

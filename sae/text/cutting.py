@@ -148,6 +148,7 @@ def _encoded(
 
     def encode(document: Document) -> tuple[np.ndarray, np.ndarray]:
         if document.messages:
+            # pyrefly: ignore[bad-argument-type]  with chats the tokenizer has `chat_turns`, or an error says so
             ids, model = encode_chat(document.messages, tokenizer, name=document.id)
             left_out = ~model
         elif only_model_turns:
@@ -212,7 +213,9 @@ def _one_by_one(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, t
         rows = -(-len(ids) // body)
         block = _empty(rows, length, tokenizer)
         for into, values in ((block.tokens, ids), (block.left_out, left_out)):
+            # pyrefly: ignore[unsupported-operation]  not None here
             flat = np.concatenate([values, into[:, 1:].ravel()[len(values) :]])
+            # pyrefly: ignore[unsupported-operation]  not None here
             into[:, 1:] = flat.reshape(rows, body)
         block.document[:] = number
         block.offset[:] = np.arange(rows) * body
@@ -237,6 +240,7 @@ def _packed(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, token
             begun = True
             count = min(length - filled, len(ids) - placed)
             row.tokens[0, filled : filled + count] = ids[placed : placed + count]
+            # pyrefly: ignore[unsupported-operation]  not None here
             row.left_out[0, filled : filled + count] = left_out[placed : placed + count]
             filled, placed = filled + count, placed + count
             if filled == length:

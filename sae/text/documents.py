@@ -151,6 +151,7 @@ def from_record(record: object, *, where: str, name: str, number: int, tally: Ta
         raise BadRecord(f"{where}: a lone surrogate, which is no text, in {_short(record)}") from None
     counts.roles.update(message.role for message in messages if message.role not in _USUAL_ROLES)
     tally.add(counts)  # only now, as a bad record adds nothing
+    # pyrefly: ignore[bad-argument-type,bad-argument-count]  as many names as fields
     return Document(*names, text, messages, where)
 
 

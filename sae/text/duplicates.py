@@ -78,6 +78,7 @@ class Duplicates:
             return
         sketch = _sketch(_words(document))
         least = sketch[0] if sketch[0] != _NONE else np.uint64(whole)
+        # pyrefly: ignore[bad-index]  [None] makes an array of a number
         key = int(_mixed(least[None])[0])
         if key >= 2**64 // self.one_in:
             return
@@ -211,6 +212,7 @@ def _sketch(words: np.ndarray) -> np.ndarray:
         return np.full(_K, _NONE)
     size = min(_RUN, len(words))
     runs = sum(words[first : len(words) - size + first + 1] * _OF_WORD[first] for first in range(size))
+    # pyrefly: ignore[bad-argument-type]  a sum of arrays
     hashes = _mixed(runs)
     if len(hashes) > 4 * _K:
         # A sort of all hashes would cost more than all the rest; repeated runs are the exception.

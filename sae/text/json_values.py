@@ -85,6 +85,7 @@ class JsonValues:
                     if container is not None:
                         self._broken(f"the object has two lists of records, {container!r} and {name!r}: expected one")
                     container = name
+                    # pyrefly: ignore[invalid-yield]  not None here
                     yield first
                     yield from elements
                 else:

@@ -90,6 +90,7 @@ def open_text(path: Path) -> Iterator[Stream]:
             file = io.BufferedReader(_Transcoded(path, _MARKS[mark], file, len(mark)), _CHUNK)
         head = bytes(file.peek(HEAD))
         _check(path, head)
+        # pyrefly: ignore[bad-argument-type]  typeshed has BufferedReader of raw files alone
         yield Stream(file, len(mark), head, len(head) < HEAD - len(mark))
 
 
@@ -150,10 +151,13 @@ def _check(path: Path, head: bytes) -> None:
 
 def _unpacked(path: Path, kind: str, file: BinaryIO) -> BinaryIO:
     if kind == "gzip":
+        # pyrefly: ignore[bad-return]  it reads as a BinaryIO does
         return gzip.GzipFile(fileobj=file)
     if kind == "bzip2":
+        # pyrefly: ignore[bad-return,bad-argument-type]  it reads as a BinaryIO does
         return Members(file, bz2.BZ2Decompressor)
     if kind == "xz":
+        # pyrefly: ignore[bad-return,bad-argument-type]  it reads as a BinaryIO does
         return Members(file, lzma.LZMADecompressor)
     try:
         zstd = importlib.import_module("compression.zstd")  # Python 3.14

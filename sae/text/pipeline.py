@@ -66,6 +66,7 @@ def numbers(sequences: int, seed: int, index: int, size: int) -> np.ndarray:
     return np.asarray([order[row] for row in range(index * size, min((index + 1) * size, sequences))])
 
 
+# pyrefly: ignore[missing-attribute]  not None here
 def read_ahead(dataset: "grain.MapDataset[T]", *, threads: int, ahead: int) -> Iterator[T]:
     """Yields a dataset's elements in order. Threads make up to `ahead` of them in advance, and end with the
     iterator."""

@@ -89,6 +89,7 @@ def prepare(
     corpus = Corpus(path, held_out, read=Reader(say, form.skip_bad), say=say)
     names = {"corpus": str(path), "held_out": None if held_out is None else str(held_out)}
     parts = [sequences_of(corpus, part, tokenizer, form, names, say) for part in ("harvested", "held out")]
+    # pyrefly: ignore[bad-argument-type,bad-argument-count]  two parts
     check_parts(corpus, *parts, tokenizer, str(path), say)
     return parts[0], parts[1]
 
@@ -129,6 +130,7 @@ def sequences_of(
     """
     elsewhere = part == "held out" and corpus.split is None
     digest = None if corpus.path is None else corpus.survey.digest()
+    # pyrefly: ignore[bad-argument-type]  not None here
     path = local_path(corpus.held_out_path if elsewhere else corpus.path)
     files, tally = _files(path), Tally()
     size = sum(size * (_UNPACKED if Path(name).suffix.lower() in PACKED else 1) for name, size, _ in files)
@@ -154,6 +156,7 @@ def sequences_of(
         say(f"{path.name}, {part}: {sequences.tokens.nbytes / 1e9:.2f} GB of tokens in {kept['folder']}")
     surveyed = None if corpus.held_out_survey is None else corpus.held_out_survey.digest()
     about = {**names, "documents_sha256": digest, "held_out_sha256": surveyed}
+    # pyrefly: ignore[bad-specialization,bad-argument-type]  not None here
     return dataclasses.replace(sequences, origin=dataclasses.replace(sequences.origin, **about))
 
 

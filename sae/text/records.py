@@ -71,6 +71,7 @@ def _is_lines(path: Path, stream: Stream) -> bool:
         return True
     except ValueError as error:
         # The first line is bad, or begins a value of many lines, which may go on after the head.
+        # pyrefly: ignore[bad-argument-type]  a JSONDecodeError, of JSON
         many = ".json" in map(str.lower, path.suffixes) or (not stream.whole and runs_out(error, head))
         return not many
     if not is_record(value) and any(

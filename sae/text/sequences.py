@@ -80,6 +80,7 @@ class Sequences:
     def size(self) -> str:
         """The number of sequences (of all, where these are some) and their length, in words."""
         few = "" if self.of is None or self.of == len(self) else f"{len(self):,} of "
+        # pyrefly: ignore[bad-argument-type]  not None here
         return f"{few}{showing.count(self.of if few else len(self), 'sequence')} of {self.tokens.shape[1]:,} tokens"
 
     def take(self, rows: np.ndarray | slice) -> "Sequences":

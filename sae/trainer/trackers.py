@@ -56,7 +56,9 @@ class TensorBoard(Report):
         """
         if self._given is not None and len(self._given) != len(runs):
             raise ValueError(f"TensorBoard has {len(self._given)} names for {len(runs)} runs: give one for each")
+        # pyrefly: ignore[bad-assignment]  empty before the first
         self._runs = tuple(runs)
+        # pyrefly: ignore[bad-assignment]  not None here
         self._names = run_names(runs) if self._given is None else list(self._given)
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:

@@ -1,7 +1,6 @@
 """Checks the arguments of `gemma.generate` before anything is computed."""
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -67,7 +66,7 @@ def stop_strings(model: Model, stop: Any) -> tuple[str, ...]:
     return strings
 
 
-def token_ids(model: Model, prompts: str | Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+def token_ids(model: Model, prompts: Any) -> list[list[int]]:
     """Returns the token ids of each prompt.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from sae import sharding
 from sae.language_model import LanguageModel, check_tokenizer
@@ -68,7 +68,9 @@ def read(model: LanguageModel, tokens_or_text: Any) -> tuple[jax.Array, jax.Arra
 def placed(params: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns tokens and mask [B, T], spread over the axis `data` of the parameters' mesh where that divides B."""
     where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    if not isinstance(where, NamedSharding) or len(tokens) % sharding.ways(where.mesh):
+    if not isinstance(where, NamedSharding) or not isinstance(where.mesh, Mesh):
+        return tokens, mask
+    if len(tokens) % sharding.ways(where.mesh):
         return tokens, mask
     return jax.device_put((tokens, mask), sharding.batch_sharding(where.mesh))
 

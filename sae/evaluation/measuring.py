@@ -157,6 +157,7 @@ def measure(
     if baseline is None:
         shared["documents"] = np.float64(len(documents))
         about = counted.rule, str(counted), counted.sha256, model.name, ""
+        # pyrefly: ignore[bad-argument-type]  there were tokens
         baseline = Baseline(sites_out, centre, shared, *about)
     if not baseline.sums.get("predictions"):
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")

@@ -90,7 +90,7 @@ def _factor(file: Path, config: Mapping[str, Any], way: str) -> np.float32:
         raise ValueError(f"{file}: inputs normalised {kind!r} are not read: no weights can do that")
     norms, size = config.get("dataset_average_activation_norm"), config.get("d_model")
     norm = norms.get(way) if isinstance(norms, dict) else None
-    if type(norm) not in (int, float) or type(size) is not int or not (0 < norm < math.inf and size > 0):
+    if not isinstance(norm, int | float) or type(size) is not int or not (0 < norm < math.inf and size > 0):
         raise ValueError(
             f"{file}: dataset_average_activation_norm.{way} and d_model must be numbers above 0, got {norm!r}, {size!r}"
         )
@@ -99,10 +99,14 @@ def _factor(file: Path, config: Mapping[str, Any], way: str) -> np.float32:
 
 def _info(file: Path, config: Mapping[str, Any]) -> Info | None:
     """By the hyperparameters; the model by the name of the folder, which they lack."""
-    hooks = [config.get(f"hook_point_{way}") for way in ("in", "out")]
-    if not all(isinstance(hook, str) for hook in hooks):
+    into, out = (config.get(f"hook_point_{way}") for way in ("in", "out"))
+    if not isinstance(into, str) or not isinstance(out, str):
         return None
     match = _FOLDER.fullmatch(file.absolute().parent.name)
     model = ("meta-llama/Llama-3.1-8B" + "-Instruct" * (match[1] == "Instruct")) if match else "unknown"
-    sites = (names.site_of(hook) for hook in hooks)
-    return Info(model, *sites, training=json.dumps({"llama_scope": dict(config)}, sort_keys=True))
+    return Info(
+        model,
+        names.site_of(into),
+        names.site_of(out),
+        training=json.dumps({"llama_scope": dict(config)}, sort_keys=True),
+    )

@@ -5,6 +5,7 @@ Pages of a file count as this process's memory from their first use on; here the
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ LARGE = 1 << 20  # bytes: smaller arrays are read at once
 _BLOCK = 1 << 24  # bytes
 
 
-def mapped(file: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: str = "C") -> np.ndarray:
+def mapped(
+    file: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
     """Returns an array that cannot be written to, whose values are read from a file when they are used.
 
     Args:

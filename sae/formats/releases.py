@@ -132,13 +132,16 @@ def _recorded(folder: str, about: Any) -> Published | None:
     """Returns the autoencoder that a record describes; None for a missing description, or one of another form."""
     if not isinstance(about, dict):
         return None
-    sites = [tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out"))]
-    texts = [about.get("format"), *(one for site in sites for one in (site if isinstance(site, tuple) else (site,)))]
+    into, out = (tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out")))
+    texts = [
+        about.get("format"),
+        *(one for site in (into, out) for one in (site if isinstance(site, tuple) else [site])),
+    ]
     width, l0 = about.get("width"), about.get("l0_target", about.get("l0"))
     numbers = type(width) is int and (l0 is None or type(l0) in (int, float))
     if not numbers or not all(isinstance(text, str) for text in texts):
         return None
-    return Published(folder, about["format"], *sites, width, l0)
+    return Published(folder, about["format"], into, out, width, l0)
 
 
 def _named(repository: str, file: str, records: Mapping[str, Any]) -> Published:

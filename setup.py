@@ -10,7 +10,7 @@ from setuptools import setup
 PACKAGES = ["mishax_lite", "gemma", "sae"]
 # The launches, which a checkout has as `experiments`; not the folders in there, which belong to a checkout.
 LAUNCHES = "mishax_experiments"
-COMMANDS = ["convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train"]
+COMMANDS = ["convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "release", "scope", "train"]
 # What parts of the library need, and the launches, which use them all.
 CHAT = ["jinja2>=3.1"]
 PAGES = ["jinja2>=3.1", "matplotlib>=3.9"]
@@ -91,6 +91,7 @@ setup(
             "gguf>=0.17",
             "huggingface_hub>=0.30",
             "moto[server]>=5.1",  # an S3 server on loopback
+            "pdoc>=16.0",  # the reference of `make docs`
             "penzai>=0.2.5",
             "pyarrow>=18",
             "pyrefly==1.5.0",  # another version finds other things

@@ -1,7 +1,7 @@
 """The text of a patched module, for tracebacks, debuggers and `inspect.getsource`.
 
-It has the lines of the original file, so that line numbers mean the same in both: what is inserted stands on the lines
-of what it replaced.
+The text has the lines of the original file, so that line numbers mean the same in both: inserted code stands on the
+lines of the code that it replaced.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.List, ast.Dict, 
 
 
 def patched_lines(text: str, tree: ast.Module) -> list[str]:
-    """The lines of `text` with what was edited in `tree`; as many as there were, each with its newline.
+    """Returns the lines of `text` with the edits of `tree`, as many as before, each with its newline.
 
-    A line may hold several lines: an inserted compound statement that does not fit where it belongs.
+    A line may hold several lines: an inserted compound statement that does not fit into its place.
     """
     lines = [line.encode() for line in split_lines(text, keepends=True)]
     for nodes in sorted(_edited(tree), key=lambda nodes: _region(nodes), reverse=True):
@@ -40,7 +40,7 @@ def show(source: Source, lines: list[str] | None) -> None:
 
 
 def _edited(tree: ast.Module) -> list[list[Any]]:
-    """The outermost inserted nodes; statements that share a region, with those carried between them, in one list."""
+    """Returns the outermost inserted nodes; statements of one region, with the old ones between them, in one list."""
     replaced: list[list[Any]] = []
 
     def visit(node: Any) -> None:
@@ -106,7 +106,7 @@ def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[
 
 
 def _expression(node: ast.expr, height: int) -> list[bytes]:
-    """On the first line; what is left of its lines is blank, inside of the parentheses that stand around it."""
+    """Returns an expression on its first line; the rest of its lines is blank, within parentheses around it."""
     text = ast.unparse(node)
     if not isinstance(node, _ATOMS):
         text = f"({text})"

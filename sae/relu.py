@@ -22,17 +22,20 @@ class ReLU(Independent):
     """A ReLU autoencoder on raw activations; a pytree.
 
     Attributes:
-        W_enc: [A, Z]. b_enc: [Z]. W_dec: [Z, A]. b_dec: [A].
+        W_enc: [A, Z].
+        b_enc: [Z].
+        W_dec: [Z, A].
+        b_dec: [A].
         W_skip: [A, A], the affine skip of some transcoders, or None.
-        info: static; None where it is not known.
-        largest: static; the largest activation of each latent, None where nobody has recorded it.
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-        ValueError: when made with arrays whose shapes do not belong together.
+        ValueError: for arrays whose shapes do not belong together.
 
     Example:
         >>> eye = jnp.eye(2)
-        >>> ReLU(eye, jnp.zeros(2), eye, jnp.ones(2))(jnp.float32([-1, 3])).tolist()
+        >>> sae.ReLU(eye, jnp.zeros(2), eye, jnp.ones(2))(jnp.float32([-1, 3])).tolist()
         [1.0, 4.0]
     """
 
@@ -55,7 +58,7 @@ class ReLU(Independent):
         self.check_shapes()
 
     def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
-        """Raw activations [B, A] -> latents [B, Z], at least 0.
+        """Returns the latents [B, Z], at least 0, of raw activations [B, A].
 
         Raises:
             ValueError: for activations of another length.
@@ -64,6 +67,6 @@ class ReLU(Independent):
         return jnp.maximum(z, 0.0)
 
     def jumprelu(self) -> JumpReLU:
-        """The same function as a JumpReLU with thresholds of 0, for formats that hold only those."""
+        """Returns the same function as a JumpReLU with thresholds of 0, for formats that hold nothing else."""
         arrays = self.arrays() | {"threshold": jnp.zeros(self.width)}
         return JumpReLU(**arrays, info=self.info, largest=self.largest)

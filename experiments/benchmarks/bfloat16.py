@@ -24,7 +24,7 @@ flags.declare_key_flag("length")
 
 @functools.partial(jax.jit, static_argnames="sites")
 def values_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits [B, T, V] and the values of some sites [B, T, …]."""
+    """Returns the logits [B, T, V] and the values of some sites [B, T, …]."""
     return mishax_lite.capture(model.apply, sites)(tokens)
 
 

@@ -24,7 +24,7 @@ flags.adopt_module_key_flags(train)
 
 
 def stored_bytes(store: sae.ActivationStore, site: str) -> int:
-    """On disk, of one site, with int8's scales."""
+    """Returns the bytes of one site on the disk, with int8's scales."""
     name = site.replace("/", ".")
     # pyrefly: ignore[missing-attribute]  in a folder, not in a bucket
     folders = [path for path in store.path.glob(f"segment_*/{name}*")]
@@ -57,7 +57,7 @@ def main():
             counted = autoencoder.info.counted
             if shared is None or shared.counted != counted:
                 shared = baseline(model, held_out, site, counted=counted, progress=common.progress)
-            result = sae.evaluate(autoencoder, model, held_out, known=shared, progress=common.progress)
+            result = sae.evaluate(autoencoder, model, held_out, baseline=shared, progress=common.progress)
             rows.append(
                 f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {result.l0:.1f} | "
                 f"{result.fvu:.4f} | {result.loss_recovered:.4f} | {result.loss_spliced - result.loss:.4f} |"

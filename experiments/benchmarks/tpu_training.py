@@ -1,4 +1,4 @@
-"""A training step compiled ahead of time for TPU topologies that need not be there: sizes on a chip, and collectives.
+"""A training step, compiled ahead of time for TPU topologies, which may be missing: sizes on a chip, and collectives.
 
 python -m experiments.benchmarks.tpu_training
 
@@ -16,7 +16,7 @@ from experiments.benchmarks.tpu_hlo import Moved, collectives
 from sae import topologies
 from sae.trainer import programs
 
-A = 2304  # width of the residual stream of Gemma 2 2B
+A = 2304  # dim of the residual stream of Gemma 2 2B
 GIB = 2**30
 
 
@@ -64,7 +64,7 @@ class Report:
 
 
 def estimate(case: Case) -> sae.Estimate:
-    """What `sae.train` would say before it starts."""
+    """Returns what `sae.train` would say before it starts."""
     return sae.estimate([case.run()], {"resid_post": A}, case.mesh())
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.notebooks.convert
 
-Nothing that a cell printed is kept in them: a notebook is the same file whoever makes it.
+They keep no output of cells, so that a notebook is the same file whoever makes it.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def notebook(name: str) -> str:
     """Returns the text of a notebook.
 
     Args:
-        name: of the Python file, without its suffix.
+        name: the name of the Python file, without its suffix.
 
     Example:
         >>> notebook("a_first_hour").startswith("{")
@@ -28,7 +28,7 @@ def notebook(name: str) -> str:
     result: Any = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
     result.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for i, cell in enumerate(result.cells):
-        cell["id"] = f"cell-{i}"  # Jupytext's are random
+        cell["id"] = f"cell-{i}"  # Jupytext's ids are random
         cell["metadata"] = {}
     return jupytext.writes(result, fmt="ipynb")
 

@@ -15,9 +15,9 @@ from sae.parts import Sizes
 
 
 class Params(NamedTuple):
-    """Trained parameters; a pytree. b_dec is subtracted before the encoder, but for transcoders."""
+    """Trained parameters; a pytree. b_dec is subtracted before the encoder, except for transcoders."""
 
-    W_enc: jax.Array  # [A, Z], of the gates
+    W_enc: jax.Array  # [A, Z], the encoder of the gates
     b_gate: jax.Array  # [Z]
     r_mag: jax.Array  # [Z]; W_enc exp(r_mag) is the encoder of the magnitudes
     b_mag: jax.Array  # [Z]
@@ -29,12 +29,12 @@ class Params(NamedTuple):
 @register("gated")
 @dataclasses.dataclass(frozen=True)
 class Gated(Architecture):
-    """f = max(m, 0) * 1[g > 0] with g = (x - b_dec) W_enc + b_gate and m = (x - b_dec) W_enc exp(r_mag) + b_mag, for a
-    sparsity term `sae.sparsity.L1`, which sums max(g, 0). Released as a `sae.Gated`; of several sites, as a JumpReLU
-    crosscoder.
+    """Gated latents, for a sparsity term `sae.sparsity.L1`. The released form is a `sae.Gated`, or a JumpReLU
+    crosscoder for several sites.
 
-    No gradient of the reconstruction passes the gates. They learn from the penalty and from a second reconstruction, of
-    max(g, 0) by a decoder that is held still, whose error is added to the loss.
+    f = max(m, 0) * 1[g > 0] with g = (x - b_dec) W_enc + b_gate and m = (x - b_dec) W_enc exp(r_mag) + b_mag. The L1
+    term sums max(g, 0). No gradient of the reconstruction passes the gates. They learn from the penalty and from a
+    second reconstruction, of max(g, 0) by a decoder that is held still, whose error is added to the loss.
     """
 
     l0_gradient: ClassVar[bool] = False

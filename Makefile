@@ -96,7 +96,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 types: $(STAMP)
-	$(VENV)/bin/pyrefly check
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -22,7 +22,6 @@ TESTS = Path(__file__).parent
 # Where arrays of different dtypes and ranks meet only by what the code says: files, or folders, that have been gone
 # through. A test elsewhere may still leave it to JAX.
 EXPLICIT = (
-    "gemma/test_lens.py",
     "gemma/test_readout.py",
     "mishax_lite/test_casting.py",
     "sae/test_cross_layer.py",

@@ -49,7 +49,6 @@ for name, value in forward.values.items():
     print(f"{name:24} {value.shape}")
 
 # %%
-# pyrefly: ignore[missing-attribute]  without `stream` it is a Generation
 print(gemma.generate(model, "And the king said unto him", max_new_tokens=20).texts[0])
 
 # %% [markdown]
@@ -65,7 +64,6 @@ rng = np.random.default_rng(0)
 
 
 def some(file: str, count: int) -> sae.text.Sequences:
-    # pyrefly: ignore[bad-argument-type]  not None here
     sequences = sae.text.cut(sae.text.read_documents(shipped / file), model.tokenizer, LENGTH)
     return sequences.take(np.sort(rng.permutation(len(sequences))[:count]))
 
@@ -140,14 +138,12 @@ print("promotes", " ".join(token for token, _ in latents[chosen].promoted[:8]))
 for strength in (0.0, 0.5, 1.0, 2.0):
     steer = sae.steer(autoencoder, {chosen: sae.of_max(strength)})
     written = gemma.generate(model, "And it came to pass", max_new_tokens=20, edits=steer)
-    # pyrefly: ignore[missing-attribute]  without `stream` it is a Generation
     print(f"{strength:.1f} x largest: {written.texts[0]}")
 
 # %% [markdown]
 # Did steering do what the promoted tokens say? Compare their probability with and without it:
 
 # %%
-# pyrefly: ignore[missing-attribute]  not None here
 ids = latents.effects.promoted[chosen]
 steer = sae.steer(autoencoder, {chosen: sae.of_max(2)})
 plain, steered = (

@@ -109,7 +109,6 @@ def train(params: dict, steps: jax.Array) -> tuple[dict, jax.Array]:
     def body(state, step):
         params, first, second = state
         value, gradient = jax.value_and_grad(loss)(params, batch(jax.random.key(step)))
-        # pyrefly: ignore[bad-argument-count]  as many as are unpacked
         moved = jax.tree.map(lambda *leaves: adam(*leaves, step), gradient, first, second)
         change, first, second = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), moved)
         return (jax.tree.map(jnp.subtract, params, change), first, second), value
@@ -136,7 +135,7 @@ second = np.arange(LENGTH // 2, LENGTH)
 for name, pattern in values.items():
     for head in range(HEADS):
         back = {d: float(pattern[:, head, second, second - d].mean()) for d in range(LENGTH // 2 + 1)}
-        most = max(back, key=lambda layer: back[layer])
+        most = max(back, key=back.get)
         print(f"{name} head {head}: {back[most]:.2f} of its attention goes {most} back")
 
 # %% [markdown]

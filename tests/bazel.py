@@ -47,6 +47,7 @@ THIRD_PARTY = {
     "grain": "grain",
     "huggingface_hub": "huggingface-hub",
     "jax": "jax",
+    "jaxtyping": "jaxtyping",
     "jinja2": "jinja2",
     "jupytext": "jupytext",
     "matplotlib": "matplotlib",
@@ -58,6 +59,7 @@ THIRD_PARTY = {
     "optax": "optax",
     "orbax": "orbax-checkpoint",
     "packaging": "packaging",
+    "pdoc": "pdoc",
     "penzai": "penzai",
     "pyarrow": "pyarrow",
     "pytest": "pytest",
@@ -72,7 +74,7 @@ THIRD_PARTY = {
 }
 # Imported where they are installed, or in an environment of their own; requirements.lock has none of them.
 PEERS = ("circuit_tracer", "dictionary_learning", "sae_bench", "sparsify", "transformer_lens", "yaml")
-OPTIONAL = ("peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb", *PEERS)
+OPTIONAL = ("libcst", "mutmut", "peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb", *PEERS)
 # What pyproject.toml has pytest load.
 RUNNER = {"@pip//pytest", "@pip//pytest_xdist"}
 

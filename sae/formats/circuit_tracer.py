@@ -31,7 +31,7 @@ class CircuitTracer(Format):
     beside = (r"W_(enc|dec)_\d+\.safetensors", re.escape(config_file.NAME))
 
     def read(self, file: Path) -> Contents:
-        """Reads the files of all layers, one at a time into their place."""
+        """Reads the files of all layers, one at a time."""
         folder, shapes = file.parent, self.shapes(file)
         values = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.values.items()}
         for layer in range(len(values["W_enc"])):
@@ -52,7 +52,7 @@ class CircuitTracer(Format):
         return Contents(shapes.form, values, info=shapes.info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the headers of layer 0's two files, and how many files there are."""
+        """Reads the headers of layer 0's two files, and counts the files."""
         folder = file.parent
         count = safetensors_files.count_layers(folder, "W_enc_{}.safetensors", "W_dec_{}.safetensors")
         leaves = safetensors_files.headers(file, ("W_enc_0",))
@@ -66,7 +66,7 @@ class CircuitTracer(Format):
         return Contents.of_sizes(CrossLayerTranscoder, sizes, optional, info=info)
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but cross-layer transcoders without a skip, whose latents write to no earlier layer."""
+        """Refuses all but cross-layer transcoders without a skip at layers from 0 on."""
         if not isinstance(autoencoder, CrossLayerTranscoder):
             return f"a {type(autoencoder).__name__}, only for a CrossLayerTranscoder"
         if autoencoder.W_skip is not None:
@@ -74,12 +74,13 @@ class CircuitTracer(Format):
         return config_file.lacks(autoencoder.info)
 
     def files(self, contents: Contents) -> Files:
-        """Two files for each layer, and a config.
+        """Returns two files for each layer, and a config.
 
         Raises:
             ValueError: for latents that write to an earlier layer.
         """
-        values, files = contents.values, {config_file.NAME: config_file.text(contents.info, _KIND)}
+        values = contents.values
+        files: Files = {config_file.NAME: config_file.text(contents.info, _KIND)}
         for layer in range(len(values["W_enc"])):
             if values["W_dec"][layer, :, :layer].any():
                 raise ValueError(f"{self.title} has no place for latents of layer {layer} that write to an earlier one")

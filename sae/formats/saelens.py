@@ -1,10 +1,10 @@
-"""SAELens's folders: `cfg.json` and `sae_weights.safetensors` (SAELens 6; configs of before version 6 are read too).
+"""SAELens's folders: `cfg.json` and `sae_weights.safetensors` (SAELens 6; older configs are read too).
 
-W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true unless the config
-says otherwise, subtracts b_dec from what goes in; it is folded into the encoder's bias, and so is the scaling of TopK's
-activations by the norms of decoder rows. Normalisations of a token by itself (`layer_norm`, `constant_norm_rescale`)
-cannot be folded into weights: a TopK with `layer_norm` is a NormedTopK, and the others are refused. Those by a constant
-have it in `activation_scaler.json`, if anywhere.
+W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true by default,
+subtracts b_dec from inputs; it is folded into the encoder's bias, and so is the scaling of TopK's activations by the
+norms of decoder rows. Normalisations of each token (`layer_norm`, `constant_norm_rescale`) cannot be folded into
+weights: a TopK with `layer_norm` is a NormedTopK, and the others are refused. The constant of a normalisation by a
+constant is in `activation_scaler.json`, if anywhere.
 """
 
 import json
@@ -27,9 +27,9 @@ from sae.relu import ReLU
 from sae.topk import TopK
 
 _CONFIG, _SCALER, _VERSION = "cfg.json", "activation_scaler.json", "6.0.0"
-_SPECIAL = "exclude_special_tokens"  # ids that training left out, or whether it left out all special ones
+_SPECIAL = "exclude_special_tokens"  # the ids that training left out, or whether it left out all special ones
 _LAYER_NORM = "layer_norm"
-# By architecture: the form, and whether it is a transcoder.
+# {architecture: (form, whether it is a transcoder)}
 _ARCHITECTURES = {
     "standard": (ReLU, False),
     "topk": (TopK, False),
@@ -52,12 +52,12 @@ class SAELens(Format):
     beside = (r"cfg\.json", r"activation_scaler\.json", r"sparsity\.safetensors")
 
     def of_folder(self, folder: Path) -> Path | None:
-        """The weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
+        """Returns the weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
         file = super().of_folder(folder)
         return None if file is None or llamascopium.is_folder(folder) else file
 
     def takes(self, file: Path) -> bool:
-        """The weights, unless the config beside them is Llamascopium's."""
+        """Returns whether a file is the weights, and the config beside them is not Llamascopium's."""
         return super().takes(file) and not llamascopium.is_folder(file.parent)
 
     def read(self, file: Path) -> Contents:
@@ -81,7 +81,7 @@ class SAELens(Format):
         return Contents(form, values, _numbers(file, config, form), _info(config))
 
     def shapes(self, file: Path) -> Contents:
-        """By the config and the header."""
+        """Reads the config and the header."""
         config = _config(file)
         form, _, wanted = _form(file.parent / _CONFIG, config)
         leaves = safetensors_files.headers(file, wanted)
@@ -89,7 +89,7 @@ class SAELens(Format):
         return Contents.of_sizes(form, sizes, wanted, _numbers(file, config, form), _info(config))
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """Several sites, forms that SAELens has no architecture for, and skips where it has none."""
+        """Refuses several sites, and forms and skips for which SAELens has no architecture."""
         if _entry(autoencoder) not in _ARCHITECTURES.values():
             form = type(autoencoder).__name__
             what = autoencoder.noun if autoencoder.several_sites() else f"{form} as a transcoder"
@@ -97,7 +97,7 @@ class SAELens(Format):
         return None
 
     def files(self, contents: Contents) -> Files:
-        """The weights and a config of version 6."""
+        """Returns the weights and a config of version 6."""
         skip = "W_skip" in contents.values
         autoencoder = contents.form(**contents.values, **contents.numbers, info=contents.info)
         architecture = next(
@@ -107,12 +107,12 @@ class SAELens(Format):
         if skip:
             values["W_skip"] = values["W_skip"].T
         config = json.dumps(_written(architecture, autoencoder, contents), indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
 
 
 def _entry(autoencoder: Released) -> tuple[type[Released], bool]:
-    """The form, and whether it is a transcoder: by its sites, where they are known; a skip and different dims tell it
-    too."""
+    """Returns the form, and whether an autoencoder is a transcoder, by its sites, a skip, or different dims."""
     form = TopK if isinstance(autoencoder, NormedTopK) else type(autoencoder)  # a TopK with other inputs
     info = autoencoder.info
     skip = getattr(autoencoder, "W_skip", None) is not None
@@ -121,7 +121,7 @@ def _entry(autoencoder: Released) -> tuple[type[Released], bool]:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The config beside the weights, in the words of version 6 where it is of a version before."""
+    """Returns the config beside the weights; an older one gets the names of version 6."""
     if (config := configs.read(file.parent / _CONFIG)) is None:
         raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
     metadata = config.get("metadata")
@@ -141,7 +141,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool, list[str]]:
-    """The form, whether it is a transcoder, and the tensors that it needs."""
+    """Returns the form, whether it is a transcoder, and the names of the tensors that it needs."""
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{file}: the architecture {architecture!r} is not read; {', '.join(_ARCHITECTURES)} are")
@@ -167,7 +167,7 @@ def _numbers(file: Path, config: Mapping[str, Any], form: type[Released]) -> dic
 def _fold(
     file: Path, config: Mapping[str, Any], form: type[Released], values: dict[str, np.ndarray], transcoder: bool
 ) -> None:
-    """Makes, in place, arrays that take raw activations."""
+    """Folds normalisations into the arrays, in place, so that they take raw activations."""
     normalisation = config.get("normalize_activations") or "none"
     scaler = file.parent / _SCALER
     scale = np.float32(1)
@@ -190,12 +190,13 @@ def _fold(
 
 
 def _scale(file: Path, scaler: Path) -> np.float32:
-    """The constant by which inputs were multiplied."""
+    """Returns the constant by which inputs were multiplied."""
     scale = (configs.read(scaler) or {}).get("scaling_factor")
+    # pyrefly: ignore[unsupported-operation]  not None here
     if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise ValueError(
-            f"{file}: its inputs were scaled by a constant (expected_average_only_in), which no {_SCALER} beside it "
-            f"names: write it there, or set normalize_activations to none in {_CONFIG} where it is folded in"
+            f"{file}: its inputs were scaled by a constant (expected_average_only_in), and no {_SCALER} beside it has "
+            f"the constant: write it there, or set normalize_activations to none in {_CONFIG} if it is folded in"
         )
     return np.float32(scale)
 
@@ -213,14 +214,14 @@ def _info(config: Mapping[str, Any]) -> Info | None:
 
 
 def _counted(excluded: Any) -> Counted | None:
-    """A list of ids is a rule. True means all special ids of a tokenizer that is not here, which is the rule where none
-    is recorded; False says nothing of padding, and stays in the facts."""
+    """Returns the rule of a list of ids; None for True and False. True means all special ids of an unknown tokenizer,
+    which is the default without a rule; False says nothing of padding, and stays in the facts."""
     whole = isinstance(excluded, list) and all(type(token) is int and token >= 0 for token in excluded)
     return Counted(tuple(excluded)) if whole else None
 
 
 def _written(architecture: str, autoencoder: Released, contents: Contents) -> dict[str, Any]:
-    """The config of an autoencoder that takes raw activations."""
+    """Returns the config of an autoencoder that takes raw activations."""
     A_in, A_out = autoencoder.dims
     config = {
         "architecture": architecture,
@@ -234,6 +235,7 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
     }
     if "transcoder" in architecture:
         config["d_out"] = A_out
+    # pyrefly: ignore[unsupported-operation]  numbers join texts
     config |= contents.numbers
     if architecture == "topk":
         config["rescale_acts_by_decoder_norm"] = False

@@ -122,7 +122,7 @@ def test_saelens_topk_of_normalised_tokens(tmp_path, rescaled):
 
 def test_saelens_inputs_scaled_by_a_constant_are_folded(tmp_path):
     t, scale = their_tensors("b_enc"), 2.5
-    with pytest.raises(ValueError, match=r"scaled by a constant .*no activation_scaler.json beside it names"):
+    with pytest.raises(ValueError, match=r"scaled by a constant .*no activation_scaler.json beside it has"):
         saelens(tmp_path, "standard", t, normalize_activations="expected_average_only_in")
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": scale}))
     f = relu((scale * X - t["b_dec"]) @ t["W_enc"] + t["b_enc"])

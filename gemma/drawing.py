@@ -36,11 +36,11 @@ class Rules:
             seen: bool [B, V], the tokens that the penalty is for; None without a penalty.
         """
         if self.penalty is not None:
-            # pyrefly: ignore[bad-argument-type]  seen is there with a penalty
+            # pyrefly: ignore[bad-argument-type]  with a penalty, `seen` is no None
             logits = penalise(logits, seen, self.penalty)
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        # pyrefly: ignore[bad-argument-type]  None where greedy alone
+        # pyrefly: ignore[bad-argument-type]  it is None only if `greedy` is set
         return sample(logits, keys, self.temperature, self.top_k, self.top_p, self.min_p)
 
 

@@ -83,7 +83,7 @@ def token_ids(model: Model, prompts: Any) -> list[list[int]]:
         raise ValueError(f"prompts are a text, or a list of texts or of lists of token ids; got {prompts!r}"[:200])
     if model.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{without_tokenizer(model)}: give prompts as lists of token ids")
-    # pyrefly: ignore[missing-attribute]  with texts there is one
+    # pyrefly: ignore[missing-attribute]  with texts the tokenizer is not None
     ids = [model.tokenizer.encode(p) if isinstance(p, str) else [int(token) for token in p] for p in prompts]
     for row, prompt in enumerate(ids):
         if not prompt:

@@ -89,8 +89,10 @@ def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def gain(norm: dict, vectors: jax.Array) -> jax.Array:
-    """Returns the gain of a norm for vectors [..., D], float32 with as many axes, all 1 but the last. In bfloat16, 1 +
-    scale would be rounded."""
+    """Returns the gain of a norm for vectors [..., D]: float32, with as many axes, all of length 1 but the last.
+
+    In bfloat16, 1 + scale would be rounded.
+    """
     return jnp.expand_dims(1.0 + norm["scale"].astype(jnp.float32), tuple(range(vectors.ndim - 1)))
 
 

@@ -83,7 +83,7 @@ class Growing:
 
     def _is_closed(self, tail: Sequence[int]) -> bool:
         """Returns whether no later token changes this text: bytes may join to a character, end marks may vanish."""
-        # pyrefly: ignore[missing-attribute]  what is closed is text
+        # pyrefly: ignore[missing-attribute]  a closed text has a tokenizer
         return bool(tail) and not self._tokenizer.may_change(tail[-1])
 
     def _held_back(self, whole: str) -> int:

@@ -250,7 +250,7 @@ def freeze(run: Run, jaxpr: extend_core.Jaxpr, start: int, loops: tuple[Any, ...
 
         def fun(*inputs, tap=tap, action=action):
             inner, leaves = inputs[: tap.loops], inputs[tap.loops :]
-            # pyrefly: ignore[not-callable]  what is frozen has an edit
+            # pyrefly: ignore[not-callable]  a frozen action has an edit
             return action.edit(list(leaves), {**tap.params, "levels": ()}, (*loops, *inner), NO_READING)
 
         avals = [jax.core.ShapedArray((), jnp.int32)] * tap.loops + _unmapped(tap)

@@ -1,4 +1,4 @@
-"""What JAX's standard rules of promotion say of dtypes, whatever a user has set `jax_numpy_dtype_promotion` to."""
+"""Applies JAX's standard rules of promotion to dtypes, whatever the user set `jax_numpy_dtype_promotion` to."""
 
 import functools
 from typing import Any

@@ -90,7 +90,7 @@ def state_of(module: types.ModuleType, members: Iterable[str]) -> State:
                 ) from error
             spec = getattr(module, "__spec__", None)
             _states.setdefault(module, states)[name] = State(module, [version], version.index, spec=spec)
-    # pyrefly: ignore[unbound-name]  whatever has no state by the name "" has been read above
+    # pyrefly: ignore[unbound-name]  without a state named "" it was set above
     state = states.get("") or states[name]
     _refresh(state)
     return state

@@ -203,7 +203,7 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
             "tokenizer_class": "GemmaTokenizer",
             "add_bos_token": tokenizer.adds_bos,
             "add_eos_token": bool(tokenizer.settings.add_eos),
-            # pyrefly: ignore[missing-attribute]  SentencePiece's engine, where there is no tokenizer.json
+            # pyrefly: ignore[missing-attribute]  without tokenizer.json it is SentencePiece's engine
             "unk_token": tokenizer.engine.unknown if tokenizer.json is None else "<unk>",
             # transformers adds a mask token unless this says otherwise.
             "mask_token": "<mask>" if tokenizer.find("<mask>") is not None else None,
@@ -211,7 +211,7 @@ def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str
             **_config(tokenizer, added=False),
         }
         if JSON in contents:
-            # pyrefly: ignore[bad-argument-type]  there is one where there is no tokenizer.json
+            # pyrefly: ignore[bad-argument-type]  without tokenizer.json it is not None
             config[_SAME] = _noted(contents[JSON], tokenizer.model_proto)
         contents[settings.CONFIG] = _dumped(config)
     return contents

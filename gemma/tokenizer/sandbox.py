@@ -73,7 +73,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _compiled(template: str) -> jinja2.Template:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
-    # pyrefly: ignore[bad-assignment]  Jinja declares the globals that it has itself
+    # pyrefly: ignore[bad-assignment]  Jinja declares only its own globals
     environment.globals |= {
         "raise_exception": _complain,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),

@@ -52,13 +52,13 @@ class Tokenizer(ChatMethods):
     ):
         self.model_proto, self.json = model_proto, json
         self.settings = settings = Settings() if settings is None else settings
-        # pyrefly: ignore[bad-argument-type]  one of the two is there
+        # pyrefly: ignore[bad-argument-type]  one of the two is not None
         self.engine = SentencePiece(model_proto, settings.added) if engine is None else engine
         self.pad, self.eos, self.bos = (self._special(role) for role in _ROLES)
         plain_eos = self.find("<eos>")
         ids = (self.pad, self.eos, self.bos, self.eos if plain_eos is None else plain_eos)
         self.special_ids = tuple(dict.fromkeys(ids))
-        # pyrefly: ignore[bad-argument-type]  one of the two is there
+        # pyrefly: ignore[bad-argument-type]  one of the two is not None
         sha256 = hashlib.sha256(json or model_proto)
         # With a tokenizer.model alone it is the file's hash, so that files of older versions stay valid.
         odd = {role: id_ for role, id_, usual in zip(_ROLES, ids, (0, 1, 2), strict=False) if id_ != usual}

@@ -77,6 +77,7 @@ def _record(file: Path) -> dict:
     """Returns what an autoencoder's info.json says of it and its run; empty without such a file."""
     if not file.exists():
         return {}
+    # pyrefly: ignore[bad-argument-type]  not None here
     info = dataclasses.asdict(read_info(file.parent))
     return json.loads(json.dumps(info)) | {"training": json.loads(info["training"])}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .stopping import COMMAND
 
-LAUNCHES = ("convert", "evaluate", "explore", "generate", "harvest", "inspect_store", "scope", "train")
+LAUNCHES = ("convert", "evaluate", "explore", "generate", "harvest", "inspect_store", "release", "scope", "train")
 # Packages that launches need and the library does not, by their import names.
 PACKAGES = {"absl": "absl-py", "jinja2": "jinja2", "matplotlib": "matplotlib", "tensorboardX": "tensorboardX"}
 

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -158,7 +158,9 @@ def keep_compiled_programs() -> Path | None:
     Returns:
       The folder, or None where nothing is kept.
     """
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     if jax.config.jax_compilation_cache_dir is not None:
+        # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
         return Path(jax.config.jax_compilation_cache_dir)
     folder = compilation_cache_folder(jax.local_devices()[0]) if COMPILATION_CACHE.value else None
     if folder is None:
@@ -242,7 +244,7 @@ def held_out_path() -> str | Path | None:
     return HELD_OUT.value or (None if CORPUS.value else SHIPPED_TEXT / "held_out.jsonl")
 
 
-def _cut(model: sae.LanguageModel, corpus: Corpus, part: str, folder: Path, say: Callable[[str], object]) -> Sequences:
+def _cut(model: sae.LanguageModel, corpus: Corpus, part: Any, folder: Path, say: Callable[[str], object]) -> Sequences:
     form = reading.form(LENGTH.value, PACKED.value, ONLY_MODEL_TURNS.value, folder)
     named = None if corpus.path is None else CORPUS.value or SHIPPED
     names = {"corpus": named, "held_out": HELD_OUT.value, "model": MODEL.value}

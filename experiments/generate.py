@@ -79,8 +79,11 @@ def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str
         `strength_of` refuses.
     """
     autoencoder = autoencoders.load(folder, model)
+    # pyrefly: ignore[bad-argument-type]  not None here
     library.check_steers(autoencoder, model, latent, str(folder), "--latent")
+    # pyrefly: ignore[bad-argument-type]  checked above
     strength_of(strength, autoencoder, latent, folder)  # its errors name flags
+    # pyrefly: ignore[bad-argument-type]  not None here
     steered = library.steering(autoencoder, model, latent, strength, name=str(folder))
     return steered.title, steered.edits
 
@@ -117,6 +120,7 @@ def main():
     for title, edits in runs.items():
         texts = gemma.generate(
             model,
+            # pyrefly: ignore[bad-argument-type]  not None here
             PROMPTS.value,
             max_new_tokens=MAX_NEW_TOKENS.value,
             temperature=TEMPERATURE.value,
@@ -127,6 +131,7 @@ def main():
         )
         if title:
             print(f"\n{title}:")
+        # pyrefly: ignore[missing-attribute,bad-argument-type]  without `stream` it is a Generation
         for prompt, text in zip(PROMPTS.value, texts.texts or map(str, texts.tokens.tolist()), strict=True):
             print(f"{prompt}|{text}")
 

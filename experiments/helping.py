@@ -78,6 +78,7 @@ def _entry(flag: flags.Flag, recorded: bool) -> list[str]:
         words = words.removesuffix(addition)
     meaning = f"{name}: {words}"  # where values are few, absl puts them before the meaning
     if flag.default is not None and "efault" not in words:
+        # pyrefly: ignore[missing-attribute]  not None here
         default = flag.default_as_str.strip("'")
         meaning += f" Default: {default}."
     if recorded:

@@ -49,6 +49,7 @@ def contents(store: sae.ActivationStore) -> str:
     lines = [
         f"{store.path}: {store.rows:,} tokens in {extent}, {m.dtype}, {m.units} units",
         f"model {m.model} in {m.activation_dtype} ({'fingerprint' if m.former is None else 'parameters'} "
+        # pyrefly: ignore[unsupported-operation]  not None here
         f"{(m.model_fingerprint or m.former['model_sha256'])[:12]}), "
         f"tokenizer {m.tokenizer_sha256[:12]}",
         f"text {m.corpus_sha256[:12]}: {m.sequences:,} sequences of {m.length} tokens, "

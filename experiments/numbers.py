@@ -35,5 +35,6 @@ def different_whole(flag: str, words: list[str] | None, least: int = 1) -> list[
     """Returns different whole numbers from `least` on; none without a value. Raises ValueError as `different` does."""
     numbers = different(flag, words, least)
     if any(number != int(number) for number in numbers):
+        # pyrefly: ignore[no-matching-overload]  not None here
         raise ValueError(f"--{flag} takes whole numbers, got {','.join(words)!r}")
     return [int(number) for number in numbers]

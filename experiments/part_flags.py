@@ -231,9 +231,10 @@ def check(run: sae.Run, others: Mapping[str, str]) -> None:
     if not parts["autoencoder"].l0_gradient:
         for term in parts["sparsity"]:
             if term.reads_l0:
+                l1 = "controlled_l1" if "l0_target" in map(field_of, others.values()) else "l1"
                 raise ValueError(
                     f"--autoencoder={parts['autoencoder'].kind} has no gradient of the L0, through which the term "
-                    f"{term.kind} acts: give --sparsity=l1, say, or --sparsity= where k latents are kept"
+                    f"{term.kind} acts: give --sparsity={l1}, say, or --sparsity= where k latents are kept"
                 )
 
 

@@ -30,4 +30,5 @@ def form(length: int, packed: bool, only_model_turns: bool, folder: Path) -> For
       folder: where a large text goes without `--text_dir`.
     """
     named = TEXT_DIR.value is not None
+    # pyrefly: ignore[bad-argument-type]  not None here
     return Form(length, packed, only_model_turns, SKIP_BAD.value, TEXT_DIR.value if named else folder, named)

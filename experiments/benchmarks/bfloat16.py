@@ -45,6 +45,7 @@ def deviations(model: gemma.Model, tokens: np.ndarray, kinds: tuple[str, ...] = 
     sites = tuple(f"layer_{i}/{kind}" for i in range(model.config.num_layers) for kind in kinds)
     logits, want = values_at(model, tokens, sites)
     logits_lower, got = values_at(lower, tokens, sites)
+    # pyrefly: ignore[missing-attribute]  not None here
     text = is_text(np.asarray(tokens), model.tokenizer.special_ids)
     relative = []
     for site in sites:

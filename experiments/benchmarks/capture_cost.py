@@ -116,6 +116,7 @@ def nameless(hlo: str) -> str:
 def programs_like_capture(model: gemma.Model, tokens: jax.Array) -> dict[str, bool]:
     """Returns for each copy whether its optimised HLO is that of capture, but for names and metadata."""
     hlo = {name: jax.jit(f).lower(model, tokens).compile().as_text() for name, f in PROGRAMS.items()}
+    # pyrefly: ignore[bad-argument-type]  not None here
     return {name: nameless(hlo[name]) == nameless(hlo[CAPTURE]) for name in COPIES}
 
 

@@ -82,6 +82,7 @@ def timed(do: Callable[[], object]) -> dict[str, float]:
 def resident(field: str) -> int:
     """Returns bytes of resident memory: VmRSS, now; VmHWM, the most since `forget_peak`."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
+    # pyrefly: ignore[unsupported-operation]  not None here
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) << 10
 
 
@@ -97,7 +98,7 @@ def fastest_batch(model: gemma.Model, tokens: np.ndarray, site: str) -> int:
         passes(model, tokens[:batch], site, batch)  # compiles
         seconds[batch] = timed(lambda batch=batch: passes(model, tokens, site, batch))["wall"]
     print("the passes by sequences of a batch: " + ", ".join(f"{b}: {s:.1f} s" for b, s in seconds.items()))
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=lambda size: seconds[size])
 
 
 def aim(value: float, limit: float) -> str:

@@ -38,6 +38,7 @@ DEFAULTS = flags.DEFINE_bool("defaults", False, "Compile gemma2-tiny with XLA's 
 
 def capturing(site: str, attention: str) -> Callable:
     """Returns a function of (model, tokens) to the activations at a site, which runs no deeper than the site."""
+    # pyrefly: ignore[bad-argument-type]  not None here
     capture = mishax_lite.capture(functools.partial(gemma.Model.apply, attention=attention), [site])
     return lambda model, tokens: capture(model, tokens)[1]
 
@@ -87,6 +88,7 @@ def attention(name: str) -> list[str]:
     compared = {"plain": "", "fused": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"}
     return [
         f"| {name}, {LAYERS.value} layers, {mode} | {seconds:.1f} | {1e3 * statistics.median(times[mode]):.1f} | "
+        # pyrefly: ignore[missing-attribute]  not None here
         f"{program.memory_analysis().temp_size_in_bytes / 2**20:,.0f} | {compared[mode]} |"
         for mode, (program, seconds) in programs.items()
     ]

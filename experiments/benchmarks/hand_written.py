@@ -108,6 +108,7 @@ def places(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 def flax_forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, Sites]:
     """Returns float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy that keeps Flax."""
     positions, mask = places(tokens)
+    # pyrefly: ignore[bad-return]  Flax says that it may be a pair with the new state
     return Transformer(config).apply({"params": params}, tokens, positions, mask)
 
 

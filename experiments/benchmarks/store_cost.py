@@ -35,6 +35,7 @@ def text(model: gemma.Model, count: int) -> Sequences:
     """Returns so many sequences of the shipped text, repeated."""
     whole, _ = common.texts(model)
     rows = [i % len(whole) for i in range(count)]
+    # pyrefly: ignore[bad-argument-type]  a list serves as an array
     return whole.take(rows)
 
 

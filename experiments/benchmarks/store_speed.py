@@ -47,6 +47,7 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
 
     def bare():
         for start in range(0, len(text), 16):
+            # pyrefly: ignore[missing-attribute]  not None here
             tokens = batch_at(text.tokens, start, 16, model.tokenizer.pad)
             jax.block_until_ready(activations_at(model, tokens, sites))
 
@@ -103,6 +104,7 @@ def make_store(folder: Path, width: int) -> sae.ActivationStore:
 
 
 def reading(store: sae.ActivationStore) -> str:
+    # pyrefly: ignore[missing-attribute]  in a folder, not in a bucket
     files = sorted(path for path in store.path.glob("segment_*/x/c/**/*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
 
@@ -116,6 +118,7 @@ def reading(store: sae.ActivationStore) -> str:
         buffer = np.empty(1 << 26, np.uint8)
         for path in files:
             with open(path, "rb", buffering=0) as file:
+                # pyrefly: ignore[bad-argument-type]  an array is a buffer
                 while file.readinto(buffer):
                     pass
 

@@ -80,6 +80,7 @@ def main():
         model = gemma.load(common.MODEL.value)
         text, _ = common.texts(model)
         (site,) = harvest.sites(model)[-1:]
+        # pyrefly: ignore[missing-attribute]  not None here
         counted = sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(4.0))
         # Segments of a few batches, so that a round sees the model at work as often as a long run would.
         source = sae.stream(model, text, [site], shuffle_rows=STEPS.value * BATCH.value, counted=counted)

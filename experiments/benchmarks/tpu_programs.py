@@ -105,6 +105,7 @@ def program(case: Case, model: gemma.Model, tokens: jax.Array):
     """Returns what the compiled program computes: the three sites, and what the case adds."""
 
     def forward(tokens):
+        # pyrefly: ignore[bad-argument-type]  not None here
         return model.apply(tokens, attention=case.attention)
 
     logits, values = mishax_lite.capture(forward, case.sites())(tokens)
@@ -148,13 +149,19 @@ def compile_forward(case: Case) -> Report:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFitError(str(error).splitlines()[0]) from None
+    # pyrefly: ignore[bad-argument-type]  not None here
     memory, moved = compiled.memory_analysis(), tpu_hlo.collectives(compiled.as_text())
     return Report(
         mesh=(mesh.shape["data"], mesh.shape["model"]),
+        # pyrefly: ignore[missing-attribute]  not None here
         arguments=memory.argument_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries=memory.temp_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         outputs=memory.output_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         peak=memory.peak_memory_in_bytes,
+        # pyrefly: ignore[unsupported-operation]  not None here
         flops=compiled.cost_analysis()["flops"],
         collectives=moved,
         below_float32=tpu_hlo.below_float32(lowered.as_text(), config.d_ff),

@@ -71,12 +71,16 @@ def estimate(case: Case) -> sae.Estimate:
 def compile_step(case: Case) -> Report:
     mesh, run = case.mesh(), case.run()
     compiled = programs.compiled_step(programs.Shape.of(run, {"resid_post": A}), mesh)
+    # pyrefly: ignore[bad-argument-type]  not None here
     memory, moved = compiled.memory_analysis(), collectives(compiled.as_text())
     latents, tokens = case.width // mesh.shape["latent"], case.batch // mesh.shape["data"]
     weights = (A * latents, A * case.width)
     return Report(
+        # pyrefly: ignore[missing-attribute]  not None here
         state=memory.argument_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries=memory.temp_size_in_bytes,
+        # pyrefly: ignore[unsupported-operation]  not None here
         flops=compiled.cost_analysis()["flops"],
         collectives=moved,
         # More than a chip's own part of z, and made of pieces.

@@ -6,6 +6,7 @@ They keep no output of cells, so that a notebook is the same file whoever makes 
 """
 
 from pathlib import Path
+from typing import Any
 
 import jupytext
 
@@ -24,7 +25,7 @@ def notebook(name: str) -> str:
         >>> notebook("a_first_hour").startswith("{")
         True
     """
-    result = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
+    result: Any = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
     result.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for i, cell in enumerate(result.cells):
         cell["id"] = f"cell-{i}"  # Jupytext's ids are random

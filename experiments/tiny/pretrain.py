@@ -57,6 +57,7 @@ def main(argv):
     def train_step(state, tokens):
         def loss_of(params):
             logits = model.apply({"params": params}, tokens)
+            # pyrefly: ignore[bad-argument-type]  without a cache it is the logits alone
             return token_losses(logits, tokens).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(state["params"])

@@ -73,6 +73,7 @@ def main(argv):
 
     model = gemma.load(out)
     train, held_out = (rows(np.load(tokens_dir / f"{name}.npy"), LENGTH) for name in ("train", "held_out"))
+    # pyrefly: ignore[missing-attribute]  not None here
     text = ~np.isin(held_out[:, 1:], model.tokenizer.special_ids)
     V = model.config.vocab_size
     mean_losses = {

@@ -20,8 +20,8 @@ class Running(NamedTuple):
     """Means over the last batches; float32 scalars, 0 before the first batch.
 
     Attributes:
-      threshold: the smallest latent that is kept, in scaled units.
-      l0: the L0 that the mean threshold gives.
+        threshold: the smallest latent that is kept, in scaled units.
+        l0: the L0 that the mean threshold gives.
     """
 
     threshold: jax.Array
@@ -31,21 +31,22 @@ class Running(NamedTuple):
 @register("batchtopk")
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(KeepsLargest):
-    """Latents that are among the k B largest of a batch of B tokens, where they are above 0. It needs no sparsity term:
-    give the run `sparsity=()`. Released as a `sae.JumpReLU` whose thresholds are all the mean over the last batches of
-    the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each other.
+    """The k B largest latents of a batch of B tokens, where they are above 0. It needs no sparsity term: give the run
+    `sparsity=()`. The released form is a `sae.JumpReLU` with one threshold for all latents: the mean, over the last
+    batches, of the smallest latent that was kept (arXiv 2412.06410, section 3), so that tokens no longer depend on each
+    other.
 
     With the objective `sae.objectives.Matryoshka` it is the Matryoshka BatchTopK autoencoder of arXiv 2503.17547, whose
-    prefixes share one choice of latents. Dead latents are revived by AuxK; see `TopK`.
+    prefixes share one choice of latents. AuxK revives dead latents; see `TopK`.
 
     Attributes:
-      k: how many latents a token has, on the average.
-      skip: a transcoder has an affine skip.
-      decay: of the running mean of the threshold: each batch counts by so much less than the next. In the first
-        20 decay / (1 - decay) steps (1,980 by default) the mean is over the last twentieth of the steps so far, since
-        it would be over batches from before the threshold settled.
-      aux_k: how many dead latents of a token explain what is left over.
-      aux_coefficient: of AuxK; 0 for none.
+        k: the mean number of latents of a token.
+        skip: whether a transcoder has an affine skip.
+        decay: the decay of the threshold's running mean: the factor by which a batch weighs less than the next. In the
+            first 20 decay / (1 - decay) steps (1,980 by default) the mean is over the last twentieth of the steps so
+            far; a mean with this decay would go back to batches before the threshold settled.
+        aux_k: the number of dead latents of a token that explain the error of the others.
+        aux_coefficient: the coefficient of AuxK; 0 turns it off.
     """
 
     k: Number = 64.0
@@ -89,7 +90,7 @@ class BatchTopK(KeepsLargest):
         return {"threshold_mean": state.threshold, "l0_released": state.l0}
 
     def warnings(self, course: Course) -> dict[str, str]:
-        """Of a released threshold under which the last batches have another L0 than k."""
+        """Returns a warning of a released threshold that gives the last batches another L0 than k."""
         l0 = course.last.get("l0_released", self.k)
         if not course.ended or abs(l0 / self.k - 1.0) <= _OFF:
             return {}
@@ -105,14 +106,14 @@ class BatchTopK(KeepsLargest):
 
 
 def nth_largest(values: jax.Array, n: jax.Array) -> jax.Array:
-    """Returns the n-th largest of float32 values of any shape, all at least 0; 0 where n is more than their number.
+    """Returns the n-th largest of float32 values of any shape, all at least 0; 0 for an n above their number.
 
-    By bisection over the bits of the answer, 31 times a comparison and a count: n may be traced, nothing is sorted, and
-    values that are split over a mesh stay where they are.
+    It bisects over the bits of the answer, 31 times a comparison and a count: n may be traced, nothing is sorted, and
+    values that are split over a mesh stay split.
 
     Example:
-      >>> float(nth_largest(jnp.float32([[3, 0, 1], [2, 5, 2]]), 3))
-      2.0
+        >>> float(nth_largest(jnp.float32([[3, 0, 1], [2, 5, 2]]), 3))
+        2.0
     """
     # The bits of numbers that are at least 0 are in the order of the numbers.
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)

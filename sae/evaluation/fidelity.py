@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from sae import showing
 from sae.autoencoder import check_values
@@ -17,7 +18,7 @@ from sae.counted import Counted
 from sae.evaluation.counting import Sites, as_tuple, counted_text
 from sae.evaluation.matching import check_model
 from sae.evaluation.measuring import Baseline, measure
-from sae.evaluation.metrics import Metrics
+from sae.evaluation.metrics import Metrics as Metrics
 from sae.evaluation.suite import About, suites_of
 from sae.language_model import LanguageModel, check_tokenizer, require_model
 from sae.progress import Progress, chosen
@@ -29,14 +30,14 @@ from sae.text import Sequences, as_sequences
 def evaluate(
     autoencoder: Released | Sequence[Released],
     model: LanguageModel,
-    tokens: np.ndarray | Sequences,
+    tokens: Integer[np.ndarray, "S T"] | Sequences,
     site: str | Sites | None = None,
     *,
     suites: str | Sequence[str] = ("fidelity",),
     baseline: Baseline | None = None,
     counted: Counted | None = None,
     progress: Progress | bool | None = None,
-) -> Metrics | Any | list[Metrics | Any]:
+) -> Any:
     """Measures one autoencoder or several on token sequences.
 
     Several at one site are measured in one pass over the text, in which they share everything but their spliced forward
@@ -89,6 +90,7 @@ def evaluate(
             + showing.kind(wrong[0] if type(autoencoder) in (list, tuple) else autoencoder)
         )
     require_model(model)
+    # pyrefly: ignore[bad-argument-type]  a list or a tuple
     measured = suites_of(suites)
     sites, texts, sequences = [], [], None
     for one in group:  # a comprehension would be a frame of its own, and warnings name the caller's line
@@ -104,6 +106,7 @@ def evaluate(
     for place in dict.fromkeys(places):
         members = [i for i, other in enumerate(places) if other == place]
         of = [group[i] for i in members]
+        # pyrefly: ignore[bad-argument-count]  as many as are unpacked
         _, sums = measure(of, model, texts[members[0]], *place[:2], baseline, progress, measured)
         about = About("+".join(place[1]), texts[members[0]].sequences.rows_are_documents)
         for i, each in zip(members, sums, strict=True):
@@ -149,6 +152,7 @@ def baseline(
     text = counted_text(None, model, as_sequences(tokens, model), counted)
     measured, _ = measure([], model, text, (), as_tuple(site), None, chosen(progress), {})
     # The fingerprint takes its time, and serves comparisons alone.
+    # pyrefly: ignore[bad-return,bad-specialization]  not None here
     return dataclasses.replace(measured, site=site, model_fingerprint=model.fingerprint)
 
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,6 +54,7 @@ def identity(folder: Path, of: str, outline: Load = files.outline) -> str:
     """
     paths = [folder / name for name in (*files.main_files(), "info.json")]
     info = outline(folder).info
+    # pyrefly: ignore[missing-attribute]  not None here
     parts = [json.dumps([info.site, info.site_out]).encode(), *(path.read_bytes() for path in paths if path.exists())]
     return f"{COUNTING}:{of}" + "".join(hashlib.sha256(part).hexdigest()[:16] for part in parts)
 
@@ -96,7 +98,7 @@ def evaluate_folders(
     check_folders(folders, model, outline)
     of, not_kept = subject(model, sequences), ""
     keys = {folder: identity(folder, of, outline) for folder in folders}
-    metrics = {folder: _read(folder, keys[folder]) for folder in folders}
+    metrics: dict[Path, Any] = {folder: _read(folder, keys[folder]) for folder in folders}
     for group in _groups([folder for folder in folders if metrics[folder] is None], model, load):
         measured = fidelity.evaluate(list(group.values()), model, sequences, progress=progress)
         for (folder, autoencoder), one in zip(group.items(), measured, strict=True):
@@ -169,6 +171,7 @@ def _groups(folders: Sequence[Path], model: LanguageModel, load: Load) -> Iterat
         autoencoder = load(folder)
         info = autoencoder.info
         nbytes = sum(array.nbytes for array in jax.tree.leaves(autoencoder))
+        # pyrefly: ignore[missing-attribute]  not None here
         here = (info.site, info.site_out, counted_of(info, model))
         if group and (place != here or size + nbytes > TOGETHER):
             yield group

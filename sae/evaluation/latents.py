@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Integer
 
 from mishax_lite.compiling import jit_forward
 from sae import showing
@@ -47,13 +48,13 @@ class LatentStatistics:
     """
 
     tokens: int
-    fired: np.ndarray
-    largest: np.ndarray
-    histogram: np.ndarray
-    histogram_range: np.ndarray
-    example_sequence: np.ndarray
-    example_peak: np.ndarray
-    example_activation: np.ndarray
+    fired: Integer[np.ndarray, " Z"]
+    largest: Float32[np.ndarray, " Z"]
+    histogram: Integer[np.ndarray, "Z bins"]
+    histogram_range: Float[np.ndarray, " Z"]
+    example_sequence: Integer[np.ndarray, "Z E"]
+    example_peak: Integer[np.ndarray, "Z E"]
+    example_activation: Float32[np.ndarray, "Z E T"]
 
     def __repr__(self) -> str:
         fired, examples = np.count_nonzero(self.fired), self.example_sequence.shape[1]
@@ -187,10 +188,10 @@ class TopTokens:
       suppression: float32 [Z, E], the effects on their logits, which are negative.
     """
 
-    promoted: np.ndarray
-    promotion: np.ndarray
-    suppressed: np.ndarray
-    suppression: np.ndarray
+    promoted: Integer[np.ndarray, "Z E"]
+    promotion: Float32[np.ndarray, "Z E"]
+    suppressed: Integer[np.ndarray, "Z E"]
+    suppression: Float32[np.ndarray, "Z E"]
 
     def __repr__(self) -> str:
         latents, tokens = self.promoted.shape

@@ -91,6 +91,7 @@ def counted_of(info: Info | None, model: LanguageModel, subject: str = "this aut
         return info.counted
     left_out = {} if info is None else _training(info).get("left_out", {})
     ids, limits = left_out.get("token_ids", model.tokenizer.special_ids), left_out.get("sink_norms")
+    # pyrefly: ignore[bad-argument-type]  not None here
     counted = Counted(tuple(ids), sinks=Sinks(limits=limits) if limits else None)
     if not left_out:
         problem = "does not record which tokens its training counted"

@@ -6,6 +6,7 @@ and once for every autoencoder; losses are the model's own (`LanguageModel.losse
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ class Baseline:
 
     site: str | Sites
     centre: np.ndarray
-    sums: dict[str, np.ndarray]
+    sums: dict[str, Any]
     counted: Counted
     text: str
     text_sha256: str
@@ -114,7 +115,7 @@ def measure(
     """
     layout = programs.Layout.of(model)
     group = [layout.autoencoder(one) for one in group]
-    shared: dict[str, np.ndarray] = {}
+    shared: dict[str, Any] = {}
     each: list[dict[str, Sums]] = [{name: {} for name in suites} for _ in group]
     needs_baseline = not group or any(suite.baseline for suite in suites.values())
     centre = None if baseline is None else baseline.centre
@@ -156,6 +157,7 @@ def measure(
     if baseline is None:
         shared["documents"] = np.float64(len(documents))
         about = counted.rule, str(counted), counted.sha256, model.name, ""
+        # pyrefly: ignore[bad-argument-type]  there were tokens
         baseline = Baseline(sites_out, centre, shared, *about)
     if not baseline.sums.get("predictions"):
         raise ValueError("evaluation needs text tokens that follow text tokens, and these sequences have none")
@@ -180,6 +182,6 @@ def _batches(
             yield start, placed, text, captured
 
 
-def _add(sums: dict[str, np.ndarray], **parts: np.ndarray) -> None:
+def _add(sums: dict[str, Any], **parts: Any) -> None:
     for name, part in parts.items():
         sums[name] = sums.get(name, 0) + np.asarray(part, np.float64)

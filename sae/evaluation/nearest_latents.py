@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from mishax_lite.compiling import jit_program
 from sae import showing
@@ -37,9 +38,9 @@ class Nearest:
         ([0, 1, 2], True)
     """
 
-    index: np.ndarray
-    similarity: np.ndarray
-    mutual: np.ndarray
+    index: Int32[np.ndarray, " Z"]
+    similarity: Float32[np.ndarray, " Z"]
+    mutual: Bool[np.ndarray, " Z"]
 
     def __repr__(self) -> str:
         latents, middle = showing.count(len(self.index), "latent"), float(np.median(self.similarity))
@@ -76,6 +77,7 @@ def nearest(a: Released, b: Released, *, block: int = BLOCK) -> Nearest:
     index, similarity = strongest(rows_a, rows_b, 1, block=block)
     _, greatest = strongest(rows_b, rows_a, 1, block=block)
     index, similarity = index[:, 0], similarity[:, 0]
+    # pyrefly: ignore[bad-index]  with an axis, `any` of numpy is an array
     mutual = (similarity >= greatest[index, 0] - _TIE) & rows_a.any(axis=1) & rows_b.any(axis=1)[index]
     return Nearest(index, similarity, mutual)
 
@@ -137,7 +139,7 @@ def _strongest_of(rows, first, others, width, *, K, apart):
         numbers = number * R + jnp.arange(R)
         cosines = jnp.matmul(rows, part.T, precision="highest")
         ours = first + jnp.arange(R)[:, None]
-        cosines = jnp.where((numbers < width) & ~(apart & (numbers == ours)), cosines, -jnp.inf)
+        cosines = jnp.where((numbers < width)[None] & ~(apart & (numbers[None] == ours)), cosines, -jnp.inf)
         # The best so far stand first: of equals, top_k takes the first.
         joined = jnp.concatenate([best[1], cosines], axis=1)
         indices = jnp.concatenate([best[0], jnp.broadcast_to(numbers, cosines.shape)], axis=1)

@@ -11,18 +11,19 @@ Axis letters: B sequences, T tokens, A dim of the activation, L sites of a cross
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from mishax_lite.compiling import jit_forward
 from sae.autoencoder import bare
 from sae.language_model import LanguageModel, lean
-from sae.released import Released
-from sae.sharding import DATA, batch_sharding, ways
+from sae.released import Released, ranked
+from sae.sharding import batch_sharding, latent_sharding
 
 LATENTS = 2**24  # of a block of tokens, which are in memory at a time: 64 MiB
 
@@ -110,7 +111,7 @@ def moments(ys: tuple[jax.Array, ...], text: jax.Array, centre: jax.Array) -> di
         [B, T], the squared distance of each token.
     """
     y = joined(ys)
-    shifted = jnp.where(text.reshape(*text.shape, *[1] * (y.ndim - 2)), y - centre, 0.0)
+    shifted = jnp.where(text.reshape(*text.shape, *[1] * (y.ndim - 2)), y - ranked(centre, y), 0.0)
     return {"shifted": shifted.sum(axis=1), "squares": jnp.square(shifted).sum(axis=tuple(range(2, y.ndim)))}
 
 
@@ -141,13 +142,14 @@ class Layout:
     def of(cls, model: LanguageModel) -> "Layout":
         sharding = getattr(jax.tree.leaves(model.params)[0], "sharding", None)  # numpy's arrays have none
         spread = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+        # pyrefly: ignore[bad-argument-type]  not None here
         return cls(sharding.mesh if spread else None, sharding)
 
     def tokens(self, batch: np.ndarray) -> jax.Array:
         """Returns tokens [B, T], placed where a forward pass needs them."""
         return jnp.asarray(batch) if self.mesh is None else jax.device_put(batch, batch_sharding(self.mesh))
 
-    def finish(self, values: jax.Array) -> jax.Array:
+    def finish(self, values: Any) -> Any:
         """Returns the values, on a CPU's mesh once they are computed: collectives of programs in flight can starve each
         other of threads there."""
         if self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu":
@@ -160,11 +162,8 @@ class Layout:
         arrays = bare(autoencoder)
         if self.mesh is None:
             return jax.device_put(arrays, self._device)
-        rest = tuple(name for name in self.mesh.axis_names if name != DATA)
-        devices = self.mesh.size // ways(self.mesh)
-        places = {}
-        for name, array in arrays.arrays().items():
-            divided = bool(rest) and arrays.width % devices == 0
-            spec = [rest if divided and axis == "Z" else None for axis in arrays.axes[name]]
-            places[name] = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        places = {
+            name: jax.device_put(array, latent_sharding(self.mesh, arrays.axes[name], arrays.width))
+            for name, array in arrays.arrays().items()
+        }
         return dataclasses.replace(arrays, **places)

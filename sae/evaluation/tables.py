@@ -41,7 +41,7 @@ def table(metrics: Sequence[Metrics], targets: Sequence[str] | None = None) -> s
     return in_columns(columns)
 
 
-def in_columns(columns: dict[str, Sequence[str]]) -> str:
+def in_columns(columns: Mapping[str, Sequence[str]]) -> str:
     """Returns cells under their headings: the first column to the left, the others to the right.
 
     Args:

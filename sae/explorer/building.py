@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from mishax_lite.hashing import fingerprint
 from sae import showing
@@ -53,7 +54,7 @@ class Entry:
 def explore(
     autoencoders: Released | Sequence[Released] | Mapping[str, Released],
     model: LanguageModel,
-    sequences: Sequences | np.ndarray,
+    sequences: Sequences | Integer[np.ndarray, "S T"],
     folder: str | Path,
     *,
     text: str = "text that the caller gave",
@@ -156,12 +157,14 @@ def _write(
     for old in out.glob("*.html"):
         old.unlink()
     autoencoder = entry.load()
+    # pyrefly: ignore[missing-attribute]  not None here
     statistics = latent_statistics(autoencoder, model, sequences, autoencoder.info.site, progress=progress)
     effects = top_tokens(autoencoder, model, site) if model.sites[site].writes_to_residual else None
     explained = None
     if explainer is not None:  # the words that `sae.latents` gives
         near = nearest_latents.neighbours(autoencoder, NEIGHBOURS)
         latents = Latents(site, statistics, effects, *near, sequences, model.tokenizer, explainer)
+        # pyrefly: ignore[bad-argument-type]  not None here
         explained = pages.Explanations(explainer.about, lambda latent: latents[latent].explanation)
     pages.write_latents(
         out,
@@ -186,6 +189,7 @@ def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released])
     if not isinstance(autoencoders, Mapping):
         listed, autoencoders = list(autoencoders), {}
         for one in listed:
+            # pyrefly: ignore[missing-attribute]  not None here
             site = "autoencoder" if getattr(one, "info", None) is None else one.info.site_out
             name = stem = f"{site}/width_{getattr(one, 'width', '')}"
             number = 1
@@ -210,4 +214,5 @@ def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released])
 def _hash(autoencoder: Released) -> str:
     """Returns a hash of the arrays and of the record."""
     arrays = jax.device_get(bare(autoencoder))
+    # pyrefly: ignore[bad-argument-type]  not None here
     return fingerprint(arrays, repr(dataclasses.astuple(autoencoder.info)))[:32]

@@ -37,6 +37,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    # pyrefly: ignore[unsupported-operation]  Jinja declares the tests that it has itself
     environment.tests["turning"] = turns
     return environment
 
@@ -88,6 +89,7 @@ def write_index(folder: Path, model: str, rows: Sequence[dict], tokens: int, abo
       about: what the page says of the text.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # pyrefly: ignore[missing-attribute]  not None here
     style, _, _ = _environment().loader.get_source(_environment(), "style.css")
     replace_file(folder / "style.css", style)
     page = _environment().get_template("index.html").render(
@@ -171,6 +173,7 @@ def write_latents(
             "top": [token for token, _ in top[:4]],
             **_snippet(examples[0]),
         })  # fmt: skip
+    # pyrefly: ignore[unsupported-operation]  a number
     rows.sort(key=lambda row: -row["fired"])
     dead = np.nonzero(statistics.fired == 0)[0].tolist()
     page = _environment().get_template("latents.html").render(

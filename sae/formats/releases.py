@@ -1,38 +1,47 @@
-"""`sae.releases`: which autoencoders lie in a folder or a repository of the hub, with sites, widths and L0s.
+"""`sae.releases`: lists the autoencoders of a folder or of a repository of the hub, with sites, widths and L0s.
 
-Of a folder, the headers of files tell; of a repository, the names of its folders alone: nothing is fetched.
+For a folder it reads the headers of files; for a repository the names of its folders, or the record of a release, which
+is the one file that is fetched.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sae import showing
 from sae.autoencoder import Info
 from sae.discovery import import_all
 from sae.evaluation.counting import Sites
 from sae.files import local_path
-from sae.formats import gemma_scope_paths, hub
+from sae.formats import configs, gemma_scope_paths, hub
 from sae.formats.files import main_files, outline
 from sae.formats.format import formats
 from sae.formats.l0 import claimed_l0, l0_of_folder
+from sae.formats.widths import width_of_folder
 
-_WIDTH = re.compile(r"width_(\d+)(k|m)?(?![a-z\d])", re.IGNORECASE)
-_THOUSANDS = {None: 1, "k": 2**10, "m": 2**20}
+RECORD = "release.json"  # of a release that `sae.release` has made: of which sites its autoencoders are
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One autoencoder of a folder or a repository.
+    """One autoencoder of a folder or a repository. `sae.releases` returns them.
 
     Attributes:
-        path: of its folder in there, what `sae.load(where, path)` takes; "" for the root.
-        format: by its name in the registry.
-        site: what goes in; None where it is not known.
-        site_out: what comes out.
-        width: number of latents; of a repository, as its folder is called ("16k" is 16,384).
-        l0: the L0 that it claims.
-        problem: why its file cannot be read; None where it can, or where it was not looked at.
+        path: the path of its folder, for `sae.load(where, path)`; "" for the root.
+        format: the format's name in the registry.
+        site: the input site; None where it is unknown.
+        site_out: the output site.
+        width: Z, the number of latents; in a repository by the name of its folder ("16k" is 16,384).
+        l0: the L0 that its file claims.
+        problem: the reason why its file cannot be read; None where it can, or was not read.
+
+    Example:
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> published = sae.releases("saes")[0]
+        >>> published.path, published.site, published.width
+        ('layer_1', 'layer_1/resid_post', 64)
     """
 
     path: str
@@ -46,6 +55,7 @@ class Published:
     def __repr__(self) -> str:
         parts = [self.format]
         if self.site is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             out = "" if self.site == self.site_out else f" to {showing.joined(self.site_out)}"
             parts.append(f"{showing.joined(self.site)}{out}")
         if self.width is not None:
@@ -61,22 +71,27 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
     """Lists the autoencoders of a folder, or of a repository of the hub.
 
     Args:
-        where: a folder, or `owner/name`; a folder here of that name goes first.
-        revision: of a repository.
+        where: a folder, or `owner/name`; a local folder of that name goes first.
+        revision: a branch, a tag or a commit of a repository.
 
     Returns:
-        Them by path, numbers in the order of their values. One whose file is damaged is listed with its problem.
+        The autoencoders in the order of their paths, in which numbers have the order of their values. One with a
+        damaged file is listed with its problem.
 
     Raises:
-        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` raises it.
+        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` does.
 
     Example:
-        >>> sae.releases("runs/scope/saes")
-        >>> sae.releases("google/gemma-scope-2b-pt-res")
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> sae.releases("saes")
+        (Published(layer_1: gemma_scope, layer_1/resid_post, 64 latents, L0 ...),)
+        >>> published = sae.releases("google/gemma-scope-2b-pt-res")  # doctest: +SKIP
     """
     here = local_path(where)
     if isinstance(where, str) and hub.is_id(where) and not here.exists():
-        listed = [_named(where, file) for file in hub.listing(where, revision) if _format(file) is not None]
+        files = hub.listing(where, revision)
+        records = _records(where, revision) if RECORD in files else {}
+        listed = [_named(where, file, records) for file in files if _format(file) is not None]
     elif not here.is_dir():
         raise ValueError(f"{where} is no folder, and no repository of the hub")
     else:
@@ -90,7 +105,7 @@ def _number(part: str) -> tuple[int, int, str]:
 
 
 def _format(file: str) -> str | None:
-    """The name of the format whose main file this is, or of the several that call theirs so; None where none does."""
+    """Returns the names of the formats with this main file, joined by "or"; None for no format."""
     import_all(__package__)
     name = file.rpartition("/")[2]
     return " or ".join(title for title, format in formats.items() if format.main == name) or None
@@ -107,16 +122,39 @@ def _outlined(root: Path, folder: Path) -> Published:
     return Published(path, names[0], site, site_out, one.width, claimed_l0(one))
 
 
-def _named(repository: str, file: str) -> Published:
-    """What the names of a repository and of a folder in it say."""
+def _records(repository: str, revision: str | None) -> dict[str, Any]:
+    """Returns the descriptions of autoencoders, by path, in the record of a release of this library."""
+    facts = configs.read(hub.fetch_file(repository, RECORD, revision)) or {}
+    return facts["autoencoders"] if isinstance(facts.get("autoencoders"), dict) else {}
+
+
+def _recorded(folder: str, about: Any) -> Published | None:
+    """Returns the autoencoder that a record describes; None for a missing description, or one of another form."""
+    if not isinstance(about, dict):
+        return None
+    into, out = (tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out")))
+    texts = [
+        about.get("format"),
+        *(one for site in (into, out) for one in (site if isinstance(site, tuple) else [site])),
+    ]
+    width, l0 = about.get("width"), about.get("l0_target", about.get("l0"))
+    numbers = type(width) is int and (l0 is None or type(l0) in (int, float))
+    if not numbers or not all(isinstance(text, str) for text in texts):
+        return None
+    return Published(folder, about["format"], into, out, width, l0)
+
+
+def _named(repository: str, file: str, records: Mapping[str, Any]) -> Published:
+    """Returns the autoencoder that the record of a release describes, or else the names of repository and folder."""
     folder = file.rpartition("/")[0]
+    if (recorded := _recorded(folder, records.get(folder))) is not None:
+        return recorded
     info: Info | None = gemma_scope_paths.info_of(Path("/", repository.rpartition("/")[2], folder))
-    width = _WIDTH.search(folder)
     return Published(
         folder,
         _format(file) or "",
         None if info is None else info.site,
         None if info is None else info.site_out,
-        None if width is None else int(width[1]) * _THOUSANDS[width[2].lower() if width[2] else None],
+        width_of_folder(folder),
         l0_of_folder(folder),
     )

@@ -166,6 +166,7 @@ def estimate(
                 raise
             refused = f"and XLA says: {str(error).splitlines()[0][:300]}"
             continue
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries = max(temporaries, compiled.memory_analysis().temp_size_in_bytes)
         flops += _flops(shape, compiled)
     tokens, row, peak = first.steps * first.batch_size, 4 * sum(dims.values()), devices.peak_flops(device)
@@ -272,6 +273,7 @@ def check_mesh(runs: Sequence[Run], mesh: Mesh) -> None:
 
 
 def _flops(shape: programs.Shape, compiled: jax.stages.Compiled) -> float:
+    # pyrefly: ignore[unsupported-operation]  not None here
     counted = compiled.cost_analysis()["flops"]
     # A loop's body is counted once.
     return counted * (shape.stacked if shape.together == "scanned" and shape.stacked else 1)

@@ -74,6 +74,7 @@ class Identity:
                 f"{folder} holds the checkpoint of an older version, which does not say whether a store or a stream "
                 f"was read, and in which order. {_REFUSED}"
             )
+        # pyrefly: ignore[bad-argument-type]  not None here
         before = Identity(recorded.get("runs"), recorded.get("store"), recorded["source"], recorded.get("format", 1))
         old, new = (of.store.get("format") if isinstance(of.store, dict) else None for of in (before, self))
         if old != new:

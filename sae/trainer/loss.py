@@ -70,7 +70,8 @@ def loss_of(
         for error in errors:
             contracts.check_scalar(parts.objective, "errors", error)
         added = architecture.auxiliary(params, encoded, x, y, kept, now.dead)
-    total, penalty = sum(errors) / len(errors), None
+    total: Any = sum(errors) / len(errors)
+    penalty: Any = None
     for term, state in zip(parts.sparsity, terms, strict=True):
         value = term.penalty(encoded, state, now, sizes)
         contracts.check_scalar(term, "penalty", value)

@@ -51,6 +51,7 @@ class Session:
         reports: Sequence[Report],
         progress: Progress,
     ):
+        # pyrefly: ignore[bad-argument-type]  a list, from `runs_of`
         _check(runs, source, mesh)
         check_reports(reports)
         self.runs, self.history = list(runs), []
@@ -167,6 +168,7 @@ class Session:
         if self._checkpoints is not None and (stop or ended or self._checkpoints.due(self._steps_made)):
             self._save()  # before reports are told, so that a report that fails loses nothing
         if records:
+            # pyrefly: ignore[unbound-name]  set before it is read
             self._told.record(records, rates, ended)
             messages = complaints_of(self.runs, self.history, self._steps_made, rates, self._speed)
             warn(self.runs, messages, self._warned, stacklevel=6)
@@ -174,6 +176,7 @@ class Session:
 
     def _save(self) -> None:
         now = dataclasses.replace(self._saved, history=list(self.history), passes=tuple(self._batches.passes))
+        # pyrefly: ignore[missing-attribute]  not None here
         self._checkpoints.save(self._steps_made, self._sweep.states(), now)
 
     def finish(self) -> None:
@@ -189,6 +192,7 @@ class Session:
         """
         steps = self.runs[0].steps
         if self._preemption.signal is not None:
+            # pyrefly: ignore[missing-attribute]  not None here
             name, folder, count = self._preemption.signal.name, self._checkpoints.folder, self._steps_made
             when = f"after step {count} of {steps}; saved in {folder}" if count else "before the first step"
             raise Preempted(f"asked to stop by {name} {when}", self._preemption.signal)

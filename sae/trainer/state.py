@@ -120,7 +120,7 @@ def shardings(state: State, architecture: Architecture, sizes: Sizes, mesh: Mesh
       sizes: of the run.
       mesh: with the axes `data` and `latent`.
     """
-    kind = type(state.params)
+    kind: Any = type(state.params)
 
     def place(leaf, name: str = "") -> NamedSharding:
         return NamedSharding(mesh, architecture.spec(name, leaf.shape, sizes))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ class Sweep:
                 )
             )
 
-    def update(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def update(self, batch: Mapping[str, Any]) -> jax.Array:
         """Updates every run with a batch of the store.
 
         Args:
@@ -109,6 +109,7 @@ class Sweep:
             group.state, finished = step(group.state, values, group.units, group.parts)
             if self._in_order:
                 finished.block_until_ready()
+        # pyrefly: ignore[unbound-name]  set before it is read
         return finished
 
     def states(self) -> list[State]:

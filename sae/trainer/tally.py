@@ -47,10 +47,18 @@ class Tally(NamedTuple):
         """Returns sums over no batch, for parameters and measures of these names."""
         zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
         return cls(
-            *(zeros(()) for _ in range(5)),
-            *(zeros(len(QUANTILES)), zeros(()), zeros(A), zeros(()), zeros(Z)),
-            {name: zeros(()) for name, value in params._asdict().items() if value is not None},
-            {name: zeros(()) for name in measures},
+            batches=zeros(()),
+            loss=zeros(()),
+            reconstruction=zeros(()),
+            penalty=zeros(()),
+            l0=zeros(()),
+            l0_quantiles=zeros(len(QUANTILES)),
+            coefficient=zeros(()),
+            total=zeros(A),
+            squares=zeros(()),
+            fired=zeros(Z),
+            gradients={name: zeros(()) for name, value in params._asdict().items() if value is not None},
+            measures={name: zeros(()) for name in measures},
         )
 
     def add(self, loss: jax.Array, values: Values, y: jax.Array, grads: NamedTuple, coefficient: jax.Array) -> "Tally":

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae.files import check_folder, local_path
 from sae.runs import Run
@@ -56,7 +56,9 @@ class TensorBoard(Report):
         """
         if self._given is not None and len(self._given) != len(runs):
             raise ValueError(f"TensorBoard has {len(self._given)} names for {len(runs)} runs: give one for each")
+        # pyrefly: ignore[bad-assignment]  empty before the first
         self._runs = tuple(runs)
+        # pyrefly: ignore[bad-assignment]  not None here
         self._names = run_names(runs) if self._given is None else list(self._given)
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
@@ -116,12 +118,13 @@ class WeightsAndBiases(Report):
             import wandb
         except ImportError:
             raise ValueError("wandb is not installed: pip install wandb (the extra `wandb`)") from None
-        self._run, self._names = wandb.init(**arguments), None
+        self._run: Any = wandb.init(**arguments)
+        self._names: list[str] | None = None
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Names the runs, and sends their fields."""
-        self._names = run_names(runs)
-        self._run.config.update({name: hyperparameters(run) for name, run in zip(self._names, runs, strict=True)})
+        self._names = names = run_names(runs)
+        self._run.config.update({name: hyperparameters(run) for name, run in zip(names, runs, strict=True)})
 
     def record(self, records: Sequence[dict], rates: Rates) -> None:
         speed = {f"speed/{name}": value for name, value in dataclasses.asdict(rates).items() if value is not None}

@@ -128,6 +128,8 @@ def test_terms_objective_and_finish_are_chosen_by_their_names(runs_of):
             ["--autoencoder=relu"],
             "--autoencoder=relu has no gradient of the L0, through which the term controlled acts",
         ),
+        (["--autoencoder=relu", "--l0_targets=5"], "give --sparsity=controlled_l1, say"),  # `l1` has no target
+        (["--autoencoder=gated", "--coefficients=0.5"], "give --sparsity=l1, say"),
         # Of a part that the run does not have.
         (
             ["--k=5"],

@@ -377,7 +377,7 @@ def test_a_model_of_another_configuration_is_refused(tiny):
         (lambda a: {"threshold": a.threshold.at[7].set(-1.0)}, "threshold must be at least 0, got 1 below it"),
         (
             lambda a: {name: jnp.stack([x, x]) for name, x in vars(a).items() if hasattr(x, "dtype")},
-            "an autoencoder's W_enc has 2 axes, got 3: of stacked ones, each goes by itself",
+            "an autoencoder's W_enc has 2 axes, got 3: give stacked autoencoders one at a time",
         ),
     ],
 )

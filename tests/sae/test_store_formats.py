@@ -80,7 +80,7 @@ def test_an_old_store_has_the_rows_and_the_rule_that_it_was_written_with(tiny, s
 def test_an_old_store_is_not_written_to(tiny, store, text):
     before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
     number = store.manifest.format
-    with pytest.raises(ValueError, match=f"is of store format {number}, which this version reads and no longer writes"):
+    with pytest.raises(ValueError, match=f"has store format {number}, which this version reads and no longer writes"):
         sae.harvest(tiny, text, [SITE], store.path, dtype="bfloat16", counted=RULE, shuffle_rows=6 * 8)
     assert before == {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
 

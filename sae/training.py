@@ -58,9 +58,10 @@ def train(
         folded to raw activations, in the order of the runs; latents that are split over the mesh stay split; `largest`
         has the largest activation of each latent over batches after the last step (`sae.finish`). The history is a list
         of dicts: for each run one at the first step, at every `log_every`th and at the last, with means over the
-        batches since the record before:
+        batches since the record before; in a run that ends before or soon after its warm-up, the last is over the last
+        tenth of its steps:
 
-        - `run` (its index), `site`, `l0_target`, `step`, `tokens`;
+        - `run` (its index), `site`, `l0_target`, `step`, `tokens`, and `batches`, how many the means are over;
         - `loss`, its parts `reconstruction` and `penalty`, in scaled units, and `coefficient`, lambda; `fvu`;
         - `l0`, `l0_quantiles` over tokens (5%, 25%, 50%, 75%, 95%), `dead`: the number of latents that were silent for
           the last `dead_tokens` tokens (as many as the run says, or half of what the run has seen), and `density`: the

@@ -186,7 +186,7 @@ def test_the_result_is_a_pair_a_line_and_a_table(trained, store):
     result = trained["off"][0]
     autoencoders, history = result
     assert autoencoders is result.autoencoders and repr(result) == f"Result(2 autoencoders, {len(history)} records)"
-    with pytest.raises(ValueError, match="2 were trained"):
+    with pytest.raises(ValueError, match="2 autoencoders were trained"):
         _ = result.autoencoder
     over, *lines = result.table().splitlines()
     # Records stand at steps 1, 6, 11 and 12.

@@ -66,6 +66,7 @@ def fingerprint(params: Any, config: Any = None) -> str:
         ValueError: for a configuration with values of other kinds, and within `jax.jit`, where values are not concrete.
 
     Example:
+        >>> from mishax_lite.hashing import fingerprint
         >>> fingerprint({"w": jnp.ones(3)}, {"heads": 4}) == fingerprint({"w": jnp.ones(3)}, {"heads": 2})
         False
     """

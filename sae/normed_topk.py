@@ -43,7 +43,7 @@ class NormedTopK(Released):
         >>> eye = jnp.eye(3)
         >>> normed = sae.NormedTopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1)
         >>> x = jnp.float32([1, 2, 6])
-        >>> normed.encode(x).round(3).tolist(), normed(x).round(3).tolist()
+        >>> normed.encode(x).round().tolist(), normed(x).round().tolist()
         ([0.0, 0.0, 3.0], [3.0, 3.0, 6.0])
     """
 

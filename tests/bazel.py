@@ -26,7 +26,7 @@ DATA = {
     "tests/sae/test_from_others": '["sae/FROM_TRANSFORMERLENS_AND_SAELENS.md"]',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
     "tests/test_locks": '["Makefile", "setup.py"] + glob(["requirements*.lock", "tests/peers/*.lock"])',
-    "tests/test_makefile": '["Makefile"]',
+    "tests/test_makefile": '["Makefile"] + glob(["tests/peers/*.py"])',
     "tests/test_peers_table": '["tests/peers/README.md"] + glob(["tests/peers/results/*.json"])',
     "tests/test_readme": 'glob(["*.md", "*/*.md", "sae/*/*.md", "experiments/notebooks/*.ipynb"])',
     "tests/test_structure": '["BUILD", "MODULE.bazel", "requirements.lock", "setup.py"]',

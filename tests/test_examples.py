@@ -24,17 +24,6 @@ NAMES = [
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 ]
-# Names that have no example, or none that runs with the names below, yet. It may only shrink.
-STILL_WITHOUT = {
-    *("mishax_lite.BranchValue", "mishax_lite.Edits", "mishax_lite.Finding", "mishax_lite.LoopValue"),
-    *("mishax_lite.Patch", "mishax_lite.PatchError", "mishax_lite.Report", "mishax_lite.Rewrite", "mishax_lite.Site"),
-    *("mishax_lite.UntestedVersionWarning", "mishax_lite.capture", "mishax_lite.gradients", "mishax_lite.modules"),
-    "mishax_lite.scope",
-    *("gemma.Cache", "gemma.Config", "gemma.Forward", "gemma.Generation", "gemma.Model", "gemma.Transformer"),
-    *("gemma.config", "gemma.empty_cache", "gemma.load", "gemma.save"),
-    *("sae.Estimate", "sae.Metrics", "sae.Nearest", "sae.Preempted", "sae.TrainingWarning", "sae.WeightsAndBiases"),
-    *("sae.TensorBoard", "sae.as_table", "sae.evaluate", "sae.explore", "sae.fingerprint"),
-}
 SITE = "layer_1/resid_post"
 
 
@@ -71,11 +60,7 @@ def has_example(name):
     return any(not example.options.get(doctest.SKIP) for example in examples)
 
 
-# Strict: a name whose example runs has to leave STILL_WITHOUT.
-WITHOUT = pytest.mark.xfail(reason="its example is not written against these names yet", strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=WITHOUT if name in STILL_WITHOUT else ()) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::sae.TrainingWarning")  # a few steps are no run
 def test_a_public_name_has_an_example_that_gives_what_it_says(name, names, tmp_path, monkeypatch):
     assert has_example(name), f"{name} has no example"

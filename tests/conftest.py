@@ -22,12 +22,14 @@ TESTS = Path(__file__).parent
 # Where arrays of different dtypes and ranks meet only by what the code says: files, or folders, that have been gone
 # through. A test elsewhere may still leave it to JAX.
 EXPLICIT = (
+    "gemma/test_edits.py",
     "gemma/test_readout.py",
     "mishax_lite/test_casting.py",
     "sae/test_cross_layer.py",
     "sae/test_interventions.py",
     "sae/test_released.py",
     "sae/test_transcoder_sets.py",
+    "sae/trainer/test_objective.py",
     "test_shapes.py",
 )
 

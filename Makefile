@@ -5,9 +5,13 @@
 # make test-slow  the tests that take long: whole launches, large texts, whole runs of training
 # make test-killed  harvests and training in processes that are killed again and again, and in several; minutes
 # make fuzz   hooks on thousands of random programs and nestings of transformations; an hour (FUZZ_SEEDS=0:500: a part)
-# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, orbax-checkpoint, pytest
+# make test-gpu  the tests marked gpu, on a GPU; GPU_PYTHON has jax[cuda12] or jax[cuda13], flax, jaxtyping,
+#                orbax-checkpoint, pytest
 # make lint   ruff's lint and format checks
+# make types  the type checker over the packages and the launches
 # make build-files  rewrite BUILD, for Bazel, from the tree and its imports: after a Python file is added or removed
+# make mutation  a sample of 300 small faults put into the library, one at a time, to see whether tests notice; an hour
+# make docs   a browsable reference in runs/docs, from docstrings and READMEs; it fails on a link that leads nowhere
 # make notebooks  rewrite the notebooks in experiments/notebooks from the Python files beside them
 # make lock   rewrite requirements.lock from setup.py's ranges: the newest versions for Python 3.11
 #
@@ -17,8 +21,11 @@
 # make test-tpu     gemma compiled ahead of time for TPUs, no TPU needed; x86-64 Linux alone (.venv-tpu, with libtpu)
 # make test-peers-transformers  transformers and PEFT: they load what gemma.save writes, and the other way round
 #                   (.venv-peers); make test-peers is the same
+# make test-peers-saelens, -sparsify, -dictionary-learning, -circuit-tracer, -saebench  programs that have files of
+#                   autoencoders load ours, and the other way round (.venv-peers-NAME); make test-peers-files: all of them
 # make locks        rewrite all locks from setup.py's ranges
 # make lock-peers   rewrite requirements-peers.lock and requirements-peers-cuda.lock alone
+# make lock-peers-saelens, ...  rewrite tests/peers/saelens.lock, ... alone
 VENV := .venv
 MODEL ?= gemma2-tiny
 # The shipped model has runs/scope, another one a folder of its own.
@@ -46,7 +53,7 @@ LOCK := $(if $(filter 11,$(MINOR)),requirements.lock,requirements-newest.lock)
 STAMP := $(VENV)/.stamp-3.$(MINOR)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env scope test test-slow test-killed fuzz test-gpu lint format build-files notebooks lock
+.PHONY: env scope test test-slow test-killed fuzz test-gpu lint types format build-files notebooks docs lock
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -88,6 +95,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+types: $(STAMP)
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
+
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -97,6 +107,9 @@ build-files: $(STAMP)
 
 notebooks: $(STAMP)
 	$(VENV)/bin/python -m experiments.notebooks.convert
+
+docs: $(STAMP)
+	$(VENV)/bin/python -m tests.reference.build runs/docs
 
 UV = $(VENV)/bin/uv pip compile --universal --generate-hashes --no-header --no-annotate --upgrade --no-python-downloads
 # One version of each package for all Pythons: the newest that Python 3.11 can take.
@@ -112,16 +125,16 @@ lock: $(STAMP)
 # The oldest versions have no wheels for Python 3.13 and later, the newest none for 3.11: the first of these that fits.
 PYTHONS_OLDEST ?= $(PYTHON) python3.11 python3.12
 PYTHONS_NEWEST ?= python3.13 python3.12 $(PYTHON)
-.PHONY: test-newest test-oldest test-bare test-tpu locks
+.PHONY: test-newest test-oldest test-bare test-tpu mutation locks
 
 .venv-newest/.stamp: find = $(call find_python,minor >= 12,$(PYTHONS_NEWEST))
 .venv-newest/.stamp: missing = none of $(PYTHONS_NEWEST) is Python 3.12 or later; name one: PYTHONS_NEWEST=python3.13
 .venv-oldest/.stamp: find = $(call find_python,10 < minor < 13,$(PYTHONS_OLDEST))
 .venv-oldest/.stamp: missing = none of $(PYTHONS_OLDEST) is Python 3.11 or 3.12; name one: PYTHONS_OLDEST=python3.12
-.venv-bare/.stamp .venv-tpu/.stamp: find = echo $(INTERPRETER)
-.venv-bare/.stamp .venv-tpu/.stamp: missing = $(PYTHON) is not a Python 3.11 or newer; name one: PYTHON=python3.12
+.venv-bare/.stamp .venv-tpu/.stamp .venv-mutation/.stamp: find = echo $(INTERPRETER)
+.venv-bare/.stamp .venv-tpu/.stamp .venv-mutation/.stamp: missing = $(PYTHON) is not a Python 3.11 or newer; name one: PYTHON=python3.12
 
-$(patsubst %,.venv-%/.stamp,newest oldest bare tpu): .venv-%/.stamp: requirements-%.lock
+$(patsubst %,.venv-%/.stamp,newest oldest bare tpu mutation): .venv-%/.stamp: requirements-%.lock
 	@interpreter=$$($(find)); \
 	test -n "$$interpreter" || { echo "make: $(missing)" >&2; exit 1; }; \
 	echo "$$interpreter -m venv --clear .venv-$*"; \
@@ -144,11 +157,16 @@ test-bare: .venv-bare/.stamp
 test-tpu: .venv-tpu/.stamp
 	.venv-tpu/bin/python -m pytest tests/gemma/test_tpu.py tests/sae/trainer/test_tpu.py $(PYTEST_FLAGS)
 
+# Which functions a test enters is seen by Python's monitoring, which 3.12 and later have.
+mutation: .venv-newest/.stamp .venv-mutation/.stamp
+	.venv-newest/bin/python -m tests.mutation.run --mutmut=.venv-mutation/bin/python $(MUTATION_FLAGS)
+
 locks: lock lock-peers
 	$(UV) setup.py --extra test --python-version 3.12 -o requirements-newest.lock
 	$(UV) setup.py --extra test --python-version 3.11 --resolution lowest-direct -o requirements-oldest.lock
 	$(call bounds,jax|pytest) | $(UV_3_11) - -o requirements-bare.lock
 	$(call bounds,pytest(-xdist)?) | $(UV_3_11) setup.py - --extra tpu --extra launch --constraint requirements.lock -o requirements-tpu.lock
+	echo mutmut==3.8.1 | $(UV_3_11) - -o requirements-mutation.lock
 	@echo "TESTED in mishax_lite/_versions.py has to name these versions of JAX:"
 	@grep -h '^jax==' requirements-oldest.lock requirements.lock requirements-newest.lock
 
@@ -190,3 +208,42 @@ lock-peers: $(STAMP)
 	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} cuda' requirements-peers.lock > requirements-peers-cuda.lock
 	awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton)/} !cuda' requirements-peers.lock > requirements-peers.lock.new
 	mv requirements-peers.lock.new requirements-peers.lock
+
+# Programs that have files of autoencoders, each in an environment of its own (.venv-peers-NAME), since their requirements
+# exclude one another; see tests/peers/README.md. CI runs none of these.
+FILE_PEERS := saelens sparsify dictionary-learning circuit-tracer saebench
+peer-saelens := sae-lens==6.54.12
+peer-sparsify := eai-sparsify==1.3.3
+peer-dictionary-learning := dictionary-learning==0.1.0
+peer-circuit-tracer := circuit-tracer==0.5.0
+peer-saebench := sae-bench==0.6.0
+PEER_PIP = $(@D)/bin/python $(PIP_INSTALL) --require-hashes --no-deps
+# $(call entries,cuda) and $(call entries,!cuda): of a lock, the entries that go with CUDA's build of torch, and the others.
+entries = awk '/^[a-z]/ {cuda = /^(nvidia-|cuda-|triton|torchvision)/} $(1)'
+.PHONY: test-peers-files $(patsubst %,test-peers-%,$(FILE_PEERS)) $(patsubst %,lock-peers-%,$(FILE_PEERS))
+
+$(patsubst %,.venv-peers-%/.stamp,$(FILE_PEERS)): .venv-peers-%/.stamp: tests/peers/%.lock
+	$(INTERPRETER) -m venv --clear $(@D)
+	echo '$(TORCH_CPU)' > $(@D)/torch-cpu.txt
+	$(call entries,cuda) $< > $(@D)/cuda.txt
+	$(call entries,!cuda) $< > $(@D)/others.txt
+	$(PEER_PIP) -r $(@D)/torch-cpu.txt 2>/dev/null || echo "no CPU build of torch where pip looks: CUDA's follows"
+	$(PEER_PIP) -r $(@D)/others.txt
+	$(@D)/bin/python -c 'import torch' 2>/dev/null || $(PEER_PIP) -r $(@D)/cuda.txt
+	$(@D)/bin/python -c 'import torch'
+	@touch $@
+
+test-peers-files: $(patsubst %,test-peers-%,$(FILE_PEERS))
+
+# Nothing is fetched: what a peer would take from the hub is not needed. One thread, since the sizes are tiny: with two, on
+# cores that others use, they wait for each other, and what takes seconds takes minutes.
+$(patsubst %,test-peers-%,$(FILE_PEERS)): test-peers-%: $(STAMP) .venv-peers-%/.stamp
+	rm -rf $(PEERS_DIR)-$*
+	mkdir -p $(PEERS_DIR)-$*
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.peers.$(subst -,_,$*)_ours write $(PEERS_DIR)-$*
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 OMP_NUM_THREADS=1 .venv-peers-$*/bin/python tests/peers/$(subst -,_,$*)_theirs.py $(PEERS_DIR)-$*
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.peers.$(subst -,_,$*)_ours read $(PEERS_DIR)-$*
+
+$(patsubst %,lock-peers-%,$(FILE_PEERS)): lock-peers-%: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet uv
+	printf '%s\n' $(TORCH) '$(peer-$*)' | $(UV_3_11) - --quiet -o tests/peers/$*.lock

@@ -55,6 +55,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.15",
         "jax>=0.8.2",
+        "jaxtyping>=0.3.2",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.28",
@@ -90,8 +91,10 @@ setup(
             "gguf>=0.17",
             "huggingface_hub>=0.30",
             "moto[server]>=5.1",  # an S3 server on loopback
+            "pdoc>=16.0",  # the reference of `make docs`
             "penzai>=0.2.5",
             "pyarrow>=18",
+            "pyrefly==1.5.0",  # another version finds other things
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",

@@ -1,7 +1,7 @@
 """The launches: flags over library calls. `python -m experiments.NAME` in a checkout, `mishax-NAME` where installed.
 
-A wheel has them as `mishax_experiments`, so their modules import each other relatively; the folders in here, benchmarks
-and what made the shipped model, are of a checkout alone and no part of it.
+A wheel has them as `mishax_experiments`, so their modules import each other relatively. A checkout alone has the
+folders: the benchmarks, the notebooks, and what made the shipped model.
 """
 
 from . import stopping

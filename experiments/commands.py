@@ -1,4 +1,5 @@
-"""Console commands of the installed package: `mishax-scope` is what `python -m experiments.scope` is in a checkout."""
+"""Console commands of the installed package: `mishax-scope` does what `python -m experiments.scope` does in a
+checkout."""
 
 import importlib
 import sys
@@ -7,15 +8,15 @@ from pathlib import Path
 from .stopping import COMMAND
 
 LAUNCHES = ("convert", "evaluate", "explore", "generate", "harvest", "inspect_store", "release", "scope", "train")
-# By import name, the packages that launches need and the library does not.
+# Packages that launches need and the library does not, by their import names.
 PACKAGES = {"absl": "absl-py", "jinja2": "jinja2", "matplotlib": "matplotlib", "tensorboardX": "tensorboardX"}
 
 
 def main() -> None:
-    """Runs the launch whose command the program is called by."""
+    """Runs the launch whose name the command has."""
     name = Path(sys.argv[0]).stem.removeprefix(COMMAND).replace("-", "_")
     if name not in LAUNCHES:
-        sys.exit(f"error: no launch {name!r}: there are {', '.join(LAUNCHES)}")
+        sys.exit(f"error: no launch is called {name!r}: the launches are {', '.join(LAUNCHES)}")
     try:
         from . import running
 

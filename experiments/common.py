@@ -1,5 +1,5 @@
 """What all launches share: flags, progress bars, the cache of compiled programs, the text with its held-out part, and
-where autoencoders are. How a launch begins and ends is in `running.py`."""
+where autoencoders are. `running.py` has the beginning and the end of a launch."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,8 +30,8 @@ T = TypeVar("T")
 SHIPPED_TEXT = Path(gemma.__file__).parent / "tiny"
 
 
-class progress(Bar):  # called like a function
-    """A progress bar over some items; words go to standard output, beside what else a launch says."""
+class progress(Bar):  # named like a function, since it is used as one
+    """A progress bar over some items. Its words go to standard output, with the rest of what a launch says."""
 
     def __iter__(self) -> Iterator:
         for item in super().__iter__():
@@ -54,8 +54,8 @@ DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ("float32", "bfloat16", "float16"),
-    "Dtype of the model's parameters and activations; float16 is for Gemma 2. Default: that of the autoencoders or the "
-    "store in use, and else float32. The rows on the disk have --store_dtype.",
+    "Dtype of the model's parameters and activations; float16 is for Gemma 2. Default: the dtype of the autoencoders "
+    "or the store in use, else float32. The rows on the disk have --store_dtype.",
 )
 CORPUS = flags.DEFINE_string(
     "corpus",
@@ -76,18 +76,18 @@ PACKED = flags.DEFINE_bool(
     "goes across the documents of a sequence.",
 )
 ONLY_MODEL_TURNS = flags.DEFINE_bool(
-    "only_model_turns", False, "Of chats, harvest what the model says and nothing else of the template."
+    "only_model_turns", False, "Harvest of chats what the model says, and nothing else of the template."
 )
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a sequence, BOS included.", lower_bound=3)
 MAX_SEQUENCES = flags.DEFINE_integer(
     "max_sequences",
     0,
-    "Harvest no more than this many sequences of the corpus, taken at random; 0 for all, which is the default but for "
-    "the whole way in one command, which says what it takes.",
+    "Harvest at most this many sequences of the corpus, taken at random; 0 for all, which is the default. The whole "
+    "way in one command has another default, which it says.",
     lower_bound=0,
 )
 EVAL_SEQUENCES = flags.DEFINE_integer(
-    "eval_sequences", 128, "Sequences of held-out text for figures and pages, taken at random.", lower_bound=1
+    "eval_sequences", 128, "Sequences of held-out text for metrics and pages, taken at random.", lower_bound=1
 )
 COMPILATION_CACHE = flags.DEFINE_bool(
     "compilation_cache",
@@ -100,25 +100,31 @@ EXPANDED_CACHE = flags.DEFINE_bool(
     "Keep the numbers of a GGUF model, expanded, in the user's cache folder, for the next launch.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of every random choice.", lower_bound=0)
-# By these a model is loaded, and a text is read and cut.
+# The flags that say how a model is loaded, and how a text is read and cut.
 OF_MODELS, OF_TEXTS = ("model", "expanded_cache"), ("corpus", "held_out", "packed", "only_model_turns", "length")
 OF_TEXTS += ("max_sequences", "eval_sequences", "skip_bad", "text_dir")
 helping.seldom("compilation_cache", "expanded_cache")
-# What --help lists, of launches that adopt these flags.
+# What --help lists, in launches that adopt these flags.
 flags.adopt_module_key_flags(reading)
 
 
 def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
-    """This package's folder in the user's cache: `$XDG_CACHE_HOME/mishax-lite`, or `~/.cache/mishax-lite`."""
+    """Returns this package's folder in the user's cache: `$XDG_CACHE_HOME/mishax-lite`, or `~/.cache/mishax-lite`."""
     home = environment.get("XDG_CACHE_HOME")
-    # The XDG specification has relative paths be ignored.
+    # The XDG specification says to ignore relative paths.
     root = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
     return root / "mishax-lite"
 
 
 def load_model(recorded: Iterable[str] = ()) -> gemma.Model:
-    """The model that `--model` names. Without --dtype it is in the dtype that a store or autoencoders have recorded,
-    where all of them agree. A GGUF file's numbers are expanded once, as `--expanded_cache` says."""
+    """Returns the model that `--model` names.
+
+    Without --dtype it has the dtype that a store or autoencoders record, where all of them agree. A GGUF file's numbers
+    are expanded once, as `--expanded_cache` says.
+
+    Args:
+      recorded: the dtypes on record.
+    """
     dtypes = set(recorded)
     dtype = DTYPE.value or (dtypes.pop() if len(dtypes) == 1 else "float32")
     folder = user_cache() / "expanded" if EXPANDED_CACHE.value else None
@@ -131,7 +137,7 @@ def load_model(recorded: Iterable[str] = ()) -> gemma.Model:
 
 
 def compilation_cache_folder(device: jax.Device, environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where compiled programs for a kind of device are kept, in a folder of its own for each version of the compiler:
+    """Returns where compiled programs for a kind of device are kept, in a folder for each version of the compiler:
     `$XDG_CACHE_HOME/mishax-lite/compiled/jaxlib-0.10.2-NVIDIA_H100_80GB_HBM3`; None for CPUs.
 
     On some hosts with AVX-512, JAX rejects on reading what it has written for the CPU, with a long error message for
@@ -145,14 +151,16 @@ def compilation_cache_folder(device: jax.Device, environment: Mapping[str, str] 
 
 
 def keep_compiled_programs() -> Path | None:
-    """Turns on JAX's persistent compilation cache as `--compilation_cache` says; before the first compilation.
+    """Turns on JAX's persistent compilation cache, as `--compilation_cache` says. Call it before the first compilation.
 
     A folder that the user has named (JAX_COMPILATION_CACHE_DIR) stays as it is.
 
     Returns:
       The folder, or None where nothing is kept.
     """
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     if jax.config.jax_compilation_cache_dir is not None:
+        # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
         return Path(jax.config.jax_compilation_cache_dir)
     folder = compilation_cache_folder(jax.local_devices()[0]) if COMPILATION_CACHE.value else None
     if folder is None:
@@ -170,7 +178,7 @@ def check_texts() -> None:
     """Raises ValueError for flags about text that contradict one another."""
     if CORPUS.value and HELD_OUT.value and local_path(CORPUS.value).absolute() == local_path(HELD_OUT.value).absolute():
         raise ValueError(
-            f"--held_out and --corpus are both {CORPUS.value}: held-out text is none that is trained on. Without "
+            f"--held_out and --corpus are both {CORPUS.value}: held-out text must not be trained on. Without "
             "--held_out, a tenth of the corpus is held out"
         )
 
@@ -182,13 +190,13 @@ def texts(
     folder: Path = Path("runs/text"),
     say: Callable[[str], object] = print,
 ) -> tuple[Sequences, Sequences]:
-    """The sequences to harvest and those to evaluate on, as the flags say; no document is in both.
+    """Returns the sequences to harvest and those to evaluate on, as the flags say. No document is in both.
 
     Args:
       model: with its tokenizer.
-      most: sequences to harvest; by default what `--max_sequences` says.
+      most: the most sequences to harvest; by default what `--max_sequences` says.
       folder: where a large text is kept as tokens, unless `--text_dir` names another.
-      say: told, a line at a time, what is left out, duplicates, and how many sequences are taken of how many.
+      say: called with a line at a time: what is left out, duplicates, and how many sequences are taken of how many.
     """
     corpus = _corpus(model, say=say)
     train, held_out = (_cut(model, corpus, part, folder, say) for part in ("harvested", "held out"))
@@ -206,11 +214,12 @@ def held_out_text(
     folder: Path = Path("runs/text"),
     say: Callable[[str], object] = print,
 ) -> Sequences:
-    """The sequences to evaluate on, as the flags say; the others are not cut.
+    """Returns the sequences to evaluate on, as the flags say, and cuts no others.
 
     Args:
-      at_hand: whether the flags name the text that was harvested. If not, what is in --held_out is taken as it is.
-      folder, say: as for `texts`.
+      at_hand: whether the flags name the text that was harvested. If not, the text of --held_out is taken as it is.
+      folder: as for `texts`.
+      say: as for `texts`.
     """
     corpus = _corpus(model, at_hand, say=say)
     return _some(_cut(model, corpus, "held out", folder, say), EVAL_SEQUENCES.value, "--eval_sequences", say)
@@ -226,16 +235,16 @@ def _corpus(model: sae.LanguageModel, at_hand: bool = True, *, say: Callable[[st
 
 
 def corpus_path() -> str | Path:
-    """Where the text to harvest is."""
+    """Returns where the text to harvest is."""
     return CORPUS.value or SHIPPED_TEXT / "text.jsonl"
 
 
 def held_out_path() -> str | Path | None:
-    """Where the held-out documents are; None where they are a share of the corpus."""
+    """Returns where the held-out documents are; None where they are a share of the corpus."""
     return HELD_OUT.value or (None if CORPUS.value else SHIPPED_TEXT / "held_out.jsonl")
 
 
-def _cut(model: sae.LanguageModel, corpus: Corpus, part: str, folder: Path, say: Callable[[str], object]) -> Sequences:
+def _cut(model: sae.LanguageModel, corpus: Corpus, part: Any, folder: Path, say: Callable[[str], object]) -> Sequences:
     form = reading.form(LENGTH.value, PACKED.value, ONLY_MODEL_TURNS.value, folder)
     named = None if corpus.path is None else CORPUS.value or SHIPPED
     names = {"corpus": named, "held_out": HELD_OUT.value, "model": MODEL.value}
@@ -243,7 +252,7 @@ def _cut(model: sae.LanguageModel, corpus: Corpus, part: str, folder: Path, say:
 
 
 def _some(sequences: Sequences, most: int, flag: str, say: Callable[[str], object]) -> Sequences:
-    """At most so many, taken at random; 0 for all."""
+    """Returns at most so many sequences, taken at random; 0 for all."""
     taken = preparing.some(sequences, most, SEED.value)
     if len(taken) < len(sequences):
         say(f"{most:,} of {len(sequences):,} sequences are taken, at random ({flag})")

@@ -1,10 +1,10 @@
-"""Writes an autoencoder in another format; no model is needed.
+"""Writes an autoencoder in another format. It needs no model.
 
 python -m experiments.convert google/gemma-scope-2b-pt-res runs/res_20 --format=saelens \\
     --path=layer_20/width_16k/average_l0_71
 
-FROM is a folder, a file in it, or a repository of the Hugging Face hub; TO is a folder that holds no autoencoder. What
-the format has no place for is refused, with the formats that have.
+FROM is a folder, a file in it, or a repository of the Hugging Face hub; TO is a folder without an autoencoder. What the
+format has no place for is refused, and the error names the formats that have.
 """
 
 from absl import flags
@@ -19,7 +19,7 @@ ARGUMENTS = ("FROM", "TO")
 FORMAT = flags.DEFINE_string(
     "format", None, "Format to write, such as gemma_scope, gemma_scope_2, saelens, sparsify or mishax_lite. Needed."
 )
-PATH = flags.DEFINE_string("path", None, "Folder or file within FROM, where that is a repository or a copy of one.")
+PATH = flags.DEFINE_string("path", None, "Folder or file within FROM, where FROM is a repository or a copy of one.")
 REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit of a repository. Default: its main branch.")
 
 
@@ -30,10 +30,10 @@ def check_flags() -> None:
 
 
 def main(source: str, target: str) -> None:
-    """Reads one and writes the other.
+    """Reads the autoencoder, and writes it.
 
     Raises:
-        ValueError: for a target that has an autoencoder, and as `sae.load` and `sae.save` do.
+        ValueError: for a target with an autoencoder, and as `sae.load` and `sae.save` do.
     """
     folder = local_path(target)
     if kept := [name for name in main_files() if (folder / name).exists()]:

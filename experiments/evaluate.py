@@ -2,7 +2,7 @@
 
     python -m experiments.evaluate --saes_dir=runs/saes
 
-Model, text, length and which tokens count are those of the training, as far as the autoencoders record them;
+Model, text, length and the rule of which tokens count are those of training, as far as the autoencoders record them.
 --held_out=FILE measures on another text.
 """
 
@@ -26,6 +26,7 @@ from . import autoencoders, common, recorded, running
 from .train import SAES_DIR
 
 REFUSED = ("max_sequences",)
+RECORDED = recorded.FLAGS  # flags whose defaults are what the autoencoders record
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("saes_dir")
@@ -39,7 +40,7 @@ def check_flags() -> None:
 
 
 def evaluate(model: sae.LanguageModel, folders: Sequence[Path], sequences: Sequences) -> list[sae.Metrics]:
-    """The metrics of the autoencoders in some folders (`sae.evaluation.kept`), of those at `--site` too."""
+    """Returns the metrics of the autoencoders in some folders (`sae.evaluation.kept`), also of those at `--site`."""
     return kept.evaluate_folders(
         folders,
         model,
@@ -52,17 +53,17 @@ def evaluate(model: sae.LanguageModel, folders: Sequence[Path], sequences: Seque
 
 
 def target(folder: Path) -> str:
-    """The L0 that the autoencoder in a folder aimed at, from its record, or else its folder's name."""
+    """Returns the L0 that the autoencoder in a folder aimed at, from its record or else from the folder's name."""
     return kept.target(outline(folder).info, folder.name)
 
 
 def table(rows: list[tuple[Path, sae.Metrics]]) -> str:
-    """The figures as text, a line for each autoencoder."""
+    """Returns the metrics as text, a line for each autoencoder."""
     return tables.table([m for _, m in rows], [target(folder) for folder, _ in rows])
 
 
 def heading(model: sae.LanguageModel, metrics: list[sae.Metrics], about: About) -> str:
-    """Over which tokens the figures are."""
+    """Returns in a line the tokens that the metrics are over."""
     tokens = showing.count(metrics[0].tokens, "token")
     return f"{titled(model)}, on {tokens} of {about.text}; left out: {about.omissions}"
 

@@ -1,8 +1,8 @@
-"""Builds the feature pages of autoencoders: static files, to be opened in a browser.
+"""Builds the feature pages of autoencoders: static files for a browser.
 
     python -m experiments.explore --saes_dir=runs/saes --pages_dir=runs/pages
 
-Model, text, length and which tokens count are those of the training, as for `experiments.evaluate`.
+Model, text, length and the rule of which tokens count are those of training, as for `experiments.evaluate`.
 """
 
 import functools
@@ -23,9 +23,10 @@ from .train import SAES_DIR
 
 PAGES_DIR = flags.DEFINE_string("pages_dir", "runs/pages", "Folder for the pages.")
 EXPLAINER = flags.DEFINE_string(
-    "explainer", None, f"What puts each latent into words: {', '.join(explainers.names())}. By default nothing does."
+    "explainer", None, f"What puts each latent into words: {', '.join(explainers.names())}. Default: nothing."
 )
 REFUSED = ("max_sequences",)
+RECORDED = recorded.FLAGS  # flags whose defaults are what the autoencoders record
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.declare_key_flag("saes_dir")
@@ -48,15 +49,22 @@ def explore(
     at_hand: bool = True,
     explainer: str | None = None,
 ) -> Path:
-    """Writes the pages of the autoencoders in `folders`, those that exist already excepted. Returns the first.
+    """Writes the pages of autoencoders, except pages that exist already, and returns the path of the first page.
 
-    `at_hand` is as for `recorded.about`, `explainer` as for `sae.explore`.
+    Args:
+        model: the autoencoders' model.
+        saes_dir: the folder of all autoencoders.
+        folders: those whose pages are written.
+        held_out: the text.
+        pages_dir: where the pages go.
+        at_hand: as for `recorded.about`.
+        explainer: as for `sae.explore`.
     """
     outline = functools.partial(autoencoders.outline, model=model)
     of = kept.subject(model, held_out)
     entries = [
         building.Entry(
-            # An autoencoder that is the folder itself gets a folder of its own, since the first page is in this one.
+            # An autoencoder in `saes_dir` itself gets a folder below the pages', which has the first page.
             place=folder.relative_to(saes_dir) if folder != saes_dir else Path(folder.resolve().name),
             metrics=metrics,
             target=target(folder),
@@ -67,8 +75,8 @@ def explore(
         for folder, metrics in zip(folders, evaluate(model, folders, held_out), strict=True)
     ]
     about = recorded.about(folders, model, held_out, at_hand)
-    said = explainers.explainer_of(explainer)
-    return building.build(entries, model, held_out, pages_dir, about, explainer=said, progress=common.progress)
+    words = explainers.explainer_of(explainer)
+    return building.build(entries, model, held_out, pages_dir, about, explainer=words, progress=common.progress)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Continues prompts, as the model does by itself and, with --sae, with one latent's direction added.
+"""Continues prompts, as the model does by itself and, with --sae, with a latent's direction added.
 
 python -m experiments.generate --prompt="The sea" --prompt="The king" --temperature=0.8 --seed=1
 python -m experiments.generate --prompt="The sea" --sae=runs/scope/saes/… --latent=17 --strength=3max
@@ -21,9 +21,9 @@ from . import autoencoders, common, running
 PROMPTS = flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens that are added.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.", lower_bound=0.0)
-TOP_K = flags.DEFINE_integer("top_k", None, "Only so many of the most likely tokens.", lower_bound=1)
-TOP_P = flags.DEFINE_float("top_p", None, "Only the fewest that have this probability together.")
-SAE = flags.DEFINE_string("sae", None, "An autoencoder's folder: its latent's direction is added at its site.")
+TOP_K = flags.DEFINE_integer("top_k", None, "Draw from this many of the most likely tokens.", lower_bound=1)
+TOP_P = flags.DEFINE_float("top_p", None, "Draw from the fewest tokens that have this probability together.")
+SAE = flags.DEFINE_string("sae", None, "An autoencoder's folder: a latent's direction is added at its site.")
 LATENT = flags.DEFINE_integer("latent", None, "The latent to steer with.", lower_bound=0)
 STRENGTH = flags.DEFINE_string(
     "strength",
@@ -41,17 +41,17 @@ flags.declare_key_flag("expanded_cache")
 
 
 def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path) -> float:
-    """Returns a strength in raw units: of a number itself, of `3max` three times the latent's largest activation.
+    """Returns a strength in raw units: a number itself; for `3max`, three times the latent's largest activation.
 
     Args:
-        text: as the flag has it.
-        autoencoder: with a record of its largest activations where the strength is a multiple of one.
-        latent: its number, below the autoencoder's width.
-        folder: where the autoencoder is, for errors.
+        text: the value of the flag.
+        autoencoder: with a record of its largest activations, where the strength is a multiple of one.
+        latent: the number of the latent.
+        folder: of the autoencoder, for errors.
 
     Raises:
-        ValueError: for anything else, a number that is not finite, an autoencoder without the record, or a latent that
-            fired on none of its tokens.
+        ValueError: for another text, a number that is not finite, an autoencoder without the record, or a latent that
+            fired on none of the record's tokens.
     """
     amount = parse_strength(text, "--strength takes")
     if not isinstance(amount, OfMax):
@@ -59,28 +59,31 @@ def strength_of(text: str, autoencoder: sae.JumpReLU, latent: int, folder: Path)
     record = autoencoder.largest
     if record is None:
         raise ValueError(
-            f"{folder} has no record of its latents' largest activations, which --strength={text} is a multiple of. "
+            f"{folder} has no record of its latents' largest activations, which --strength={text} multiplies. "
             f"`python -m experiments.evaluate --model={common.MODEL.value} --saes_dir={folder}` records them; or give "
             "a number in raw units"
         )
     if not record.values[latent]:
         raise ValueError(
             f"latent {latent} of {folder} fired on none of the {record.tokens:,} tokens of its record, so "
-            f"--strength={text} is nothing: give a number in raw units, or another latent"
+            f"--strength={text} is 0: give a number in raw units, or another latent"
         )
     return amount.of(autoencoder, latent)
 
 
 def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str | None) -> tuple[str, Edits]:
-    """What is added, in words, and the edits that add `strength` times a latent's decoder row.
+    """Returns in words what is added, and the edits that add `strength` times a latent's decoder row.
 
     Raises:
-      ValueError: for an autoencoder of another model, one that does not say its site, a latent that it has not, or a
-        strength that `strength_of` refuses.
+      ValueError: for an autoencoder of another model or without a site, a latent that it lacks, or a strength that
+        `strength_of` refuses.
     """
     autoencoder = autoencoders.load(folder, model)
+    # pyrefly: ignore[bad-argument-type]  not None here
     library.check_steers(autoencoder, model, latent, str(folder), "--latent")
-    strength_of(strength, autoencoder, latent, folder)  # its errors know of flags
+    # pyrefly: ignore[bad-argument-type]  checked above
+    strength_of(strength, autoencoder, latent, folder)  # its errors name flags
+    # pyrefly: ignore[bad-argument-type]  not None here
     steered = library.steering(autoencoder, model, latent, strength, name=str(folder))
     return steered.title, steered.edits
 
@@ -88,11 +91,11 @@ def steering(model: gemma.Model, folder: Path, latent: int | None, strength: str
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or are out of their range."""
     if not PROMPTS.value:
-        raise ValueError("give something to continue: --prompt='…', once or several times")
+        raise ValueError("a prompt is missing: give --prompt='…', once or several times")
     if SAE.value is None and (LATENT.value is not None or STRENGTH.value is not None):
         raise ValueError("--latent and --strength go with --sae")
     if SAE.value is None and flags.FLAGS["site"].present:
-        raise ValueError("--site is of an autoencoder: it goes with --sae")
+        raise ValueError("--site is for an autoencoder: it goes with --sae")
     if SAE.value is not None and (LATENT.value is None or STRENGTH.value is None):
         raise ValueError("--sae goes with --latent and --strength")
     if STRENGTH.value is not None:
@@ -102,7 +105,7 @@ def check_flags() -> None:
     if TOP_P.value is not None and not 0 < TOP_P.value <= 1:
         raise ValueError(f"--top_p must be above 0 and at most 1, got {TOP_P.value:g}")
     if TEMPERATURE.value == 0 and (TOP_K.value is not None or TOP_P.value is not None):
-        raise ValueError("--top_k and --top_p choose what is drawn from: they go with a --temperature above 0")
+        raise ValueError("--top_k and --top_p say what to draw from: they go with a --temperature above 0")
     if TEMPERATURE.value == 0:
         running.refuse(["seed"], "nothing is drawn at --temperature=0")
 
@@ -117,6 +120,7 @@ def main():
     for title, edits in runs.items():
         texts = gemma.generate(
             model,
+            # pyrefly: ignore[bad-argument-type]  not None here
             PROMPTS.value,
             max_new_tokens=MAX_NEW_TOKENS.value,
             temperature=TEMPERATURE.value,
@@ -127,6 +131,7 @@ def main():
         )
         if title:
             print(f"\n{title}:")
+        # pyrefly: ignore[missing-attribute,bad-argument-type]  without `stream` it is a Generation
         for prompt, text in zip(PROMPTS.value, texts.texts or map(str, texts.tokens.tolist()), strict=True):
             print(f"{prompt}|{text}")
 

@@ -1,4 +1,4 @@
-"""Runs a model over text and stores activations.
+"""Runs a model over text and stores its activations.
 
 python -m experiments.harvest --sites=layer_3/resid_post,layer_3/mlp_out --store_dir=runs/store
 """
@@ -38,15 +38,15 @@ STORE_DTYPE = flags.DEFINE_enum(
     "loses nothing, and else float32.",
 )
 SHUFFLE_ROWS = flags.DEFINE_integer(
-    "shuffle_rows", SHUFFLED, "Rows of a segment, which are shuffled together, as far as memory allows.", lower_bound=1
+    "shuffle_rows", SHUFFLED, "Rows of a segment, which are shuffled together, as many as memory allows.", lower_bound=1
 )
 SHUFFLE_BYTES = flags.DEFINE_integer(
-    "shuffle_bytes", BYTES, "Memory for the rows of the segments that are filled and written.", lower_bound=1
+    "shuffle_bytes", BYTES, "Bytes of memory for the rows of the segments that are filled and written.", lower_bound=1
 )
 SINK_FACTOR = flags.DEFINE_float(
     "sink_factor",
     None,
-    "Leave out attention sinks: tokens whose norm in the residual stream is over this multiple of the median.",
+    "Leave out attention sinks: tokens whose norm in the residual stream is above this multiple of the median.",
     lower_bound=1.0,
 )
 WORKER = flags.DEFINE_string(
@@ -67,22 +67,22 @@ flags.adopt_module_key_flags(common)
 
 def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, are out of their range, or have no effect."""
-    running.refuse(REFUSED, "a harvest takes no figures")
+    running.refuse(REFUSED, "a harvest measures nothing")
     check_harvest()
 
 
 def check_harvest() -> None:
-    """As `check_flags`, of the flags that describe a harvest."""
+    """Raises ValueError as `check_flags` does, for the flags that describe a harvest alone."""
     common.check_texts()
     if common.ONLY_MODEL_TURNS.value and not common.CORPUS.value:
-        raise ValueError("--only_model_turns is of chats, and the shipped text has none: name chats by --corpus")
+        raise ValueError("--only_model_turns is for chats, and the shipped text has none: name chats with --corpus")
     _worker()
     if SINK_FACTOR.value is not None and not SINK_FACTOR.value > 1:
         raise ValueError(f"--sink_factor is a multiple of the median norm, more than 1; got {SINK_FACTOR.value:g}")
 
 
 def _worker() -> tuple[int, int]:
-    """(index, count), from `--worker`."""
+    """Returns (index, count) from `--worker`."""
     index, _, count = WORKER.value.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--worker is an index from 0 on and a count, such as 0/4 to 3/4; got {WORKER.value!r}")
@@ -90,13 +90,13 @@ def _worker() -> tuple[int, int]:
 
 
 def sites(model: sae.LanguageModel) -> list[str]:
-    """The sites that the flag names, or Gemma Scope's three of the middle layer."""
+    """Returns the sites that the flag names, or Gemma Scope's three of the middle layer."""
     middle = (1 + max(site.layer for site in model.sites.values() if site.layer is not None)) // 2
     return matching(model, SITES.value or [f"layer_{middle}/{kind}" for kind in ("attn_z", "mlp_out", "resid_post")])
 
 
 def harvest(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Path | Place) -> sae.ActivationStore:
-    """The harvest that the flags describe; what is there already is kept."""
+    """Runs the harvest that the flags describe, and keeps what a former call has harvested."""
     return sae.harvest(
         model,
         sequences,
@@ -110,7 +110,7 @@ def harvest(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Pat
 
 
 def check(model: sae.LanguageModel, sequences: Sequences, store_dir: str | Path | Place) -> None:
-    """Raises ValueError unless the flags describe the harvest that a store is of."""
+    """Raises ValueError for a store that another harvest than that of the flags has made."""
     manifests.check(place(store_dir), plan(model, sequences, sites(model), **_arguments(model)))
 
 
@@ -125,20 +125,20 @@ def _arguments(model: sae.LanguageModel) -> dict:
 
 
 def counted(model: sae.LanguageModel) -> sae.Counted | None:
-    """Returns the rule with the sinks that the flag asks for; None, the harvest's own, without it."""
+    """Returns the rule with the sinks of the flag; None, which means the harvest's rule, without the flag."""
     if SINK_FACTOR.value is None:
         return None
     return sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(SINK_FACTOR.value))
 
 
 def omissions(store: sae.ActivationStore) -> str:
-    """Returns in words what of the text has no row in a store."""
+    """Returns in words which tokens of the text have no row in a store."""
     origin = store.manifest.origin
     return store.manifest.counted.omissions(origin is not None and origin.only_model_turns)
 
 
 def describe(store: sae.ActivationStore) -> str:
-    """What there is, in a line or two."""
+    """Returns a store in words, in a line or two."""
     text = f"{store.rows:,} tokens at {', '.join(store.sites)}"
     if store.manifest.activation_dtype != "float32":
         text += f" of a model in {store.manifest.activation_dtype}"
@@ -150,7 +150,7 @@ def describe(store: sae.ActivationStore) -> str:
         if (lost := store.rounding(site)) > 0.01:
             text += (
                 f"; WARNING: {store.manifest.dtype} has lost {lost:.1%} of the variance of {site}, where some "
-                "dimension is far larger than the others: bfloat16 loses nothing to speak of"
+                "dimension is far larger than the others: bfloat16 loses next to nothing"
             )
     if len(store.segments) < store.manifest.segments:
         text += f"; {len(store.segments)} of {store.manifest.segments} segments, the other workers' are missing"

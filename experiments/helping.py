@@ -1,7 +1,6 @@
-"""What `--help` and `--helpfull` print: the flags that are set often, and all that have an effect.
+"""What `--help` and `--helpfull` print: the flags that are set often, or all that have an effect.
 
-It knows nothing of any flag by itself: the modules that define flags say which are set seldom, and which have more to
-say in full.
+It knows no flag by itself: the modules that define flags say which are set seldom, and which have a text of their own.
 """
 
 import sys
@@ -13,12 +12,12 @@ from absl import flags
 _seldom: set[str] = set()
 _sections: dict[str, tuple[Callable[[], str], Callable[[], Collection[str]]]] = {}
 WIDTH = 100
-# What absl puts after the meaning of flags that may be given several times.
+# What absl adds to the meaning of flags that may be given several times.
 _ADDITIONS = (";\n    repeat this option to specify a list of values",)
 
 
 def seldom(*names: str) -> None:
-    """Has `--help` leave flags out; `--helpfull` lists them.
+    """Leaves flags out of `--help`; `--helpfull` lists them.
 
     Args:
       *names: of flags.
@@ -27,12 +26,12 @@ def seldom(*names: str) -> None:
 
 
 def section(name: str, text: Callable[[], str], covered: Callable[[], Collection[str]]) -> None:
-    """Adds a text to the `--helpfull` of every launch that has a flag.
+    """Adds a text to the `--helpfull` of every launch with a flag.
 
     Args:
-      name: of the flag.
-      text: makes the text when it is printed.
-      covered: returns the names of flags that the text tells of, so that the list does not.
+      name: the name of the flag.
+      text: returns the text, when it is printed.
+      covered: returns the names of flags that the text explains, and that the list therefore leaves out.
     """
     _sections[name] = text, covered
 
@@ -41,26 +40,29 @@ def listed(names: Iterable[str], refused: Collection[str], full: bool) -> list[s
     """Returns the names of the flags that a help lists, in order.
 
     Args:
-      names: of the launch's flags.
-      refused: of flags that the launch refuses.
-      full: whether it lists those that are set seldom, too.
+      names: the names of the launch's flags.
+      refused: the names of flags that the launch refuses.
+      full: whether it also lists flags that are set seldom.
     """
     return sorted({name for name in names if name not in refused and (full or name not in _seldom)})
 
 
-def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool) -> str:
-    """Returns a help.
+def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool, recorded: Collection[str] = ()) -> str:
+    """Returns the help of a launch.
 
     Args:
-      doc: what the launch is for.
-      names, refused, full: as for `listed`.
+      doc: what the launch does.
+      names: as for `listed`.
+      refused: as for `listed`.
+      full: as for `listed`.
+      recorded: the names of flags whose defaults are what the autoencoders record.
     """
     names = set(names)
     sections = [_sections[name] for name in sorted(names & set(_sections))] if full else []
     covered = {name for _, several in sections for name in several()}
     lines = [doc.strip(), "", "flags:"]
     for name in listed(names - covered, refused, full):
-        lines += _entry(flags.FLAGS[name])
+        lines += _entry(flags.FLAGS[name], name in recorded)
     if not full:
         return "\n".join([*lines, "", "--helpfull lists all flags."])
     for section, _ in sections:
@@ -68,21 +70,25 @@ def text(doc: str, names: Iterable[str], refused: Collection[str], full: bool) -
     return "\n".join(lines)
 
 
-def _entry(flag: flags.Flag) -> list[str]:
-    """A flag in lines: its name, its meaning, and its default where the meaning has none."""
+def _entry(flag: flags.Flag, recorded: bool) -> list[str]:
+    """Returns a flag in lines: its name, its meaning, and its default where the meaning has none."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     words = flag.help
     for addition in _ADDITIONS:
         words = words.removesuffix(addition)
-    meaning = f"{name}: {words}"  # where values are few, absl has put them before the meaning
+    meaning = f"{name}: {words}"  # where values are few, absl puts them before the meaning
     if flag.default is not None and "efault" not in words:
+        # pyrefly: ignore[missing-attribute]  not None here
         default = flag.default_as_str.strip("'")
         meaning += f" Default: {default}."
+    if recorded:
+        meaning, _, default = meaning.partition(" Default: ")
+        meaning += f" Default: the record's{f'; without one, {default}' if default else '.'}"
     return textwrap.wrap(meaning, WIDTH, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
 
 
 class _HelpFlag(flags.BooleanFlag):
-    """Prints a help and ends the process with status 0, where absl's own ends it with 1."""
+    """Prints a help and ends the process with status 0; absl's own flag ends it with 1."""
 
     def __init__(self, name: str, short_name: str | None, show: Callable[[], str]):
         super().__init__(name, False, "Show help.", short_name=short_name, allow_override=True)
@@ -95,10 +101,10 @@ class _HelpFlag(flags.BooleanFlag):
 
 
 def define(show: Callable[[bool], str]) -> None:
-    """Puts flags in the place of absl's `--help`, `-?`, `--helpshort` and `--helpfull`.
+    """Replaces absl's flags `--help`, `-?`, `--helpshort` and `--helpfull`.
 
     Args:
-      show: makes the help, given whether it is the full one.
+      show: takes whether the help is the full one, and returns it.
     """
     for name, short_name, full in (("help", "?", False), ("helpshort", None, False), ("helpfull", None, True)):
         flags.DEFINE_flag(_HelpFlag(name, short_name, lambda full=full: show(full)), module_name="absl.app")

@@ -1,4 +1,4 @@
-"""What is in an activation store, and whether it is damaged.
+"""Says what is in an activation store, and whether it is damaged.
 
 python -m experiments.inspect_store --store_dir=runs/store --verify
 
@@ -33,7 +33,7 @@ def check_flags() -> None:
     """Raises ValueError for flags that contradict one another, or have no effect."""
     if not REPAIR.value:
         names = (name for module in (common, harvest) for name in _flags_of(module) if name != "store_dir")
-        running.refuse(names, "it is of a harvest, and without --repair there is none")
+        running.refuse(names, "it is for a harvest, and without --repair nothing is harvested")
     harvest.check_flags()
 
 
@@ -42,13 +42,14 @@ def _flags_of(module) -> list[str]:
 
 
 def contents(store: sae.ActivationStore) -> str:
-    """The store in words."""
+    """Returns the store in words."""
     m = store.manifest
     extent = f"{len(store.segments)} of {m.segments} segments"
     sources = len({source for _, source in store.documents})
     lines = [
         f"{store.path}: {store.rows:,} tokens in {extent}, {m.dtype}, {m.units} units",
         f"model {m.model} in {m.activation_dtype} ({'fingerprint' if m.former is None else 'parameters'} "
+        # pyrefly: ignore[unsupported-operation]  not None here
         f"{(m.model_fingerprint or m.former['model_sha256'])[:12]}), "
         f"tokenizer {m.tokenizer_sha256[:12]}",
         f"text {m.corpus_sha256[:12]}: {m.sequences:,} sequences of {m.length} tokens, "
@@ -63,11 +64,11 @@ def contents(store: sae.ActivationStore) -> str:
         mean = store.mean(site)
         rms = np.sqrt(store.mean_squared_norm(site))
         share = np.square(mean).max() / max(np.square(mean).sum(), 1e-30)
-        at = int(np.argmax(np.abs(mean)))
+        index = int(np.argmax(np.abs(mean)))
         row = store.codec.row_bytes(store.width(site))
         lines.append(
             f"{site:24}{store.width(site):7}{rms:11.4g}{store.median_norm(site):11.4g}{np.linalg.norm(mean):11.4g}"
-            f"{f'{share:.0%} (number {at})':>22}{_share(store.rounding(site)):>10}{store.rows * row:16,}"
+            f"{f'{share:.0%} (number {index})':>22}{_share(store.rounding(site)):>10}{store.rows * row:16,}"
         )
     lines.append("norms and means in raw units; rounding: the share of the variance that the store's dtype has lost")
     return "\n".join(lines)
@@ -78,7 +79,7 @@ def _share(value: float) -> str:
 
 
 def differing(store: sae.ActivationStore) -> str:
-    """Segments whose statistics are far from the others', in words; empty where there are none."""
+    """Returns in words the segments whose statistics are far from the others'; empty where none is."""
     lines = []
     for site in store.sites:
         medians = np.asarray([store.facts(i)["sites"][site]["median_norm"] for i, rows in store.segments if rows])
@@ -97,7 +98,7 @@ def main():
     check = VERIFY.value or REPAIR.value
     damage = verifying.damaged(where, common.progress) if check else {}
     documents = verifying.documents(where) if check else None
-    # A store may be too damaged to open, or have lost all its segments, as is said below.
+    # A store may be too damaged to open, or have lost all its segments, which the lines below say.
     problems = damage or documents or (REPAIR.value and not manifests.committed(where))
     with contextlib.suppress(OSError, ValueError) if problems else contextlib.nullcontext():
         store = sae.ActivationStore.open(where, growing=True)
@@ -124,7 +125,7 @@ def main():
         return
     model = common.load_model([manifest.activation_dtype])
     text = common.texts(model)[0]
-    harvest.check(model, text, where)  # before anything is taken out
+    harvest.check(model, text, where)  # before anything is deleted
     verifying.discard(where, damage)
     store = harvest.harvest(model, text, where)
     rest = verifying.damaged(store, common.progress)
@@ -132,7 +133,7 @@ def main():
 
 
 def _damaged(damage: dict[int, list[str]], documents: str | None) -> str:
-    """In words: how many segments, and documents.json."""
+    """Returns in words how many segments are damaged, and whether documents.json is."""
     count = f"{len(damage)} segment{'s' if len(damage) > 1 else ''}"
     names = [*([count] if damage else []), *(["documents.json"] if documents else [])]
     return f"{' and '.join(names)} {'is' if len(damage) + bool(documents) == 1 else 'are'} damaged"

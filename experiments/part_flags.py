@@ -1,8 +1,8 @@
-"""Flags of a run: of the kinds of its parts, and of the fields of each.
+"""Flags of a run: for the kinds of its parts, and for the fields of each.
 
     --autoencoder=topk --sparsity=quadratic,frequency --beta2=0.99 --optimizer.beta2=0.99 --quadratic.coefficient=1e-3
 
-Their names are those that `sae.Run.replace` takes. The kinds are those that `sae` registers: a kind that a user has
+Their names are the ones that `sae.Run.replace` takes. The kinds are the registered ones: a kind that a user has
 registered before the command line is read has flags like the others.
 """
 
@@ -26,16 +26,16 @@ from sae.recipes import PENALTIES
 
 from . import helping
 
-# Fields that other flags set, or what is trained on.
+# Fields that other flags set, or that what is trained on decides.
 _ELSEWHERE = ("site", "width", "steps", "seed", "data_seed")
-# Fields with a run for each value, and the short names of their flags.
+# Fields whose flags make a run for each value, and the short names of these flags.
 _LISTS = {"l0_target": "l0_targets", "learning_rate": "learning_rate"}
 _OFTEN = ("batch_size", "site_out", "autoencoder", "sparsity")
 FIELDS: dict[str, flags.FlagHolder] = {}
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Returns what the fields of a run, or of a kind of part, mean: from its docstring."""
+    """Returns {field: meaning} of a run or a kind of part, from its docstring."""
     lines = textwrap.dedent((kind.__doc__ or "\n").partition("\n")[2]).partition("Attributes:\n")[2].splitlines()
     end = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines))
     entries = re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", textwrap.dedent("\n".join(lines[:end])))
@@ -46,7 +46,7 @@ class _Parser(flags.ArgumentParser):
     """A value of one of several types: whole numbers, numbers, fractions, texts, and tuples of one of these.
 
     Attributes:
-      kinds: the types, to which kinds that register later may add.
+      kinds: the types; kinds of parts that register later may add some.
     """
 
     def __init__(self, kinds: Iterable[Any]):
@@ -77,12 +77,12 @@ def _value(word: str, kinds: set[Any], several: bool = False) -> Any:
 
 
 def types_of(annotation: Any) -> set[Any]:
-    """Returns the types of values that a field takes; None is no value of a flag."""
+    """Returns the types of the values that a field takes, but for None, which no flag can have."""
     return set(options(annotation)) - {types.NoneType}
 
 
 def _wanted() -> dict[str, tuple[set[Any], str]]:
-    """The types and the help of each flag, by its name."""
+    """Returns the types and the help of each flag, by its name."""
     wanted: dict[str, tuple[set[Any], str]] = {}
 
     def add(kind: type, field: dataclasses.Field, prefixes: Iterable[str]) -> None:
@@ -111,13 +111,13 @@ def _wanted() -> dict[str, tuple[set[Any], str]]:
 
 
 def define() -> list[str]:
-    """Defines the flags of the kinds that are registered by now, and returns the names of all.
+    """Defines the flags of the registered kinds, and returns the names of all.
 
-    A field whose name is another flag's already has the names with a dot alone.
+    A field with the name of another flag has only flags with a dot in their names.
     """
     about = {"module_name": f"{__package__}.train"}
     if "penalty" not in FIELDS:
-        text = "In the L0: short for --sparsity with the recipe's other terms. Default: the recipe's."
+        text = "The penalty in the L0: short for --sparsity with the recipe's other terms. Default: the recipe's."
         FIELDS["penalty"] = flags.DEFINE_enum("penalty", None, PENALTIES, text, **about)
     for name, (kinds, text) in _wanted().items():
         if name in FIELDS:
@@ -141,9 +141,9 @@ def covered() -> list[str]:
     return [name for name in FIELDS if name not in (*FAMILIES, "penalty")]
 
 
-def given() -> dict[str, Any]:
-    """Returns the values of the flags that were given, by the names that recipes and `sae.Run.replace` take; without
-    those that take a value for each run."""
+def flag_values() -> dict[str, Any]:
+    """Returns the values of the given flags, by the names that recipes and `sae.Run.replace` take. Flags with a value
+    for each run are not among them."""
     values = {name: flag.value for name, flag in FIELDS.items() if not _is_list(name)}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -153,13 +153,13 @@ def _is_list(name: str) -> bool:
 
 
 def values_of(field: str) -> tuple[str, list[str] | None]:
-    """Returns the name of the flag by which values of a field were given, one for each run, and these as words.
+    """Returns the flag that gives a field a value for each run, by its name, and its value: a list of words, or None.
 
     Args:
       field: `l0_target` or `learning_rate`.
 
     Raises:
-      ValueError: for two such flags.
+      ValueError: where two such flags are given.
     """
     names = [_LISTS[field], *(name for name in FIELDS if _is_list(name) and field_of(name) == field)]
     names = [name for name in names if flags.FLAGS[name].value is not None]
@@ -168,14 +168,14 @@ def values_of(field: str) -> tuple[str, list[str] | None]:
     return (names[0], flags.FLAGS[names[0]].value) if names else (_LISTS[field], None)
 
 
-def kinds_given() -> dict[str, list[type[Part]]]:
-    """Returns the kinds of parts that flags name, by the names of the run's fields.
+def named_kinds() -> dict[str, list[type[Part]]]:
+    """Returns the kinds of parts that flags name, by the run's fields.
 
     Raises:
-      ValueError: for a kind that does not exist, and one that is named twice.
+      ValueError: for a kind that does not exist, and for a kind that is named twice.
     """
     kinds = {}
-    for place, value in given().items():
+    for place, value in flag_values().items():
         if place in FAMILIES:
             names = list(value) if place in SEVERAL else [value]
             if len(set(names)) < len(names):
@@ -187,32 +187,32 @@ def kinds_given() -> dict[str, list[type[Part]]]:
     return kinds
 
 
-def aim_given() -> str | None:
-    """Returns the name of the flag by which the L0 of an architecture that keeps k latents was given."""
-    aims = {kind.aim for kind in kinds_given().get("autoencoder", [])}
-    return next((name for name in given() if field_of(name) in aims), None)
+def aim_flag() -> str | None:
+    """Returns the name of the flag that gives the L0 of an architecture that keeps k latents; None without one."""
+    aims = {kind.aim for kind in named_kinds().get("autoencoder", [])}
+    return next((name for name in flag_values() if field_of(name) in aims), None)
 
 
 def wants_target() -> bool:
-    """Whether the parts that flags name aim at an L0 that flags do not give yet."""
-    kinds = kinds_given()
+    """Returns whether the parts that flags name aim at an L0 that no flag for k gives."""
+    kinds = named_kinds()
     if any(kind.aim for kind in kinds.get("autoencoder", [])):
-        return aim_given() is None
+        return aim_flag() is None
     return any(kind.aim for kind in kinds["sparsity"]) if "sparsity" in kinds else True
 
 
 def check(run: sae.Run, others: Mapping[str, str]) -> None:
-    """Checks that each flag of a field is of one part of the run, and given under one name.
+    """Checks that each flag of a field belongs to one part of the run, and is given under one name.
 
     Args:
-      run: of the recipe, with the parts that it has without flags.
-      others: names of fields that flags for several runs give, by the flag.
+      run: of the recipe, without the changes of flags.
+      others: {flag: field}, of flags with a value for each run.
 
     Raises:
-      ValueError: naming the flag, and which kinds have its field.
+      ValueError: for another flag. It names the flag, and the kinds that have its field.
     """
-    kinds_given()
-    values, before = given(), {place: getattr(run, place) for place in FAMILIES}
+    named_kinds()
+    values, before = flag_values(), {place: getattr(run, place) for place in FAMILIES}
     parts = before | {place: value for place, value in values.items() if place in FAMILIES}
     choose(parts, before, values)
     of_run = {field.name for field in dataclasses.fields(sae.Run)} | {"penalty"}
@@ -222,18 +222,19 @@ def check(run: sae.Run, others: Mapping[str, str]) -> None:
         if len(places) > 1:
             both = [f"--{part.kind}.{field}" for place in SEVERAL for part in parts[place]]
             both = "one of these parts alone" if _is_list(f".{field}") else _or([f for f in both if f[2:] in FIELDS])
-            raise ValueError(f"--{flag} is of several parts of the run: give {both}")
+            raise ValueError(f"--{flag} belongs to several parts of the run: give {both}")
         if not places and not comes_in(name, [place for place in values if place in FAMILIES]):
             kinds = _or([f"--{place}={kind.registry.name_of(kind)}" for place, kind in kinds_with(name)])
-            raise ValueError(f"--{flag} is of a part that the run does not have: it goes with {kinds}")
+            raise ValueError(f"--{flag} belongs to a part that the run does not have: it goes with {kinds}")
         if (other := seen.setdefault((*places, field), flag)) != flag:
             raise ValueError(f"--{other} and --{flag} are the same: give one of them")
     if not parts["autoencoder"].l0_gradient:
         for term in parts["sparsity"]:
             if term.reads_l0:
+                l1 = "controlled_l1" if "l0_target" in map(field_of, others.values()) else "l1"
                 raise ValueError(
                     f"--autoencoder={parts['autoencoder'].kind} has no gradient of the L0, through which the term "
-                    f"{term.kind} acts: give --sparsity=l1, say, or --sparsity= where k latents are kept"
+                    f"{term.kind} acts: give --sparsity={l1}, say, or --sparsity= where k latents are kept"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Runs in words: what `--helpfull` says of their parts, and how a recipe departs from the paper's constants."""
+"""Runs in words: what `--helpfull` says of their parts, and how a recipe differs from the paper's constants."""
 
 import dataclasses
 import textwrap
@@ -9,20 +9,20 @@ import sae
 from sae.families import FAMILIES
 
 from . import helping
-from .part_flags import FIELDS, kinds_given, meanings, types_of
+from .part_flags import FIELDS, meanings, named_kinds, types_of
 
 
 def about(recipe: str, run: sae.Run) -> str:
-    """Returns one line on how a recipe for short runs departs from the paper's constants; empty for the others.
+    """Returns a line on how a recipe for short runs differs from the paper's constants; empty for other recipes.
 
     Args:
-      recipe: its name.
-      run: of the recipe.
+      recipe: the name of the recipe.
+      run: a run of the recipe.
     """
     if recipe != "short_run":
         return ""
     fields, parts = run.fields(), ["the paper's loss, gradients, constraint and folding; but"]
-    if chosen := {place: fields[place] or "none" for place in kinds_given()}:
+    if chosen := {place: fields[place] or "none" for place in named_kinds()}:
         parts = [", ".join(f"{place} {kinds}" for place, kinds in chosen.items()) + ";"]
     if "log_threshold" in fields:
         theta = "log(theta)" if fields["log_threshold"] else "theta itself"
@@ -41,10 +41,10 @@ def about(recipe: str, run: sae.Run) -> str:
 
 
 def described(runs: Mapping[str, sae.Run]) -> str:
-    """Returns the run's fields and every kind of part in words: what fields mean, and what they are in the recipes.
+    """Returns the run's fields and every kind of part in words: the meaning of each field, and its values in recipes.
 
     Args:
-      runs: one of each recipe, by its name.
+      runs: a run of each recipe, by the recipe's name.
     """
     intro = (
         "parts of a run, and their fields with the values that the recipes give them. A field's name alone is short "
@@ -64,7 +64,7 @@ def described(runs: Mapping[str, sae.Run]) -> str:
 
 
 def _entries(kind: type, fields: Iterable[dataclasses.Field], prefix: str, records: Mapping[str, Any]) -> list[str]:
-    """The flags of fields in lines, with their values in the recipes."""
+    """Returns the flags of fields in lines, with their values in the recipes."""
     lines = []
     for field in fields:
         values = [f"{recipe} {_as_flag(getattr(record, field.name))}" for recipe, record in records.items()]
@@ -80,7 +80,7 @@ def _entries(kind: type, fields: Iterable[dataclasses.Field], prefix: str, recor
 
 
 def _as_flag(value: Any) -> str:
-    """A value as it stands after a flag's name."""
+    """Returns a value as it stands after a flag's name."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 

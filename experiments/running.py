@@ -1,6 +1,6 @@
-"""How a launch runs: its flags are checked before anything is loaded, and whatever ends it is said in one line.
+"""How a launch runs: it checks its flags before it loads anything, and says in one line whatever ends it.
 
-JAX and `sae` are the launches' own imports, which take seconds; nothing here needs them.
+Nothing here imports JAX or `sae`, which takes seconds; launches do that themselves.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ from absl import logging as absl_logging
 
 from . import helping, stopping, terminal
 
-# Of flags that are lists or texts, those for which nothing is a value: no text but BOS. Tuples may be empty, too.
+# Flags of lists or texts for which nothing is a value: no text but BOS. Tuples may be empty, too.
 MAY_BE_EMPTY = ("prompt",)
 _late: dict[str, Callable[[], Iterable[str]]] = {}
 
 
 def define_late(name: str, define: Callable[[], Iterable[str]]) -> None:
-    """Has flags defined once more before the command line is read, for what was registered after the launch's import.
+    """Defines flags once more before the command line is read, for kinds that are registered after the launch's import.
 
     Args:
-      name: of a flag: of the launches that have it.
-      define: defines the flags that do not exist yet, and returns the names of all.
+      name: of a flag; it happens in the launches that have it.
+      define: defines the flags that are missing, and returns the names of all.
     """
     _late[name] = define
 
 
 def define_registered(module: str) -> None:
-    """Defines what `define_late` has asked for, in a launch.
+    """Defines the flags of `define_late` in a launch.
 
     Args:
-      module: of the launch.
+      module: the launch's module.
     """
     names = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(module))}
     for define in [define for name, define in _late.items() if name in names]:
@@ -46,13 +46,14 @@ def define_registered(module: str) -> None:
 
 
 def run(main: Callable[..., None], check: Callable[[], None] | None = None, arguments: tuple[str, ...] = ()) -> None:
-    """Runs a launch: an error of the user's is one line and exit status 1; a flag out of range, exit status 2.
+    """Runs a launch. A user's error is one line and exit status 1; a flag out of its range, exit status 2.
 
     Args:
-      main: the launch.
-      check: raises ValueError for flags that contradict one another, from the flags alone. A launch that has it refuses
-        flags that its --helpfull does not list, too: another launch's are defined as well, and would do nothing.
-      arguments: what the arguments that are no flags are called; `main` is called with them.
+      main: the function that does the work.
+      check: raises ValueError for flags that contradict one another, from the flags alone. A launch with this function
+        also refuses flags that its --helpfull does not list: other launches' flags are defined too, and would do
+        nothing.
+      arguments: the names of the arguments that are no flags; `main` is called with them.
     """
     terminal.print_what_it_can()
     if main.__module__ != "__main__":
@@ -71,7 +72,7 @@ def run(main: Callable[..., None], check: Callable[[], None] | None = None, argu
             if check is not None:
                 check_names(main.__module__)
         except flags.Error as error:
-            # absl's message may go over several lines; the first has the flag, the last the bound.
+            # absl's message may have several lines; the first has the flag, the last the bound.
             print(f"error: {_without_python(' '.join(str(error).split()))} (--help lists the flags)", file=sys.stderr)
             sys.exit(2)
         return rest
@@ -94,17 +95,18 @@ def run(main: Callable[..., None], check: Callable[[], None] | None = None, argu
 
 
 def _help(main: Callable[[], None], full: bool) -> str:
-    """The help of a launch, whose module may name the flags that it refuses in `REFUSED`."""
+    """Returns the help of a launch. Its module may have `REFUSED`, the names of flags that it refuses, and `RECORDED`,
+    the names of flags whose defaults are what the autoencoders record."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(main.__module__))]
-    refused = getattr(sys.modules[main.__module__], "REFUSED", ())
-    return helping.text(sys.modules["__main__"].__doc__ or "", names, refused, full)
+    refused, recorded = (getattr(sys.modules[main.__module__], name, ()) for name in ("REFUSED", "RECORDED"))
+    return helping.text(sys.modules["__main__"].__doc__ or "", names, refused, full, recorded)
 
 
 _CONVERSIONS = {"invalid literal for int": "a whole number", "could not convert string to float": "a number"}
 
 
 def _without_python(problem: str) -> str:
-    """An error of a flag, where absl gives Python's own words, in those of the other flags.
+    """Returns an error of a flag in the words of the other flags, where absl gives Python's words.
 
     Example:
       >>> _without_python("flag --steps=abc: invalid literal for int() with base 10: 'abc'")
@@ -119,7 +121,7 @@ def _without_python(problem: str) -> str:
 
 
 def say_warnings(package: str) -> None:
-    """Has warnings of a package be one sentence on standard error; Python's form names a line of its code, too."""
+    """Prints warnings of a package as one sentence on standard error; Python's form names a line of code, too."""
     usual = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
@@ -132,26 +134,26 @@ def say_warnings(package: str) -> None:
 
 
 def _end(error: BaseException) -> None:
-    """Ends the process as the error wants it; raises it again if it is a fault of the program's."""
+    """Ends the process with the error's line and status. Raises an error again that is the program's fault."""
     number = stopping.received()
     if isinstance(error, getattr(sys.modules.get("sae"), "Preempted", ())):
         status = 128 + getattr(error, "signal", signal.SIGTERM)
         line = f"stopped: {error}; the same command goes on from there"
     elif isinstance(error, KeyboardInterrupt) or (number is not None and isinstance(error, Exception)):
-        # Also if the interrupt came out of somebody's callback as an error of another kind.
+        # Also where the interrupt came out of a callback as an error of another kind.
         number = signal.SIGINT if number is None else number
         status = 128 + number
         line = f"{stopping.words(number)}: what is finished is kept, and the same command goes on from there"
     elif isinstance(error, BrokenPipeError) and not _has_reader():
-        status, line = 128 + signal.SIGPIPE, None  # of `… | head`, which has what it wants
+        status, line = 128 + signal.SIGPIPE, None  # `… | head` has what it wants
     elif isinstance(error, (ValueError, OSError)):
         text, notes = str(error), " ".join(getattr(error, "__notes__", ()))
         if getattr(error, "errno", None) == errno.ENOSPC:
-            text = f"the disk is full ({error}); what is finished is kept, free some and run again to go on"
+            text = f"the disk is full ({error}); what is finished is kept: free some and run again to go on"
         status, line = 1, f"error: {' '.join(f'{text} {notes}'.split())}"
     else:
         raise error
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():  # its end tells the other processes
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():  # JAX's end tells the other processes
         stopping.ignore()
         print(line or "", file=sys.stderr)
         sys.exit(status)
@@ -159,22 +161,23 @@ def _end(error: BaseException) -> None:
 
 
 def _has_reader() -> bool:
-    """Whether somebody reads standard output."""
+    """Returns whether a process reads standard output."""
     import select  # Windows has no poll
 
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()
-    with contextlib.suppress(OSError, ValueError):  # no descriptor, or none any more
+    with contextlib.suppress(OSError, ValueError):  # without a descriptor, or with a closed one
         poll.register(sys.stdout.fileno(), 0)
         return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     return True
 
 
 def check_values() -> None:
-    """Raises flags.Error for a flag of ours that has no value or no number: bounds let NaN pass."""
+    """Raises flags.Error for a flag of this package with an empty value or no finite number: bounds let NaN pass."""
     for name in flags.FLAGS:
         flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name)
+        # pyrefly: ignore[missing-attribute]  not None here
         if not flag.present or module.startswith("absl."):
             continue
         values = list(flag.value) if isinstance(flag.value, (list, tuple)) else [flag.value]
@@ -187,21 +190,23 @@ def check_values() -> None:
 
 
 def check_names(module: str) -> None:
-    """Raises flags.Error for a flag that has no effect in a launch: those with one are in its --help."""
+    """Raises flags.Error for a flag that has no effect in a launch: flags with an effect are in its --help."""
     listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(_called(module))}
     for name in flags.FLAGS:
         defining = flags.FLAGS.find_module_defining_flag(name)
+        # pyrefly: ignore[missing-attribute]  not None here
         ours = defining.split(".")[0] == __package__ or defining == _called(module)
         if ours and flags.FLAGS[name].present and name not in listed:
+            # pyrefly: ignore[missing-attribute]  not None here
             raise flags.Error(f"--{name} has no effect in this launch; it is a flag of {defining.rsplit('.', 1)[-1]}")
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Raises ValueError for a flag of these that was given: a launch that knows it, and has no use for it this time.
+    """Raises ValueError for a flag that was given and has no use in this call of the launch.
 
     Args:
-      names: of flags.
-      why: what a flag stands in vain for.
+      names: the names of such flags.
+      why: why they have no use.
     """
     for name in names:
         if flags.FLAGS[name].present:
@@ -209,22 +214,22 @@ def refuse(names: Iterable[str], why: str) -> None:
 
 
 def _called(module: str) -> str:
-    """absl's name for a module: the main one goes by the program's."""
+    """Returns absl's name for a module: the main module has the program's name."""
     return sys.argv[0] if module == "__main__" else module
 
 
 def _be_main(module: str) -> None:
-    """Has absl take a module for the main one, which it looks up for --help: a console command's is a script."""
+    """Makes absl take a module for the main one, which it looks up for --help: a console command's main is a script."""
     for flag in flags.FLAGS.get_key_flags_for_module(module):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.modules["__main__"].__doc__ = as_commands(sys.modules[module].__doc__ or "")
 
 
 def as_commands(text: str) -> str:
-    """A text that names launches as a checkout runs them, for where they are installed.
+    """Returns a text with launches named as installed, in place of as in a checkout.
 
     Example:
       >>> as_commands("python -m experiments.inspect_store --verify")
       'mishax-inspect-store --verify'
     """
-    return re.sub(r"python -m experiments\.(\w+)", lambda found: stopping.COMMAND + found[1].replace("_", "-"), text)
+    return re.sub(r"python -m experiments\.(\w+)", lambda match: stopping.COMMAND + match[1].replace("_", "-"), text)

@@ -1,8 +1,8 @@
-"""The whole way in one command: text, activations, autoencoders, figures, pages.
+"""The whole way in one command: text, activations, autoencoders, metrics, pages.
 
     python -m experiments.scope --out_dir=runs/scope
 
-Every stage keeps what is there and does what is missing, so that the same command goes on after a stop.
+Every stage keeps what exists and makes what is missing, so that the same command goes on after a stop.
 """
 
 import time
@@ -18,11 +18,11 @@ from . import common, evaluate, explore, harvest, recorded, run_words, running, 
 
 T = TypeVar("T")
 
-MOST = 2000  # sequences to harvest, unless --max_sequences says how many
+MOST = 2000  # sequences to harvest, unless --max_sequences gives a number
 OUT_DIR = flags.DEFINE_string("out_dir", "runs/scope", "Folder for store, checkpoints, autoencoders and pages.")
 _PLACES = ("store_dir", "saes_dir", "checkpoint_dir")
 _OTHERS = {"worker": "harvest", "silent_seconds": "harvest", "distributed": "train"}
-REFUSED = (*_PLACES, *_OTHERS, "crosscoder", "plan_only", "topology")
+REFUSED = (*_PLACES, *_OTHERS, "crosscoder", "estimate_only", "topology")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)
@@ -34,8 +34,8 @@ def check_flags() -> None:
     for name in _PLACES:
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} is for the single steps; here everything goes under --out_dir")
-    if train.CROSSCODER.value or train.PLAN_ONLY.value:
-        raise ValueError("--crosscoder and --plan_only are for the launch train: they end without figures and pages")
+    if train.CROSSCODER.value or train.ESTIMATE_ONLY.value:
+        raise ValueError("--crosscoder and --estimate_only go with the launch train: they make no metrics and pages")
     for name, launch in _OTHERS.items():
         if flags.FLAGS[name].present and flags.FLAGS[name].value != flags.FLAGS[name].default:
             raise ValueError(f"--{name} is for the launch {launch}: here one process does everything")
@@ -65,7 +65,7 @@ def main():
     model, text, held_out = stage("load", load)
     print(f"  {len(text):,} sequences to harvest, {len(held_out):,} held out")
     sites = harvest.sites(model)
-    # Before anything is computed, so that a flag out of range is found now and not after the harvest.
+    # Before anything is computed, so that a flag out of range is an error now and not after the harvest.
     runs = train.configs({site: dim(model.sites[site]) for site in sites})
     train.folders_of(runs, out / "saes")
     store = stage("harvest", lambda: harvest.harvest(model, text, out / "store"))

@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP end a launch with one line and the status that shells expect, 128 + the signal's number.
 
-This file imports the standard library alone: it is at work while JAX is imported, which takes seconds.
+This file imports the standard library alone: it works while JAX is imported, which takes seconds.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ _received: list[int] = []
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the launch to stop; raised where it came, so that what is under way is closed in order."""
+    """A signal asks the launch to stop. It is raised where the signal comes, so that open files are closed in order."""
 
 
 def begin() -> None:
-    """Has Ctrl-C end the process at once, until `watch`, if this is a launch; called when the package is imported.
+    """Makes Ctrl-C end a launch at once, until `watch` is called. The package calls it when it is imported.
 
-    A program that imports the package for another end keeps its own handlers. Python's `-m` has "-m" as the program's
-    name while it looks for the module.
+    A program that imports the package for another purpose keeps its own handlers. Python's `-m` has "-m" as the
+    program's name while it looks for the module.
     """
     if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name.startswith(COMMAND):
         signal.signal(signal.SIGINT, _at_once)
 
 
 def watch() -> None:
-    """Has signals raise `Stopped` in the main thread from here on. SIGHUP stays ignored, where `nohup` ignores it."""
+    """Makes signals raise `Stopped` in the main thread from here on. SIGHUP stays ignored where `nohup` ignores it."""
     _received.clear()
     for number in _SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
@@ -39,12 +39,12 @@ def watch() -> None:
 
 
 def received() -> int | None:
-    """The number of the first signal that came, None if none did."""
+    """Returns the number of the first signal that came; None where none came."""
     return _received[0] if _received else None
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal has come: Python swallows what its handler raises in a finaliser, for one.
+    """Raises `Stopped` if a signal has come: Python swallows what the handler raises in a finaliser, for example.
 
     Example:
       >>> for step in range(3):
@@ -55,20 +55,20 @@ def check() -> None:
 
 
 def ignore() -> None:
-    """Has further signals do nothing: the launch is ending."""
+    """Makes further signals do nothing, since the launch is ending."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def leave(status: int, line: str | None = None) -> NoReturn:
-    """Ends the process with a line on standard error, without Python's own end.
+    """Ends the process with a line on standard error, without Python's own clean-up.
 
-    That one frees what threads of XLA, tensorstore and Orbax may still work on: of 24 launches that were interrupted
-    while they compiled, 5 ended in a segmentation fault.
+    Python's clean-up frees memory that threads of XLA, tensorstore and Orbax may still use: of 24 launches that were
+    interrupted while they compiled, 5 ended in a segmentation fault.
     """
     ignore()
     if line is not None:
-        with contextlib.suppress(OSError):  # a terminal that has gone
+        with contextlib.suppress(OSError):  # the terminal may be closed
             print(line, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def leave(status: int, line: str | None = None) -> NoReturn:
 
 
 def words(number: int) -> str:
-    """How a launch says that a signal ended it."""
+    """Returns in words that a signal ended the launch."""
     return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 

@@ -1,4 +1,4 @@
-"""Output for terminals that lack characters: a latin-1 or ASCII one gets the nearest that it has."""
+"""Output for terminals that lack characters: a latin-1 or ASCII terminal gets the nearest that it has."""
 
 import codecs
 import sys
@@ -24,15 +24,15 @@ _NEAREST = {
 
 
 def print_what_it_can() -> None:
-    """Has standard output and error replace what they cannot encode, in place of an exception."""
+    """Makes standard output and error replace characters that they cannot encode, in place of an exception."""
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's, or a test's, has no encoding to fail
+        if hasattr(stream, "reconfigure"):  # a notebook's or a test's stream has no encoding that could fail
             stream.reconfigure(errors=_HANDLER)
 
 
 def nearest(text: str) -> str:
-    """ASCII for characters that a terminal lacks: the like of them, the letter without its accent, or `?`.
+    """Returns ASCII for characters that a terminal lacks: a similar one, the letter without its accent, or `?`.
 
     Example:
       >>> nearest("harvest …")
@@ -42,7 +42,7 @@ def nearest(text: str) -> str:
 
 
 def _plain(one: str) -> str:
-    if 0xDC80 <= ord(one) <= 0xDCFF:  # a byte of a file's name that is no text
+    if 0xDC80 <= ord(one) <= 0xDCFF:  # a byte of a file's name that is no UTF-8
         return f"\\x{ord(one) - 0xDC00:02x}"
     return unicodedata.normalize("NFKD", one).encode("ascii", "ignore").decode() or "?"
 

@@ -1,23 +1,33 @@
-"""What `gemma.Model.apply` checks of its arguments before anything is traced."""
+"""Checks the arguments of `gemma.Model.apply` before anything is traced."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Integer
 
 from gemma.configs import Config
 
+TokenIds = Integer[ArrayLike, "B T"] | Sequence[Sequence[int]]
 
-def token_ids(tokens: jax.Array, config: Config) -> jax.Array:
-    """Token ids [B, T] as an array, of integers that the embedding has rows for, as far as they are known.
+
+def token_ids(tokens: TokenIds, config: Config) -> jax.Array:
+    """Returns token ids [B, T] as an array of integers that the embedding has rows for, as far as they are concrete.
+
+    Args:
+        tokens: token ids.
+        config: the model's configuration.
 
     Raises:
-      ValueError: for anything else, a text among it.
+        ValueError: for anything else, such as a text.
     """
     if not isinstance(tokens, jax.Array):
         try:
             tokens = np.asarray(tokens)
         except ValueError as error:  # rows of unequal length
-            raise ValueError(f"tokens must be integers of shape [B, T], so rows of one length: {error}") from None
+            raise ValueError(f"tokens must be integers of shape [B, T], in rows of one length: {error}") from None
         if tokens.dtype.kind in "USO":
             raise ValueError(
                 f"tokens must be integers of shape [B, T], got {str(tokens.dtype)!r}: encode a text first, "
@@ -26,14 +36,14 @@ def token_ids(tokens: jax.Array, config: Config) -> jax.Array:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
     if 0 in tokens.shape:
-        raise ValueError(f"tokens are of at least one sequence of one token, got [B, T] = {list(tokens.shape)}")
+        raise ValueError(f"tokens must have at least one sequence of one token, got [B, T] = {list(tokens.shape)}")
     if not isinstance(tokens, jax.core.Tracer):
         _check_range(tokens, config)
     return jnp.asarray(tokens)
 
 
 def _check_range(tokens: jax.Array | np.ndarray, config: Config) -> None:
-    """Raises ValueError for ids that have no row; of an array over several processes, this one's part is checked."""
+    """Raises ValueError for ids that have no row; checks this process's part of an array over several processes."""
     parts = [tokens]
     if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
         parts = [shard.data for shard in tokens.addressable_shards]
@@ -47,12 +57,17 @@ def _check_range(tokens: jax.Array | np.ndarray, config: Config) -> None:
 
 
 def positions_and_mask(
-    tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None
+    tokens: jax.Array, positions: ArrayLike | None, mask: ArrayLike | None
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Positions [B, T] of integers and a mask [B, T, T] of bool, as arrays; None stays.
+    """Returns positions, integers [B, T], and a mask, bool [B, T, T], as arrays; None stays None.
+
+    Args:
+        tokens: [B, T], whose shape counts.
+        positions: the positions, or None.
+        mask: the mask, or None.
 
     Raises:
-      ValueError: for other shapes and dtypes.
+        ValueError: for other shapes and dtypes.
     """
     B, T = tokens.shape
     for name, value, shape in (("positions", positions, (B, T)), ("mask", mask, (B, T, T))):

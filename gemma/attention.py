@@ -1,4 +1,4 @@
-"""Which keys a query may see, and attention that never holds a [T, S] matrix of scores.
+"""Says which keys a query may see, and computes attention that never holds a [T, S] matrix of scores.
 
 Axis letters as in `gemma/layers.py`: B batch, T query positions, S key positions, N query heads, K key/value heads,
 G = N/K, H head width.
@@ -8,23 +8,25 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# What a masked score becomes, as in DeepMind's code: finite, so that a row with every key masked does not turn to NaN.
+# The value of a masked score, as in DeepMind's code. It is finite, so that a row with all keys masked is not NaN.
 MASKED = -2.3819763e38
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How `fused` divides its work.
+    """The way in which `fused` divides its work.
 
     Attributes:
-      queries: that are computed at a time: their scores take B * N * queries * S numbers.
-      spans: into which long sequences are cut, so that early queries skip late keys. Each span is written out in the
-        program.
-      divides_late: the softmax's sums divide what comes out, not the pattern, and XLA takes the softmax for none.
+        queries: the number of queries computed at a time: their scores take B * N * queries * S numbers.
+        spans: the number of spans that long sequences are cut into, so that early queries skip late keys. Each span is
+            written out in the program.
+        divides_late: whether the softmax's sums divide the output and not the pattern, so that XLA does not recognise a
+            softmax.
     """
 
     queries: int
@@ -33,7 +35,7 @@ class Blocks:
 
 
 # By platform, as `jax.default_backend()` names it. On a GPU four spans made four loops of different shapes in every
-# layer: 13 layers of the 2B did not compile within a minute. So there is one loop a layer, whose blocks all have one
+# layer: 13 layers of the 2B did not compile within a minute. So each layer has one loop, whose blocks all have one
 # shape. A block of 256 queries at 8 x 1,024 tokens keeps its products large enough for an H100 (32 of 512 x 256 x
 # 1,024), and its scores are a quarter of plain attention's. XLA makes one Triton kernel of softcap, mask and softmax,
 # in tiles of 16 rows, which takes 2 s of compiling for every layer; as two sums over rows they take 0.1 s (compiled
@@ -50,14 +52,16 @@ Cutter = Callable[[jax.Array, int], jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Which keys the queries of a layer may see: those not after them, within the window where there is one.
+    """The keys that the queries of a layer may see: those not after them, within the layer's window if it has one.
 
     Attributes:
-      query_order, key_order: [B, T] and [B, S]; a query sees the keys whose order is at most its own and not negative.
-      query_positions, key_positions: [B, T] and [B, S], from which the window is measured.
-      window: a query sees keys at a distance less than this, itself among them; None: any.
-      mask: [B, T, S] of bool in place of the order, or None.
-      sequential: query and key number n have order and position n, and there is no mask.
+        query_order: integers [B, T]; a query sees the keys whose order is at most its own and not negative.
+        key_order: integers [B, S].
+        query_positions: integers [B, T], from which the window is measured.
+        key_positions: integers [B, S].
+        mask: bool [B, T, S] in place of the order, or None.
+        window: a query sees keys at a distance less than this, so itself too; None for any distance.
+        sequential: whether query n and key n have order and position n, and no mask is set.
     """
 
     query_order: jax.Array
@@ -69,7 +73,7 @@ class Reach:
     sequential: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def dense(self) -> jax.Array:
-        """[B, T, S] of bool: may the query see the key."""
+        """Returns bool [B, T, S]: whether the query may see the key."""
         allowed = self.mask
         if allowed is None:
             order = self.key_order[:, None, :]
@@ -80,7 +84,7 @@ class Reach:
         return allowed
 
     def cut(self, queries: Cutter, keys: Cutter) -> "Reach":
-        """The reach of some queries into some keys."""
+        """Returns the reach of some queries into some keys."""
         return dataclasses.replace(
             self,
             query_order=queries(self.query_order, 1),
@@ -92,21 +96,24 @@ class Reach:
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Squashes values smoothly into (-cap, cap); None leaves them."""
+    """Squashes values smoothly into (-cap, cap); a cap of None leaves them unchanged."""
     return x if cap is None else jnp.tanh(x / cap) * cap
 
 
 def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None) -> jax.Array:
-    """Attention whose memory grows with T + S, not T * S: the platform's own kernel where it has one for this (see
-    `kernel`), our own blocks elsewhere.
+    """Computes attention with memory that grows with T + S, not T * S.
+
+    It runs the platform's own kernel where that fits (see `kernel`), and our own blocks elsewhere.
 
     Args:
-      q: [B, T, N, H], scaled. k, v: [B, S, K, H].
-      reach: which keys each query may see.
-      cap: the softcap of the scores, or None.
+        q: queries [B, T, N, H], scaled.
+        k: keys [B, S, K, H].
+        v: values [B, S, K, H].
+        reach: the keys that each query may see.
+        cap: the softcap of the scores, or None.
 
     Returns:
-      [B, T, N, H], equal to plain attention's up to rounding.
+        [B, T, N, H], equal to plain attention's up to rounding.
     """
     platform = jax.default_backend()
     blocks = functools.partial(in_blocks, reach=reach, cap=cap, blocks=BLOCKS[platform])
@@ -114,7 +121,7 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | N
     chosen = kernel(platform, capability, q, reach, cap)
     if chosen is None:
         return blocks(q, k, v)
-    # Which of the two is decided when the program is lowered, as arrays may lie on the CPU of a machine with a GPU.
+    # Lowering the program decides between the two, as arrays may lie on the CPU of a machine with a GPU.
     target, implementation = chosen
     attend = functools.partial(by_kernel, window=reach.window, implementation=implementation)
     return jax.lax.platform_dependent(q, k, v, **{target: attend}, default=blocks)
@@ -123,16 +130,21 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | N
 def kernel(
     platform: str, capability: str | None, q: jax.Array, reach: Reach, cap: float | None
 ) -> tuple[str, str] | None:
-    """The platform that a program is lowered for, and the implementation of `jax.nn.dot_product_attention` that
-    computes this there without holding all scores; or None.
+    """Returns the platform and the implementation of `jax.nn.dot_product_attention` that fit, or None.
 
-    That is cuDNN's flash attention. It knows no softcap, so it is for Gemma 3; sequences from their first token on,
-    without a mask of their own; 16-bit numbers; and heads of up to 128 numbers, or 256 from Hopper (9.0) on.
+    The one implementation that never holds all scores is cuDNN's flash attention. It knows no softcap, so it fits Gemma
+    3 alone. It takes sequences from their first token on, without a mask; 16-bit numbers; and heads of up to 128
+    numbers, or 256 from Hopper (9.0) on.
 
     Args:
-      platform: as `jax.default_backend()` names it.
-      capability: CUDA's compute capability, such as "9.0", as `jax.Device` has it; None elsewhere.
-      q: [B, T, N, H], or its shape and dtype. reach, cap: as for `fused`.
+        platform: as `jax.default_backend()` names it.
+        capability: CUDA's compute capability, such as "9.0", as `jax.Device` has it; None elsewhere.
+        q: [B, T, N, H], or its shape and dtype.
+        reach: as for `fused`.
+        cap: as for `fused`.
+
+    Returns:
+        The platform that a program is lowered for, and the name of the implementation; None if none fits.
     """
     version = re.fullmatch(r"(\d+)\.(\d+)", capability or "")
     if platform != "gpu" or not version or int(version[1]) < 8:
@@ -144,9 +156,11 @@ def kernel(
     return ("cuda", "cudnn") if H in widths and T >= _FEWEST_FOR_KERNEL else None
 
 
-def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, implementation: str) -> jax.Array:
-    """Causal attention of whole sequences by `jax.nn.dot_product_attention`, whose windows count the keys to the left
-    of a query, itself not among them. Arguments and result as for `fused`."""
+def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, implementation: Any) -> jax.Array:
+    """Computes causal attention of whole sequences by `jax.nn.dot_product_attention`.
+
+    Its windows count the keys to the left of a query, without the query's own. Arguments and result are as for `fused`.
+    """
     left = None if window is None or window >= q.shape[1] else (window - 1, 0)
     return jax.nn.dot_product_attention(
         q, k, v, scale=1.0, is_causal=True, local_window_size=left, implementation=implementation
@@ -154,11 +168,11 @@ def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None, i
 
 
 def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None, blocks: Blocks) -> jax.Array:
-    """Attention in blocks of queries, whose scores are let go before the next.
+    """Computes attention in blocks of queries; the scores of a block are freed before the next block.
 
-    Going backward, each block's scores are computed again. Keys that no query of a block can see are not multiplied
-    where `reach` is sequential: those after its span, and in a local layer those before its window. Arguments and
-    result as for `fused`.
+    The backward pass computes each block's scores again. If `reach` is sequential, a block skips keys that none of its
+    queries can see: those after its span, and in a local layer those before its window. Arguments and result are as for
+    `fused`; `blocks` says how the work is divided.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -174,7 +188,7 @@ def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float
 def _span(
     q: jax.Array, k: jax.Array, v: jax.Array, reach: Reach, cap: float | None, blocks: Blocks, start: int, stop: int
 ) -> jax.Array:
-    """For the queries from `start` to `stop`, [B, K, stop - start, G, H].
+    """Returns attention of the queries from `start` to `stop`, [B, K, stop - start, G, H].
 
     Here q is [B, K, T, G, H], k [B, K, H, S], v [B, K, S, H].
     """
@@ -188,7 +202,7 @@ def _span(
 
     @jax.checkpoint
     def block(first: jax.Array | int) -> jax.Array:
-        # The last block is moved back to end with the span; what it computes again is cut off.
+        # The last block is moved back to end with the span; the rows that it computes again are cut off.
         first = jnp.minimum(first, stop - size) if stop - start > size else start
         low = keys[0] if width == keys[1] - keys[0] else jnp.clip(first + size - width, keys[0], keys[1] - width)
         queries, seen = _cutter(first, size), _cutter(low, width)
@@ -204,22 +218,24 @@ def _span(
     if stop - start == size:
         return block(start)
     firsts = jnp.arange(start, stop, size)
-    blocks = jnp.moveaxis(jax.lax.map(block, firsts), 0, 2)  # [B, K, blocks, size, G, H]
-    last = (stop - start) % size or size  # of the last block, the rows that are new
-    whole = blocks[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
-    return jnp.concatenate([whole, blocks[:, :, -1, size - last :]], axis=2)
+    outs = jnp.moveaxis(jax.lax.map(block, firsts), 0, 2)  # [B, K, blocks, size, G, H]
+    last = (stop - start) % size or size  # the number of new rows in the last block
+    whole = outs[:, :, :-1].reshape(*q.shape[:2], -1, *q.shape[3:])
+    return jnp.concatenate([whole, outs[:, :, -1, size - last :]], axis=2)
 
 
 def _weights(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A softmax over the last axis before its division, and what to divide by. The barrier keeps XLA from seeing that
-    it is one; the maximum needs no gradient, as it cancels."""
+    """Returns a softmax over the last axis before its division, and the divisors.
+
+    The barrier keeps XLA from recognising a softmax; the maximum needs no gradient, as it cancels.
+    """
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jax.lax.optimization_barrier(largest))
     return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _cutter(start: jax.Array | int, size: int) -> Cutter:
-    """A function that takes `size` entries of an array's axis from `start` on."""
+    """Returns a function that takes `size` entries of an array's axis from `start` on."""
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
         if isinstance(start, int):

@@ -1,45 +1,71 @@
 """Configurations of the Gemma 2 and Gemma 3 text models.
 
-Numbers from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`; Gemma 3: `gemma/gm/nn/_gemma.py`) and the models'
-`config.json` on the Hugging Face hub; both agree.
+The numbers are from google-deepmind/gemma (v2.0.8, `gemma/transformer.py`; Gemma 3: `gemma/gm/nn/_gemma.py`) and from
+the models' `config.json` on the Hugging Face hub; both agree.
 """
 
 import dataclasses
 import difflib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 LOCAL, GLOBAL = "local", "global"
 _SIZES = 1 << 31  # positions along an axis are int32
-_NUMBERS = 1 << 127  # float32's largest, about
+_NUMBERS = 1 << 127  # about float32's largest number
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape and the constants of one model. Letters in brackets are the axis letters used everywhere.
+    """The shape and the constants of one model.
+
+    Attributes:
+        name: the model's name.
+        vocab_size: V, the number of tokens.
+        num_layers: L, the number of layers.
+        d_model: D, the width of the residual stream.
+        d_ff: F, the width of the feed-forward layer.
+        num_heads: N, the number of query heads.
+        num_kv_heads: K, the number of key/value heads.
+        head_dim: H, the width of a head.
+        query_scale: queries are multiplied by it, after RoPE.
+        window: the number of keys that a query of a local layer sees, counting its own.
+        layer_pattern: the kinds of layers, repeated; the last repetition may be cut short.
+        attn_softcap: the softcap of the scores; None for no softcap.
+        final_softcap: the softcap of the logits; None for no softcap.
+        rope_base: the base of RoPE in global layers.
+        local_rope_base: the base of RoPE in local layers.
+        rope_scale: positions in global layers are divided by it.
+        qk_norm: whether queries and keys have an RMSNorm over H, before RoPE.
 
     Raises:
-      ValueError: when made with sizes that cannot belong together.
+        ValueError: for sizes that cannot belong together.
+
+    Example:
+        >>> import dataclasses
+        >>> config = dataclasses.replace(gemma.config("gemma2-tiny"), name="shallow", num_layers=2)
+        >>> config.layer_kinds
+        ('local', 'global')
     """
 
     name: str
-    vocab_size: int  # V
-    num_layers: int  # L
-    d_model: int  # D
-    d_ff: int  # F
-    num_heads: int  # N
-    num_kv_heads: int  # K
-    head_dim: int  # H
-    query_scale: float  # queries are multiplied by it, after RoPE
-    window: int  # a local layer's query sees this many keys, itself among them
-    layer_pattern: tuple[str, ...] = (LOCAL, GLOBAL)  # repeated over the layers, the last repetition may be cut short
-    attn_softcap: float | None = 50.0  # None: no softcap
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query_scale: float
+    window: int
+    layer_pattern: tuple[str, ...] = (LOCAL, GLOBAL)
+    attn_softcap: float | None = 50.0
     final_softcap: float | None = 30.0
-    rope_base: float = 10_000.0  # of global layers
+    rope_base: float = 10_000.0
     local_rope_base: float = 10_000.0
-    rope_scale: float = 1.0  # positions in global layers are divided by it
-    qk_norm: bool = False  # RMSNorm of queries and keys over H, before RoPE
+    rope_scale: float = 1.0
+    qk_norm: bool = False
 
     def __post_init__(self):
         for field in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "window"):
@@ -72,26 +98,31 @@ class Config:
         return tuple(self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_layers))
 
     def to_dict(self) -> dict:
-        """A JSON-ready dict; `from_dict` reads it back."""
+        """Returns the fields as a dict for JSON; `from_dict` reads it back."""
         return dataclasses.asdict(self)
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `Config.to_dict`.
+    """Returns the configuration of a dict from `Config.to_dict`.
+
+    Args:
+        values: the fields by name.
 
     Raises:
-      ValueError: for a missing or unknown field.
+        ValueError: for a missing or unknown field.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
     if missing or unknown:
         raise ValueError(f"a model's config needs the fields of gemma.Config: missing {missing}, unknown {unknown}")
-    return Config(**{**values, "layer_pattern": tuple(values.get("layer_pattern", fields["layer_pattern"].default))})
+    pattern = tuple(values.get("layer_pattern", fields["layer_pattern"].default))
+    settings: dict[str, Any] = {**values, "layer_pattern": pattern}
+    return Config(**settings)
 
 
 def check_dtype(config: Config, dtype: jnp.dtype) -> None:
-    """Raises ValueError for a dtype of parameters and activations in which this model cannot be computed.
+    """Raises ValueError for a dtype of parameters and activations that this model cannot be computed in.
 
     Gemma 3's residual stream reaches values above float16's largest, 65504 (huggingface/transformers #36822).
     """
@@ -99,15 +130,16 @@ def check_dtype(config: Config, dtype: jnp.dtype) -> None:
     if dtype in (jnp.float32, jnp.bfloat16):
         return
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is of parameters and activations, so of floating-point numbers; got {dtype}")
+        raise ValueError(f"dtype must be one of floating-point numbers; got {dtype}")
     if dtype == jnp.float16:
         if config.qk_norm:
             raise ValueError(
                 f"{config.name} is a Gemma 3, whose activations exceed float16's largest number, 65504, and become "
                 "infinite: use dtype=jnp.bfloat16, which takes as much memory, or float32"
             )
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     elif dtype != jnp.float64 or not jax.config.jax_enable_x64:
-        why = "JAX has it under jax_enable_x64 alone" if dtype == jnp.float64 else "the forward pass has it not"
+        why = "JAX has it only under jax_enable_x64" if dtype == jnp.float64 else "the forward pass does not support it"
         raise ValueError(f"dtype is float32, bfloat16 or, for Gemma 2, float16; got {dtype}: {why}")
 
 
@@ -138,16 +170,24 @@ _PRESETS = {
 
 
 def presets() -> tuple[Config, ...]:
-    """All that `config` knows."""
+    """Returns the configurations of all presets."""
     return tuple(_PRESETS.values())
 
 
 def config(name: str) -> Config:
-    """The configuration of a preset: gemma2-{2b, 9b, 27b}, gemma3-{270m, 1b, 4b, 12b, 27b}, or gemma2-tiny, which is
-    shipped with this package.
+    """Returns the configuration of a preset.
+
+    Args:
+        name: "gemma2-2b", "gemma2-9b", "gemma2-27b", "gemma3-270m", "gemma3-1b", "gemma3-4b", "gemma3-12b",
+            "gemma3-27b", or "gemma2-tiny", which is shipped with this package.
 
     Raises:
-      ValueError: for another name.
+        ValueError: for another name.
+
+    Example:
+        >>> config = gemma.config("gemma3-270m")
+        >>> config.num_layers, config.d_model
+        (18, 640)
     """
     if name not in _PRESETS:
         near = difflib.get_close_matches(name, _PRESETS, n=1, cutoff=0.5)

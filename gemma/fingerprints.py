@@ -1,4 +1,4 @@
-"""What tells two models apart: sha256 over parameters and configuration."""
+"""Tells two models apart by a sha256 over parameters and configuration."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,17 @@ from mishax_lite import hashing
 
 
 def fingerprint(config: Config, params: Any) -> str:
-    """Returns a sha256, in hex, over the parameters and all of the configuration but its name.
+    """Returns a sha256, in hex, over the parameters and the whole configuration except its name.
 
-    The name may come from a folder's, and a model that is copied is the same one. The dtype of the parameters counts,
-    that of the activations does not.
+    The name may be that of a folder, and a copied model is the same model. The dtype of the parameters counts, that of
+    the activations does not.
+
+    Args:
+        config: the model's configuration.
+        params: its parameters.
 
     Raises:
-        ValueError: for parameters whose values are not known, as within `jax.jit`.
+        ValueError: for parameters without concrete values, as within `jax.jit`.
     """
     constants = {key: value for key, value in dataclasses.asdict(config).items() if key != "name"}
     return hashing.fingerprint(params, constants)

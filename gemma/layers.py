@@ -3,8 +3,8 @@
 Axis letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, G = N/K,
 H head width, F feed-forward width, V vocabulary. Query heads are key-head major: n = k*G + g.
 
-Nothing here knows of hooks: `gemma/sites.py` puts them in by rewriting this source. It keeps one value to a statement
-where a site is.
+Nothing here knows of hooks: `gemma/sites.py` puts them in by rewriting this source. Where a site is, a statement
+computes one value.
 """
 
 import jax
@@ -15,7 +15,7 @@ from gemma.attention import MASKED, Reach, fused, softcap
 from gemma.cache import LayerCache, extend
 from gemma.configs import LOCAL, Config
 
-FEW_TOKENS = 16  # of all sequences together
+FEW_TOKENS = 16  # in all sequences together
 
 
 class Weight(nn.Module):
@@ -29,11 +29,16 @@ class Weight(nn.Module):
 
 
 def product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """`jnp.einsum` of activations x [B, T, …] and a weight, which is multiplied as it lies in memory.
+    """Returns `jnp.einsum` of activations x [B, T, …] and a weight, without moving the weight in memory.
 
-    The contracted axes are joined. For a few tokens, as in decoding, the weight's axes before them become axes of a
-    batch, as the compiler would transpose the weight first: on CPU that takes 4 to 7 times as long as the product. For
-    many tokens the transposition costs nothing beside the product, and one large product is the faster.
+    The contracted axes are joined. For a few tokens, as in decoding, the weight's axes before them become batch axes:
+    else the compiler would transpose the weight first, which on CPU takes 4 to 7 times as long as the product. For many
+    tokens the transposition costs nothing beside the product, and one large product is faster.
+
+    Args:
+        equation: as for `jnp.einsum`, of two operands.
+        x: [B, T, …].
+        w: the weight.
     """
     inputs, out = equation.split("->")
     xs, ws = inputs.split(",")
@@ -49,8 +54,10 @@ def product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def products(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`product` with each half of a weight [2, …]: keys and values, gate and up. For many tokens two products are the
-    faster; for few it is one, which needs no half cut out."""
+    """Returns `product` with each half of a weight [2, …]: keys and values, gate and up.
+
+    For many tokens two products are faster; for few tokens one product is, which need not cut the weight.
+    """
     if x.shape[0] * x.shape[1] > FEW_TOKENS:
         return product(equation, x, w[0]), product(equation, x, w[1])
     inputs, out = equation.split("->")
@@ -72,35 +79,45 @@ class RMSNorm(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Token embeddings, used on the way in and, tied, on the way out."""
+    """Token embeddings, which are the input embeddings and, tied, the output embeddings."""
 
     vocab_size: int
     d_model: int
 
     def setup(self):
+        """Declares the parameter."""
         self.input_embedding = self.param(
             "input_embedding", nn.initializers.normal(0.02), (self.vocab_size, self.d_model)
         )
 
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """[B, T] token ids -> [B, T, D], NaN for ids that have no row. The factor sqrt(D) is rounded to `dtype` first,
-        as in DeepMind's code."""
+        """Returns the embeddings [B, T, D] of token ids [B, T] times sqrt(D); NaN for ids without a row.
+
+        The factor is rounded to `dtype` first, as in DeepMind's code.
+        """
         ids = jnp.where(tokens < 0, self.vocab_size, tokens)  # negative ids would count from the end
         rows = self.input_embedding.at[ids].get(mode="fill", fill_value=jnp.nan)
         return rows.astype(dtype) * jnp.sqrt(self.d_model).astype(dtype)
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, V] float32, before the final softcap."""
+        """Returns the logits float32 [B, T, V] of x [B, T, D], before the final softcap."""
         table = self.input_embedding.astype(x.dtype)
         return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
 
 
 def rope(x: jax.Array, positions: jax.Array, base: float, scale: float = 1.0) -> jax.Array:
-    """Rotary position embedding, split-half, sines in float32. x [B, T, heads, H], positions [B, T] over `scale`."""
+    """Returns x with rotary position embeddings: split-half, with sines in float32.
+
+    Args:
+        x: [B, T, heads, H].
+        positions: integers [B, T].
+        base: the base of the frequencies.
+        scale: positions are divided by it.
+    """
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
     radians = positions[:, :, None, None].astype(jnp.float32) / scale / timescale[None, None, None]
-    # sin and cos apart are computed anew for every layer and head: XLA takes them for cheap
+    # XLA would compute separate sin and cos anew for every layer and head: it takes them for cheap.
     turn = jnp.exp(jax.lax.complex(jnp.zeros_like(radians), radians))
     sin, cos = turn.imag, turn.real
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -117,8 +134,16 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, allowed: jax.Array | Reach, cache: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Args: x [B, T, D]; positions [B, T]; which keys a query may see, as a mask [B, T, S], or as a `Reach`, with
-        which attention is fused; the keys and values before x, if any. Returns the output [B, T, D] and the new cache.
+        """Computes attention.
+
+        Args:
+            x: [B, T, D].
+            positions: integers [B, T].
+            allowed: the keys that a query may see, as a mask [B, T, S]; or as a `Reach`, with which attention is fused.
+            cache: the keys and values before x, or None.
+
+        Returns:
+            The output [B, T, D], and the new cache.
         """
         c = self.config
         B, T, D = x.shape
@@ -138,7 +163,7 @@ class Attention(nn.Module):
         if isinstance(allowed, Reach):
             z = fused(q, k, v, allowed, c.attn_softcap)
         else:
-            # The queries are transposed before the product, since its result, of T * S numbers, is larger.
+            # The queries are transposed before the product, since its result has T * S numbers and is larger.
             grouped = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, K, N // K, H))
             scores = jnp.einsum("BKGTH,BSKH->BKGTS", grouped, k).reshape(B, N, T, -1)
             capped = softcap(scores.astype(jnp.float32), c.attn_softcap)

@@ -1,7 +1,7 @@
 """The loss of every next token, without the logits of all tokens: they are computed in blocks of the vocabulary.
 
-The logits of 4,096 tokens of a Gemma 3 are 4.3 GB in float32, and a loss needs two numbers of each token's: the
-logarithm of the sum of their exponentials, and one of them. This file knows nothing of autoencoders and of hooks.
+The logits of 4,096 tokens of a Gemma 3 are 4.3 GB in float32, and the loss of a token needs two numbers of its logits:
+the logarithm of the sum of their exponentials, and one of them. This file knows nothing of autoencoders and of hooks.
 
 Axis letters: B batch, T tokens, D model width, V vocabulary; P parts of the vocabulary, each with I rows in a block.
 """
@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,9 @@ from jax.custom_derivatives import SymbolicZero
 from gemma.attention import softcap
 
 BLOCK = 2**22  # logits in memory at a time, 16 MiB
-# A block takes as many rows from each of so many parts of the embedding, or of the largest number below that divides
-# V. A table whose rows are spread over as many devices or less stays where it lies: neighbouring rows are on one
-# device, and every other one would wait for it.
+# The number of parts of the embedding (or the largest number below that divides V). A block takes rows from each part:
+# neighbouring rows are on one device, and with rows of one part alone every other device would wait for it. So a table
+# whose rows are spread over at most as many devices stays where it lies.
 _PARTS = 256
 
 Sums = tuple[jax.Array, ...]
@@ -31,16 +32,16 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns -log softmax(softcap(x table^T))[target] of every token: its loss, float32 [B, T], in nats.
 
-    The memory that it takes beside its arguments is that of a block of logits and of [B, T, P] sums; differentiated,
-    it computes each block again. It is not jitted itself. Numbers are those of the forward pass: products in the dtype
-    of `x`, summed in float32 (in full, on accelerators too), and everything after them in float32.
+    Beside its arguments it takes the memory of a block of logits and of [B, T, P] sums; differentiated, it computes
+    each block again. It is not jitted itself. Numbers are those of the forward pass: products in the dtype of `x`,
+    summed in float32 (in full, on accelerators too), and everything after them in float32.
 
     Args:
-        x: [B, T, D], what the unembedding reads: the output of the model's last norm.
+        x: [B, T, D], the input of the unembedding: the output of the model's last norm.
         table: [V, D], the embedding, of any floating dtype.
-        targets: [B, T] of integers, the tokens to predict. One that has no row in the table gives NaN.
+        targets: integers [B, T], the tokens to predict. A token without a row in the table gives NaN.
         cap: the softcap of the logits (Gemma 2 has 30), or None.
-        block: how many logits to compute at a time, of all tokens together.
+        block: how many logits to compute at a time, for all tokens together.
 
     Returns:
         float32 [B, T], nats.
@@ -68,10 +69,10 @@ def cross_entropy(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _log_sum_exp(x: jax.Array, table: jax.Array, cap: float | None, block: int) -> jax.Array:
-    """float32 [B, T]: log sum exp(softcap(x table^T))."""
+    """Returns log sum exp(softcap(x table^T)), float32 [B, T]."""
 
     def add(sums: tuple[jax.Array, jax.Array], logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Largest logits so far, and the sums of exp(logit - largest), each [B, T, P]."""
+        """Returns the largest logits so far, and the sums of exp(logit - largest), each [B, T, P]."""
         largest, total = sums
         new = jnp.maximum(largest, logits.max(axis=2))
         return new, total * jnp.exp(largest - new) + jnp.exp(logits - new[:, :, None]).sum(axis=2)
@@ -83,8 +84,10 @@ def _log_sum_exp(x: jax.Array, table: jax.Array, cap: float | None, block: int) 
 
 @functools.partial(_log_sum_exp.defjvp, symbolic_zeros=True)
 def _log_sum_exp_jvp(cap, block, primals, tangents):
-    """Where c = log sum exp(logits), it has the derivative of sum exp(logits - c). Of that sum nothing needs to be kept
-    from block to block; differentiated, the sums above would be kept for every block."""
+    """Differentiates `_log_sum_exp`: with c = log sum exp(logits), it has the derivative of sum exp(logits - c).
+
+    That sum keeps nothing from block to block; differentiating the sums above would keep them for every block.
+    """
     out = _log_sum_exp(*primals, cap, block)
 
     moving = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
@@ -98,30 +101,33 @@ def _log_sum_exp_jvp(cap, block, primals, tangents):
     if not any(moving):
         return out, jnp.zeros_like(out)
     # Nothing is multiplied for the embedding where only activations move, as in attribution.
+    # pyrefly: ignore[bad-argument-type]  two tuples, of primals and tangents
     return out, jax.jvp(mass, *(tuple(itertools.compress(each, moving)) for each in (primals, tangents)))[1]
 
 
 def _over_blocks(
-    add: Callable[[Sums, jax.Array], Sums],
+    add: Callable[[Any, jax.Array], Sums],
     start: tuple[float, ...],
     x: jax.Array,
     table: jax.Array,
     cap: float | None,
     block: int,
 ) -> Sums:
-    """Sums [B, T, P] that begin at `start`, after `add(sums, logits)` for every block of logits [B, T, I, P]. Going
-    backward, each block is computed again."""
+    """Returns sums [B, T, P] that begin at `start`, after `add(sums, logits)` for every block of logits [B, T, I, P].
+
+    The backward pass computes each block again.
+    """
     (B, T, D), V = x.shape, len(table)
     P = math.gcd(V, _PARTS)
     steps = math.ceil(V / P / max(1, block // (B * T * P)))
     each = math.ceil(V / P / steps)  # rows of each part in a block, I
     parts = table.reshape(P, V // P, D)
-    # The precision by name: a rule of differentiation may be traced where the caller's default is no longer set.
+    # The precision is named: a rule of differentiation may be traced where the caller's default is no longer set.
     product = functools.partial(jnp.einsum, "BTD,IPD->BTIP", precision="highest", preferred_element_type=jnp.float32)
 
     @jax.checkpoint
     def step(sums: Sums, number: jax.Array) -> tuple[Sums, None]:
-        # The last block is moved back to end with the parts; what it has again is left out.
+        # The last block is moved back to end with the parts; the rows that it has again are left out.
         first = jnp.minimum(number * each, V // P - each)
         rows = jax.lax.dynamic_slice_in_dim(parts, first, each, axis=1).swapaxes(0, 1).astype(x.dtype)
         logits = softcap(product(x, rows), cap)

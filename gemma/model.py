@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float32, Integer
 
-from gemma import arguments, configs, editing, fingerprints, losses, readout, running, sites
+from gemma import arguments, configs, editing, fingerprints, losses, running, sites
+from gemma.arguments import TokenIds
 from gemma.cache import Cache
 from gemma.configs import Config
 from gemma.editing import AnyEdits
+from gemma.logit_methods import LogitMethods
 from gemma.running import Forward
 from gemma.site_records import Site
 from gemma.tokenizer import Tokenizer
@@ -23,17 +27,24 @@ Attention = Literal["plain", "fused"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """What `gemma.load` returns: a pytree of its parameters, so it can be an argument of a jitted function.
+class Model(LogitMethods):
+    """A model that is ready to run, as `gemma.load` returns it.
+
+    It is a pytree of its parameters, so it can be an argument of a jitted function.
 
     Attributes:
-      params: the parameters, named as in DeepMind's checkpoints, without their leading `transformer/`.
-      config: the model's shape.
-      tokenizer: None where the checkpoint's folder has none.
-      dtype: of the activations.
-      tokenizer_problem: why `tokenizer` is None, None where the checkpoint simply has none or one is there.
-      end_tokens: the ids at which its texts end, as the checkpoint says; None where it says nothing.
-      attention: "plain", or "fused", which is faster and has no sites of pairs of tokens.
+        params: the parameters, named as in DeepMind's checkpoints, without their leading `transformer/`.
+        config: the model's shape.
+        tokenizer: the tokenizer; None if the checkpoint has none, or one that cannot be read.
+        dtype: the dtype of the activations.
+        tokenizer_problem: why the tokenizer cannot be read; None if it can, or if the checkpoint has none.
+        end_tokens: the ids at which its texts end, as the checkpoint says; None if it says nothing.
+        attention: "plain", or "fused", which is faster and has no sites of pairs of tokens.
+
+    Example:
+        >>> model = gemma.load("gemma2-tiny")
+        >>> model, model.tokenizer
+        (Model(gemma2-tiny: 6 layers, 3.2M parameters, float32), Tokenizer(4,096 pieces))
     """
 
     params: dict
@@ -54,22 +65,22 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The name of its configuration, such as "gemma2-2b"."""
+        """The name of the configuration, such as "gemma2-2b"."""
         return self.config.name
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of tokens that it has logits for."""
+        """V, the number of tokens that the model has logits for."""
         return self.config.vocab_size
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hex, of its parameters and configuration (`gemma.fingerprints`)."""
+        """The sha256, in hex, of the parameters and the configuration (`gemma.fingerprints`)."""
         return fingerprints.fingerprint(self.config, self.params)
 
     @property
     def sites(self) -> Mapping[str, Site]:
-        """The record of each site by name, in the order of the forward pass, as far as its attention has them."""
+        """The record of each site by name, in the order of the forward pass; fused attention lacks some sites."""
         return sites.of(self.config, fused=self.attention == "fused")
 
     @property
@@ -79,65 +90,68 @@ class Model:
 
     @property
     def lean(self) -> "Model":
-        """The same model in its fastest form: with fused attention, in which sites of pairs of tokens are missing."""
+        """The same model in its fastest form: with fused attention, which lacks sites of pairs of tokens."""
         return dataclasses.replace(self, attention="fused")
 
     def resumption(self, names: str | Sequence[str]) -> tuple[str, ...]:
-        """Returns the sites whose values, put back beside others at `names`, make the layers below unnecessary."""
+        """Returns the sites whose recorded values make the layers below `names` unnecessary (`sites.resumption`)."""
         return sites.resumption(names)
 
     def apply(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         cache: Cache | None = None,
         attention: Attention | None = None,
         last: bool = False,
     ) -> Any:
-        """float32 logits [B, T, V] of tokens [B, T]. A pure function, for jit, grad and vmap of one's own.
+        """Returns the logits float32 [B, T, V] of tokens [B, T]. A pure function, for jit, grad and vmap of your own.
 
         Args:
-          tokens: ids of whole sequences from their first token on; with a cache, those that follow what is in it.
-          capture: names of sites or patterns (`mishax_lite.capture`), whose values are returned too.
-          edits: as for `mishax_lite.edit`: a dict, `mishax_lite.Edits` such as those of `sae.steer`, or a function of
-            the positions [B, T] that returns either. A result in a wider float than the site's is rounded to it.
-          positions: [B, T]; by default 0 … T-1, or with a cache those after the last ones. In a cache, a negative
-            position marks padding, which no other token sees.
-          mask: [B, T, T] of bool, which keys a query may see; causal by default. Local layers narrow it further.
-          cache: from `gemma.empty_cache`, or from an earlier call.
-          attention: "fused" never holds all scores [B, N, T, S], so memory grows with T and not with its square; the
-            sites `attn_scores` and `attn_pattern` exist in "plain" only. None: the model's own.
-          last: the logits of the last token alone, [B, 1, V]; of the others none are computed.
+            tokens: integers [B, T], ids of whole sequences from their first token on; with a cache, the ids that follow
+                its tokens.
+            capture: names of sites or patterns (`mishax_lite.capture`), whose values are returned too.
+            edits: as for `mishax_lite.edit`: a dict, `mishax_lite.Edits` such as those of `sae.steer`, or a function of
+                the positions [B, T] that returns either. A result in a wider float than the site's is rounded to the
+                site's.
+            positions: integers [B, T]; by default 0 … T-1, or with a cache those after its last ones. In a cache, a
+                negative position marks padding, which no other token sees.
+            mask: bool [B, T, T], the keys that a query may see; causal by default. Local layers narrow it further.
+            cache: a cache from `gemma.empty_cache`, or from an earlier call.
+            attention: "fused" never holds all scores [B, N, T, S], so memory grows with T and not with its square; the
+                sites `attn_scores` and `attn_pattern` exist in "plain" only. None: the model's own.
+            last: whether to compute the logits of the last token alone, [B, 1, V].
 
         Returns:
-          The logits; with a cache, the logits and the cache with these tokens in it. With `capture`, the pair of that
-          and a dict of the captured values.
+            The logits; with a cache, the logits and the cache with these tokens in it. With `capture`, the pair of that
+            and a dict of the captured values.
 
         Raises:
-          ValueError: for tokens that are no [B, T] integers or have no row in the embedding (where tokens are traced,
-            their values are not known: the logits of such a sequence are NaN), positions or a mask of other shapes or
-            dtypes, a mask beside a cache, a cache for another batch or with no room left, another `attention`, a
-            Gemma 3 in float16, and names of sites that match nothing.
+            ValueError: for tokens that are no integers [B, T] or have no row in the embedding (traced tokens have no
+                concrete values: the logits of such a sequence are NaN), positions or a mask of other shapes or dtypes,
+                a mask beside a cache, a cache for another batch or without room, another `attention`, a Gemma 3 in
+                float16, and names of sites that match nothing.
 
         Example:
-          >>> model = gemma.load("gemma2-tiny")
-          >>> logits, values = model.apply([[2, 23, 213]], capture="layer_3/attn_z")
-          >>> values["layer_3/attn_z"].shape
-          (1, 3, 4, 48)
+            >>> model = gemma.load("gemma2-tiny")
+            >>> forward = jax.jit(lambda model, tokens: model.apply(tokens, capture="layer_3/attn_z"))
+            >>> logits, values = forward(model, jnp.array([[2, 23, 213]]))
+            >>> values["layer_3/attn_z"].shape
+            (1, 3, 4, 48)
         """
         tokens, positions, mask, attention = self._checked(tokens, positions, mask, attention)
         if cache is not None:
             cache.check_room(*tokens.shape)
             if mask is not None:
-                raise ValueError("with a cache there is no mask: what a token sees follows from the positions")
+                raise ValueError("a mask is given with a cache: leave it out, since positions say what a token sees")
         transformer = Transformer(self.config, self.dtype, attention, last)
 
         def forward(tokens):
-            # float32 means float32: by default, accelerators multiply float32 matrices in bfloat16 or TF32 passes.
+            # Products in full float32: by default, accelerators multiply float32 matrices in bfloat16 or TF32 passes.
             with jax.default_matmul_precision("highest"):
                 return transformer.apply({"params": self.params}, tokens, positions, mask, cache)
 
@@ -145,13 +159,13 @@ class Model:
 
     def losses(
         self,
-        tokens: jax.Array,
+        tokens: TokenIds,
         *,
         edits: AnyEdits | None = None,
-        positions: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        positions: Integer[ArrayLike, "B T"] | None = None,
+        mask: Bool[ArrayLike, "B T T"] | None = None,
         attention: Attention | None = None,
-    ) -> jax.Array:
+    ) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, given those before it: float32 [B, T-1], in nats.
 
         The logits of all tokens, [B, T, V], are never held: `gemma.losses` computes them in blocks of the vocabulary,
@@ -165,36 +179,37 @@ class Model:
             attention: as for `apply`.
 
         Returns:
-            float32 [B, T-1], nats; number t is the loss of token t + 1. That of a token that is padding counts too:
-            which ones are meant, the caller decides.
+            float32 [B, T-1], nats; index t has the loss of token t + 1. Padding has losses too: the caller decides
+            which losses count.
 
         Raises:
             ValueError: as for `apply`, and for sequences of one token, in which nothing is predicted.
 
         Example:
             >>> model = gemma.load("gemma2-tiny")
-            >>> model.losses([model.tokenizer.encode("In the beginning")]).shape
+            >>> losses = jax.jit(lambda model, tokens: model.losses(tokens))
+            >>> losses(model, jnp.array([model.tokenizer.encode("In the beginning")])).shape
             (1, 3)
         """
         tokens, positions, mask, attention = self._checked(tokens, positions, mask, attention)
         if tokens.shape[1] < 2:
-            raise ValueError(f"losses are of sequences of two tokens at least, got [B, T] = {list(tokens.shape)}")
+            raise ValueError(f"losses need sequences of two tokens at least, got [B, T] = {list(tokens.shape)}")
         transformer = Transformer(self.config, self.dtype, attention, unembeds=False)
 
         def forward(tokens):
             with jax.default_matmul_precision("highest"):
-                x = transformer.apply({"params": self.params}, tokens, positions, mask)
+                x: Any = transformer.apply({"params": self.params}, tokens, positions, mask)
                 table = self.params["embedder"]["input_embedding"]
                 return losses.cross_entropy(x[:, :-1], table, tokens[:, 1:], cap=self.config.final_softcap)
 
         return hooked(forward, tokens, lambda: editing.positions_of(tokens, positions, None), edits=edits)
 
-    # For `mishax_lite.edit`: how edits that need the text find it in the arguments.
-    apply.text_of = losses.text_of = editing.text_of
+    # By this `mishax_lite.edit` finds the text in the arguments, for edits that need it.
+    vars(apply)["text_of"] = vars(losses)["text_of"] = editing.text_of
 
     def run(
         self,
-        text_or_tokens: str | Sequence[str] | jax.Array,
+        text_or_tokens: str | Sequence[str] | TokenIds,
         *,
         capture: str | Sequence[str] = (),
         edits: AnyEdits | None = None,
@@ -203,8 +218,8 @@ class Model:
         """Runs the model once over texts or tokens, by a program compiled once for each shape and set of names.
 
         Args:
-            text_or_tokens: a text; a list of texts, which are padded at the end to one length; or token ids [B, T],
-                the tokenizer's padding at the end of a row being padding. Texts get BOS put before them.
+            text_or_tokens: a text; a list of texts, which are padded at the end to one length; or token ids [B, T], in
+                which the tokenizer's padding id at the end of a row counts as padding. Texts get BOS put before them.
             capture: names of sites or patterns (`mishax_lite.capture`).
             edits: as for `apply`; at padding, positions are -1. The arrays in `Edits` and in a
                 `jax.tree_util.Partial` are arguments of the program, so that other numbers compile nothing; a plain
@@ -212,7 +227,7 @@ class Model:
             attention: as for `apply`.
 
         Returns:
-            The logits, the captured values, the tokens and the mask that says which of these are no padding.
+            The logits, the captured values, the tokens, and the mask that is True where a token is no padding.
 
         Raises:
             ValueError: as for `apply`; for texts where the model has no tokenizer; inside `jax.jit`.
@@ -225,143 +240,10 @@ class Model:
         model = self if attention is None else dataclasses.replace(self, attention=attention)
         return running.run(model, text_or_tokens, capture, edits)
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
-        """Returns the logits of a last residual stream: final norm, unembedding, final softcap. A pure function.
-
-        Args:
-            residual: [..., D], such as the value at the last layer's `resid_post`; computed in its own dtype.
-
-        Returns:
-            float32 [..., V].
-
-        Raises:
-            ValueError: for another width than D.
-
-        Example:
-            >>> model = gemma.load("gemma2-tiny")
-            >>> model.unembed(jnp.ones(192)).shape
-            (4096,)
-        """
-        with jax.default_matmul_precision("highest"):
-            return readout.unembed(self.config, self.params, jnp.asarray(residual))
-
-    def lens(self, value: Any) -> Any:
-        """Returns the logits that the model would give if it ended at a value of the residual stream: the logit lens.
-
-        It is `unembed` of any value in the stream, or of many at once (nostalgebraist 2020,
-        https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens). A pure function.
-
-        Args:
-            value: [..., D], or a pytree of such arrays, such as `forward.values`.
-
-        Returns:
-            float32 [..., V] in the place of each array.
-
-        Raises:
-            ValueError: for another width than D.
-
-        Example:
-            >>> model = gemma.load("gemma2-tiny")
-            >>> forward = model.run("The sea", capture="*/resid_post")
-            >>> model.lens(forward.values)["layer_3/resid_post"].shape
-            (1, 3, 4096)
-        """
-        return jax.tree.map(self.unembed, value)
-
-    def direct_logits(
-        self,
-        value: jax.Array,
-        site: str | None = None,
-        *,
-        scales: Mapping[str, jax.Array] | None = None,
-        tokens: jax.Array | Sequence[int] | None = None,
-    ) -> jax.Array:
-        """Returns what a component adds to the logits by itself, before the final softcap: direct logit attribution.
-
-        The residual stream is a sum, so with `scales` the contributions of `embed` and of every layer's `attn_out` and
-        `mlp_out` add up to the model's logits (before the softcap), and those of the heads to that of `attn_out`. A
-        latent's contribution is that of its activation times its decoder row. A pure function.
-
-        Args:
-            value: [..., *shape] at the site. Heads [..., N, H] are taken one by one; joined, [..., N·H], together.
-            site: a site that writes to the residual stream. None: a vector [..., D] of the stream itself.
-            scales: captured values of the same tokens, such as `forward.values`, with those norms' scales that
-                `gemma.sites.divisions` names: `final_scale`, and for heads their layer's `post_attn_scale`. A value may
-                have further axes after the tokens'. None leaves the norms' divisions out.
-            tokens: ids [K] of the logits that are meant, all by default.
-
-        Returns:
-            float32 [..., V], or [..., K] with `tokens`; heads one by one, [..., N, V].
-
-        Raises:
-            ValueError: for an unknown site or one that does not write to the residual stream, a value of another shape,
-                scales that are missing or of other tokens, and ids that the model lacks.
-
-        Example:
-            >>> model = gemma.load("gemma2-tiny")
-            >>> v = model.run("The sea", capture=["layer_3/attn_z", "layer_3/post_attn_scale", "final_scale"]).values
-            >>> model.direct_logits(v["layer_3/attn_z"], "layer_3/attn_z", scales=v, tokens=[5, 6]).shape
-            (1, 3, 4, 2)
-        """
-        record, way, shape = None, readout.unchanged, (self.config.d_model,)
-        if site is not None:
-            sites.check(self.config, site)
-            record = sites.of(self.config)[site]
-            way, shape = sites.way(record), record.shape
-        vectors = readout.one_by_one(jnp.asarray(value, jnp.float32), shape)
-        if vectors.shape[-1:] != (math.prod(shape),):
-            raise ValueError(
-                f"a value {'of the residual stream' if site is None else f'at {site}'} is [..., "
-                f"{', '.join(map(str, shape))}], got {list(jnp.shape(value))}"
-            )
-        ids = None if tokens is None else jnp.asarray(tokens)
-        if ids is not None and ids.ndim != 1:
-            raise ValueError(f"tokens are ids [K], the same for every value; got an array {list(ids.shape)}")
-        ids = None if ids is None else arguments.token_ids(ids[None], self.config)[0]
-        *within, last = sites.divisions(record)
-        if scales is not None and (missing := [name for name in (*within, last) if name not in scales]):
-            raise ValueError(f"scales lack {missing[0]}: capture it with the value, or give no scales")
-        with jax.default_matmul_precision("highest"):
-            added = way(self.params, None if record is None else record.layer, vectors)
-            for name in () if scales is None else (*within, last):
-                added = readout.multiplied(added, scales[name], name)
-            return readout.direct_logits(self.params, added, ids)
-
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
-        """Returns how vectors at a site, added to the residual stream, would move the logits to first order.
-
-        A vector passes the final norm's gain and the unembedding; what depends on the token, the norm's division and
-        the softcap, is left out. Vectors of `attn_z` go through the output projection and the post-attention norm's
-        gain first. The mean over the vocabulary, which softmax ignores, is taken away. A pure function.
-
-        Args:
-            site: a site that writes to the residual stream.
-            vectors: [..., A], A being the product of the site's axes.
-
-        Returns:
-            float32 [..., V].
-
-        Raises:
-            ValueError: for an unknown site or one that does not write to the residual stream, and for another A.
-
-        Example:
-            >>> model = gemma.load("gemma2-tiny")
-            >>> model.logit_directions("layer_3/attn_z", jnp.eye(192)[:5]).shape
-            (5, 4096)
-        """
-        sites.check(self.config, site)
-        record = sites.of(self.config)[site]
-        way, dim = sites.way(record), math.prod(record.shape)
-        vectors = jnp.asarray(vectors, jnp.float32)
-        if vectors.shape[-1:] != (dim,):
-            raise ValueError(f"vectors at {site} are [..., {dim}], got {list(vectors.shape)}")
-        with jax.default_matmul_precision("highest"):
-            return readout.logits_of_directions(self.params, way(self.params, record.layer, vectors))
-
     def _checked(
-        self, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, attention: str | None
-    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, str]:
-        """Tokens, positions and mask as arrays, and the attention; raises ValueError for what `apply` refuses."""
+        self, tokens: TokenIds, positions: Any, mask: Any, attention: Attention | None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, Attention]:
+        """Returns tokens, positions and mask as arrays, and the attention; raises ValueError as `apply` does."""
         configs.check_dtype(self.config, self.dtype)
         tokens = arguments.token_ids(tokens, self.config)
         positions, mask = arguments.positions_and_mask(tokens, positions, mask)
@@ -372,11 +254,11 @@ class Model:
 
 
 def in_short(number: int) -> str:
-    """A large number for people, as the names of models have it.
+    """Returns a large number in short, as the names of models have it.
 
     Example:
-      >>> in_short(268_098_176), in_short(3_224_256), in_short(192)
-      ('268M', '3.2M', '192')
+        >>> gemma.model.in_short(268_098_176), gemma.model.in_short(3_224_256), gemma.model.in_short(192)
+        ('268M', '3.2M', '192')
     """
     for unit, power in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         # 999,950 is 1.0M.
@@ -386,7 +268,7 @@ def in_short(number: int) -> str:
 
 
 def param_shapes(config: Config, dtype: jnp.dtype = jnp.float32) -> dict:
-    """The tree of parameters as `jax.ShapeDtypeStruct`, nothing computed."""
+    """Returns the tree of parameters as `jax.ShapeDtypeStruct`, without computing anything."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)

@@ -1,4 +1,4 @@
-"""`Model.run`: texts or tokens in, logits and values out, by a program that is compiled once."""
+"""`Model.run`: from texts or tokens to logits and values, by a program that is compiled once."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float32, Int32, Shaped
 
 from gemma import arguments, editing, sharding
 from mishax_lite import Edits
@@ -23,19 +24,23 @@ Text = str | Sequence[str]
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """What one forward pass gave; a pytree.
+    """The results of one forward pass; a pytree.
 
     Attributes:
         logits: float32 [B, T, V].
         values: the value at each captured site by name, in the order of the forward pass.
         tokens: int32 [B, T], with the tokenizer's padding at the ends of the shorter texts.
         mask: bool [B, T], True where a token is no padding.
+
+    Example:
+        >>> model.run(["The sea", "A"], capture="layer_3/resid_post")
+        Forward(tokens [2, 3], logits [2, 3, 4096], 1 site)
     """
 
-    logits: jax.Array
-    values: dict[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    logits: Float32[jax.Array, "B T V"]
+    values: dict[str, Shaped[jax.Array, "B ..."]]
+    tokens: Int32[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
 
     def __repr__(self) -> str:
         # Under a transformation, leaves may be anything.
@@ -61,9 +66,12 @@ class Forward:
 
 
 def run(
-    model: "Model", text_or_tokens: Text | jax.Array, capture: str | Sequence[str], edits: editing.AnyEdits | None
+    model: "Model",
+    text_or_tokens: Text | arguments.TokenIds,
+    capture: str | Sequence[str],
+    edits: editing.AnyEdits | None,
 ) -> Forward:
-    """What `Model.run` is, of a model that has the attention wanted."""
+    """Runs `Model.run` for a model that already has the attention to use."""
     capture = (capture,) if isinstance(capture, str) else tuple(capture)
     check_concrete(model, "run", "call model.apply, which is a pure function")
     tokens, mask = _tokens_and_mask(model, text_or_tokens)
@@ -74,7 +82,7 @@ def run(
 def _run(model, tokens, mask, edits, *, capture):
     if mask is None:
         mask = _unpadded(tokens, model.tokenizer)
-    # Edits see -1 where padding is, as in `generate`. The forward pass has no need to: padding stands last.
+    # Edits see -1 where padding is, as in `generate`. The forward pass need not: padding stands last.
     positions = jnp.where(mask, jnp.arange(tokens.shape[1], dtype=jnp.int32), -1)
     out = hooked(model.apply, tokens, lambda: positions, capture, edits)
     logits, values = out if capture else (out, {})
@@ -82,14 +90,14 @@ def _run(model, tokens, mask, edits, *, capture):
 
 
 def _unpadded(tokens: jax.Array, tokenizer) -> jax.Array:
-    """[B, T] of bool: all tokens but those that are the tokenizer's padding at the end of a row."""
+    """Returns bool [B, T]: True except at the tokenizer's padding at the end of a row."""
     if tokenizer is None:
         return jnp.ones(tokens.shape, bool)
     return jnp.flip(jnp.cumsum(jnp.flip(tokens != tokenizer.pad, axis=1), axis=1), axis=1) > 0
 
 
 def _tokens_and_mask(model: "Model", text_or_tokens: Any) -> tuple[jax.Array | np.ndarray, np.ndarray | None]:
-    """Token ids [B, T] and the mask that the texts' lengths give; of tokens, None."""
+    """Returns token ids [B, T] and the mask that the texts' lengths give; None as the mask of tokens."""
     texts = [text_or_tokens] if isinstance(text_or_tokens, str) else text_or_tokens
     if not (isinstance(texts, list | tuple) and any(isinstance(text, str) for text in texts)):
         tokens = arguments.token_ids(text_or_tokens, model.config)
@@ -108,7 +116,7 @@ def _tokens_and_mask(model: "Model", text_or_tokens: Any) -> tuple[jax.Array | n
 
 
 def _placed(model: "Model", tokens: Any, mask: Any) -> tuple[Any, Any]:
-    """Tokens and mask over the mesh's axis `data`, where the parameters lie on a mesh and it divides the sequences."""
+    """Returns tokens and mask, spread over the mesh's axis `data` if the parameters' mesh divides the sequences."""
     mesh = mesh_of(model)
     if mesh is None or tokens.shape[0] % mesh.shape.get(sharding.DATA, 1):
         return tokens, mask
@@ -116,7 +124,13 @@ def _placed(model: "Model", tokens: Any, mask: Any) -> tuple[Any, Any]:
 
 
 def check_concrete(model: "Model", name: str, advice: str) -> None:
-    """Raises ValueError within `jax.jit` and other transformations of the model, where no program can be called."""
+    """Raises ValueError within `jax.jit` and other transformations of the model, where no program can be called.
+
+    Args:
+        model: the model.
+        name: the name of the calling function.
+        advice: what to do instead.
+    """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(model.params)):
         raise ValueError(
             f"{name} compiles its own program, so it cannot be called inside jax.jit or another transformation: "
@@ -125,12 +139,12 @@ def check_concrete(model: "Model", name: str, advice: str) -> None:
 
 
 def without_tokenizer(model: "Model") -> str:
-    """Says that there is none, and why."""
+    """Returns a message that a model has no tokenizer, and why."""
     reason = f" ({model.tokenizer_problem})" if model.tokenizer_problem else ""
     return f"{model.config.name} was loaded without a tokenizer{reason}"
 
 
-def mesh_of(model: "Model") -> Mesh | None:
-    """The mesh that the parameters lie on, if on one."""
+def mesh_of(model: "Model") -> Any:
+    """Returns the mesh that the parameters lie on, or None."""
     placed = getattr(jax.tree.leaves(model.params)[0], "sharding", None)
     return placed.mesh if isinstance(placed, NamedSharding) else None

@@ -1,60 +1,12 @@
-"""The kinds of sites: for each one record, with the rewrites that put its tap into the model's source.
+"""The kinds of sites: for each kind one record, with the rewrites that put its tap into the model's source.
 
-To add a site, add a `Kind` here, where the forward pass reaches it: its names, shapes, shardings, the table of the
-documentation and whatever else is known about it derive from the record.
-
-The rewrites may use `tap(name, value)`, `at(module, kind)` (the name in the block of a module) and what else
-`gemma/sites.py` gives them.
+To add a site, add a `Kind` here, at its place in the forward pass: its names, shapes, shardings, its line in the table
+of the documentation and every other fact about it derive from the record. `gemma/site_edits.py` makes the rewrites.
 """
 
-from gemma import layers, readout, transformer
-from gemma.site_records import Edit, Kind
-from mishax_lite import Rewrite
-
-
-def _attention(before: str, after: str) -> Edit:
-    return Edit(layers, "Attention.__call__", Rewrite(before, after))
-
-
-def _feed_forward(before: str, after: str) -> Edit:
-    return Edit(layers, "FeedForward.__call__", Rewrite(before, after))
-
-
-def _block(before: str, after: str) -> Edit:
-    return Edit(transformer, "Block.__call__", Rewrite(before, after))
-
-
-def _transformer(before: str, after: str) -> Edit:
-    return Edit(transformer, "Transformer.__call__", Rewrite(before, after))
-
-
-def _absent_if_fused(kind: str) -> Edit:
-    return _attention(
-        "z = fused(q, k, v, allowed, c.attn_softcap)",
-        f"absent(at(self, {kind!r}), fused_lacks({kind!r}))\nz = fused(q, k, v, allowed, c.attn_softcap)",
-    )
-
-
-def _norm(name: str, tap: str, variable: str, line: str) -> Edit:
-    """Taps a variable of the norms that have a name, before a line. Queries' and keys' norms have other names."""
-    rewrite = Rewrite(line, f"if self.name == {name!r}:\n    {variable} = tap({tap}, {variable})\n{line}")
-    return Edit(layers, "RMSNorm.__call__", rewrite)
-
-
-def _scale(kind: str, norm: str, *, in_layers: bool = True) -> Kind:
-    """What a norm multiplies by before its gain."""
-    tap = f"at(self, {kind!r})" if in_layers else repr(kind)
-    words = norm.removesuffix("_norm").replace("ffw", "feed_forward").replace("_", "-")
-    return Kind(
-        kind,
-        "B T 1",
-        f"1/rms, what the {words} norm multiplies by",
-        (_norm(norm, tap, "inverse", "normed = x32 * inverse"),),
-        in_layers=in_layers,
-        frozen=True,
-        float32=True,
-    )
-
+from gemma import readout
+from gemma.site_edits import absent_if_fused, attention, block, feed_forward, norm, scale, transformer
+from gemma.site_records import Kind
 
 # In the order of the forward pass.
 KINDS = (
@@ -63,7 +15,7 @@ KINDS = (
         "B T D",
         "embeddings after the sqrt(D) scaling, the input of block 0",
         (
-            _transformer(
+            transformer(
                 "x = embedder.encode(tokens, self.dtype)",
                 "x = tap('embed', embedder.encode(tokens, self.dtype))",
             ),
@@ -76,20 +28,20 @@ KINDS = (
         "B T D",
         "input of the block",
         (
-            _block(
+            block(
                 "attn_in = RMSNorm(name='pre_attention_norm')(x)",
                 "x = tap(at(self, 'resid_pre'), x)\nattn_in = RMSNorm(name='pre_attention_norm')(x)",
             ),
         ),
         way=readout.unchanged,
     ),
-    _scale("pre_attn_scale", "pre_attention_norm"),
+    scale("pre_attn_scale", "pre_attention_norm"),
     Kind(
         "attn_in",
         "B T D",
         "after the pre-attention norm",
         (
-            _block(
+            block(
                 "attn_out, cache = Attention(...)(attn_in, positions, allowed, cache)",
                 "attn_in = tap(at(self, 'attn_in'), attn_in)\n"
                 "attn_out, cache = Attention(...)(attn_in, positions, allowed, cache)",
@@ -101,7 +53,7 @@ KINDS = (
         "B T N H",
         "queries after RoPE and their scaling",
         (
-            _attention(
+            attention(
                 "q = rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype)",
                 "q = tap(at(self, 'q'), rope(q, positions, base, scale) * jnp.asarray(c.query_scale, x.dtype))",
             ),
@@ -112,7 +64,7 @@ KINDS = (
         "B S K H",
         "keys after RoPE",
         (
-            _attention(
+            attention(
                 "k = rope(k, positions, base, scale)",
                 "k = tap(at(self, 'k'), rope(k, positions, base, scale))",
             ),
@@ -123,7 +75,7 @@ KINDS = (
         "B S K H",
         "values as projected",
         (
-            _attention(
+            attention(
                 "if cache is not None:\n    k, v, cache = extend(cache, k, v)",
                 "v = tap(at(self, 'v'), v)\nif cache is not None:\n    k, v, cache = extend(cache, k, v)",
             ),
@@ -134,12 +86,12 @@ KINDS = (
         "B N T S",
         "before softcap and mask",
         (
-            _attention(
+            attention(
                 "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
                 "scores = tap(at(self, 'attn_scores'), scores)\n"
                 "capped = softcap(scores.astype(jnp.float32), c.attn_softcap)",
             ),
-            _absent_if_fused("attn_scores"),
+            absent_if_fused("attn_scores"),
         ),
     ),
     Kind(
@@ -147,11 +99,11 @@ KINDS = (
         "B N T S",
         "after softmax",
         (
-            _attention(
+            attention(
                 "pattern = jax.nn.softmax(masked, axis=-1).astype(x.dtype)",
                 "pattern = tap(at(self, 'attn_pattern'), jax.nn.softmax(masked, axis=-1).astype(x.dtype))",
             ),
-            _absent_if_fused("attn_pattern"),
+            absent_if_fused("attn_pattern"),
         ),
         frozen=True,
     ),
@@ -160,7 +112,7 @@ KINDS = (
         "B T N H",
         "heads' outputs before the output projection",
         (
-            _attention(
+            attention(
                 "return product('BTNH,NHD->BTD', z, ...), cache",
                 "z = tap(at(self, 'attn_z'), z)\nreturn product('BTNH,NHD->BTD', z, ...), cache",
             ),
@@ -168,13 +120,13 @@ KINDS = (
         way=readout.through_attention_output,
         division="post_attn_scale",
     ),
-    _scale("post_attn_scale", "post_attention_norm"),
+    scale("post_attn_scale", "post_attention_norm"),
     Kind(
         "attn_out",
         "B T D",
         "after the post-attention norm: what is added to the residual",
         (
-            _block(
+            block(
                 "attn_out = RMSNorm(name='post_attention_norm')(attn_out)",
                 "attn_out = tap(at(self, 'attn_out'), RMSNorm(name='post_attention_norm')(attn_out))",
             ),
@@ -185,16 +137,16 @@ KINDS = (
         "resid_mid",
         "B T D",
         "after that addition",
-        (_block("x = x + attn_out", "x = tap(at(self, 'resid_mid'), x + attn_out)"),),
+        (block("x = x + attn_out", "x = tap(at(self, 'resid_mid'), x + attn_out)"),),
         way=readout.unchanged,
     ),
-    _scale("pre_mlp_scale", "pre_ffw_norm"),
+    scale("pre_mlp_scale", "pre_ffw_norm"),
     Kind(
         "mlp_normed",
         "B T D",
         "after the pre-feed-forward norm's division, before its gain",
         (
-            _norm(
+            norm(
                 "pre_ffw_norm",
                 "at(self, 'mlp_normed')",
                 "normed",
@@ -208,7 +160,7 @@ KINDS = (
         "B T D",
         "after the pre-feed-forward norm with its gain",
         (
-            _block(
+            block(
                 "mlp_in = RMSNorm(name='pre_ffw_norm')(x)",
                 "mlp_in = tap(at(self, 'mlp_in'), RMSNorm(name='pre_ffw_norm')(x))",
             ),
@@ -219,7 +171,7 @@ KINDS = (
         "B T F",
         "the gate's projection, before the nonlinearity",
         (
-            _feed_forward(
+            feed_forward(
                 "gate, up = products('BTD,DF->BTF', x, gating)",
                 "gate, up = products('BTD,DF->BTF', x, gating)\ngate = tap(at(self, 'mlp_gate'), gate)",
             ),
@@ -230,7 +182,7 @@ KINDS = (
         "B T F",
         "the other projection",
         (
-            _feed_forward(
+            feed_forward(
                 "hidden = nn.gelu(gate, approximate=True) * up",
                 "up = tap(at(self, 'mlp_up'), up)\nhidden = nn.gelu(gate, approximate=True) * up",
             ),
@@ -241,7 +193,7 @@ KINDS = (
         "B T F",
         "gelu(gate) * up",
         (
-            _feed_forward(
+            feed_forward(
                 "return jnp.einsum('BTF,FD->BTD', hidden, linear)",
                 "hidden = tap(at(self, 'mlp_hidden'), hidden)\nreturn jnp.einsum('BTF,FD->BTD', hidden, linear)",
             ),
@@ -249,13 +201,13 @@ KINDS = (
         way=readout.through_feed_forward_output,
         division="post_mlp_scale",
     ),
-    _scale("post_mlp_scale", "post_ffw_norm"),
+    scale("post_mlp_scale", "post_ffw_norm"),
     Kind(
         "mlp_out",
         "B T D",
         "after the post-feed-forward norm: what is added to the residual",
         (
-            _block(
+            block(
                 "mlp_out = RMSNorm(name='post_ffw_norm')(mlp_out)",
                 "mlp_out = tap(at(self, 'mlp_out'), RMSNorm(name='post_ffw_norm')(mlp_out))",
             ),
@@ -266,16 +218,16 @@ KINDS = (
         "resid_post",
         "B T D",
         "output of the block",
-        (_block("x = x + mlp_out", "x = tap(at(self, 'resid_post'), x + mlp_out)"),),
+        (block("x = x + mlp_out", "x = tap(at(self, 'resid_post'), x + mlp_out)"),),
         way=readout.unchanged,
     ),
-    _scale("final_scale", "final_norm", in_layers=False),
+    scale("final_scale", "final_norm", in_layers=False),
     Kind(
         "final_norm",
         "B T D",
         "after the last norm",
         (
-            _transformer(
+            transformer(
                 "x = RMSNorm(name='final_norm')(x)",
                 "x = tap('final_norm', RMSNorm(name='final_norm')(x))",
             ),
@@ -287,11 +239,11 @@ KINDS = (
         "B T V",
         "after the final softcap",
         (
-            _transformer(
+            transformer(
                 "logits = softcap(embedder.decode(x), c.final_softcap)",
                 "logits = tap('logits', softcap(embedder.decode(x), c.final_softcap))",
             ),
-            _transformer(
+            transformer(
                 "if not self.unembeds:\n    return x",
                 "if not self.unembeds:\n    absent('logits', losses_lack_logits)\n    return x",
             ),

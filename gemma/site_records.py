@@ -1,8 +1,8 @@
-"""What is known about a site: a `Kind` for all layers, and a `Site` for one place in one model.
+"""The records about sites: a `Kind` for all layers, and a `Site` for one place in one model.
 
-Everything else that anybody knows about sites derives from a kind: shapes from its axis letters, the axis that devices
-divide from these too, whether it writes to the residual stream from its way to the logits. The kinds themselves stand
-in `gemma/site_kinds.py`.
+Every other fact about sites derives from a kind: shapes, and the axis that devices divide, from its axis letters;
+whether it writes to the residual stream from its way to the logits. The kinds themselves stand in
+`gemma/site_kinds.py`.
 
 Axis letters: B batch, T query positions, S key positions, D model width, N query heads, K key/value heads, H head
 width, F feed-forward width, V vocabulary.
@@ -51,7 +51,7 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is known about the sites of one kind, in every layer of every model.
+    """The facts about the sites of one kind, in every layer of every model.
 
     Attributes:
         name: the last part of a site's name.
@@ -59,10 +59,9 @@ class Kind:
         description: the value in words; its line in the documentation.
         edits: the rewrites that put its tap into the model.
         in_layers: whether each layer has one; otherwise the model has one.
-        way: how a vector at the site reaches the residual stream; None where it does not, by itself or through one
-            linear map.
-        division: of a way through a norm, the kind of the site that has what the norm multiplies by; None where the
-            way passes none.
+        way: the function that maps a vector at the site to the residual stream; None if a vector does not reach it, by
+            itself or through one linear map.
+        division: the kind of the site with the scale of the norm on the way; None if the way passes no norm.
         frozen: whether a linear circuit holds the site still.
         float32: whether the value is float32 in every model; otherwise it has the dtype of the model's activations.
     """
@@ -103,7 +102,7 @@ class Site:
 
     Attributes:
         name: such as "layer_3/attn_z".
-        shape: of the value without its axes of batch and text: (D,), (N, H), (V,), (1,).
+        shape: the value's shape without the axes of batch and text: (D,), (N, H), (V,), (1,).
         layer: the layer's index; None outside of layers.
         kind: the last part of the name.
         writes_to_residual: whether a vector here is added to the residual stream, by itself or through one linear map.

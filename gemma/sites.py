@@ -1,7 +1,11 @@
-"""Where the hooks go: the sites of a model, and patches that put a tap at each by rewriting the model's source.
+"""The sites of a model, and the patches that put a tap at each by rewriting the model's source.
 
-A site is a name and one exact point. `layer_{i}/` stands before the names of sites in layers. What is known about each
-stands in `gemma/site_kinds.py`; the table here is made from it.
+A site is a name and one exact point. `layer_{i}/` stands before the names of sites in layers. `gemma/site_kinds.py` has
+the facts about each; the table here is made from it.
+
+Example:
+    >>> gemma.sites.names(model.config)[:3]
+    ['embed', 'layer_0/resid_pre', 'layer_0/pre_attn_scale']
 
 """
 
@@ -19,11 +23,19 @@ from gemma.site_kinds import KINDS
 from gemma.site_records import Kind, Site, Way
 from mishax_lite import Patch, absent
 
-_kinds: list[Kind] = list(KINDS)  # with those added
+_kinds: list[Kind] = list(KINDS)  # and those that `add` added
 
 
 def table() -> str:
-    """Returns the table of all kinds of sites in Markdown."""
+    """Returns the table of all kinds of sites in Markdown.
+
+    Example:
+        >>> print(gemma.sites.table())
+        | site | the value | shape |
+        | --- | --- | --- |
+        | `embed` | embeddings after the sqrt(D) scaling, the input of block 0 | B T D |
+        ...
+    """
     lines = [
         f"| `{kind.name}` | {kind.description}{' (float32 in every model)' if kind.float32 else ''} | {kind.axes} |"
         for kind in _kinds
@@ -43,7 +55,7 @@ def of(config: Config, *, fused: bool = False) -> Mapping[str, Site]:
         fused: whether attention is fused, which has no sites of pairs of tokens.
 
     Example:
-        >>> of(gemma.config("gemma2-2b"))["layer_12/attn_z"].shape
+        >>> gemma.sites.of(gemma.config("gemma2-2b"))["layer_12/attn_z"].shape
         (8, 256)
     """
     first = next(index for index, kind in enumerate(_kinds) if kind.in_layers)
@@ -55,18 +67,51 @@ def of(config: Config, *, fused: bool = False) -> Mapping[str, Site]:
 
 
 def names(config: Config) -> list[str]:
-    """Returns the name of every site of a model, in the order of the forward pass."""
+    """Returns the name of every site of a model, in the order of the forward pass.
+
+    Args:
+        config: the model's shape.
+
+    Example:
+        >>> gemma.sites.names(gemma.config("gemma2-2b"))[:2]
+        ['embed', 'layer_0/resid_pre']
+    """
     return list(of(config))
 
 
 def frozen(config: Config, *, fused: bool = False) -> tuple[str, ...]:
-    """Returns the names of the sites that a linear circuit holds still, in the order of the forward pass."""
+    """Returns the names of the sites that a linear circuit holds still, in the order of the forward pass.
+
+    They are the attention patterns and the scales of the norms.
+
+    Args:
+        config: the model's shape.
+        fused: as for `of`.
+
+    Example:
+        >>> gemma.sites.frozen(gemma.config("gemma2-2b"))[:3]
+        ('layer_0/pre_attn_scale', 'layer_0/attn_pattern', 'layer_0/post_attn_scale')
+    """
     kinds = {kind.name for kind in _kinds if kind.frozen}
     return tuple(name for name, site in of(config, fused=fused).items() if site.kind in kinds)
 
 
 def check(config: Config, site: str) -> None:
-    """Raises ValueError, with the nearest names, unless `site` is a site of the model."""
+    """Raises ValueError, with the nearest names, unless `site` is a site of the model.
+
+    Args:
+        config: the model's shape.
+        site: the name to check.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> gemma.sites.check(gemma.config("gemma2-2b"), "layer_12/mlp_out")
+        >>> gemma.sites.check(gemma.config("gemma2-2b"), "layer_26/mlp_out")
+        Traceback (most recent call last):
+        ValueError: no site 'layer_26/mlp_out': gemma2-2b has 26 layers, 0 to 25
+    """
     if site in of(config):
         return
     layer = re.fullmatch(r"layer_(\d+)/(.+)", site)
@@ -81,46 +126,56 @@ def check(config: Config, site: str) -> None:
 
 
 def way(site: Site) -> Way:
-    """Returns how a vector at a site reaches the residual stream.
+    """Returns the function that maps a vector at a site to the residual stream.
+
+    Args:
+        site: the site's record.
+
+    Returns:
+        A function of the model's parameters, the layer (or None) and vectors [..., A] that returns [..., D].
 
     Raises:
         ValueError: for a site that does not write to the residual stream.
+
+    Example:
+        >>> site = model.sites["layer_3/attn_z"]
+        >>> gemma.sites.way(site)(model.params, site.layer, jnp.ones((5, 192))).shape
+        (5, 192)
     """
     ways = {kind.name: kind.way for kind in _kinds if kind.way is not None}
     if site.kind not in ways:
         raise ValueError(
             f"{site.name} does not write to the residual stream, so a vector there has no direct effect on logits: "
-            f"sites that do are {', '.join(ways)}"
+            f"the sites that do are {', '.join(ways)}"
         )
     return ways[site.kind]
 
 
 def divisions(site: Site | None) -> tuple[str, ...]:
-    """Returns the sites with what norms multiply by on the way of a vector at a site to the logits, in that order.
+    """Returns the sites of the scales of the norms that a vector passes on its way to the logits, in that order.
 
     Args:
-        site: None for a vector in the residual stream.
+        site: the record of the vector's site; None for a vector in the residual stream.
 
     Example:
-        >>> divisions(of(gemma.config("gemma2-2b"))["layer_12/attn_z"])
+        >>> gemma.sites.divisions(gemma.sites.of(gemma.config("gemma2-2b"))["layer_12/attn_z"])
         ('layer_12/post_attn_scale', 'final_scale')
     """
     first = None if site is None else next(kind.division for kind in _kinds if kind.name == site.kind)
-    return ("final_scale",) if first is None else (f"layer_{site.layer}/{first}", "final_scale")
+    return ("final_scale",) if site is None or first is None else (f"layer_{site.layer}/{first}", "final_scale")
 
 
 def resumption(sites: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the sites whose values, put back beside others at `sites`, let a forward pass begin at the first layer
-    of these.
+    """Returns the sites whose recorded values let a forward pass with given values at `sites` begin at a layer.
 
-    With the residual stream that enters the layer replaced as a whole, jit drops the layers below. There are none where
-    one of `sites` is that stream itself, or `embed`, or where no layer has one.
+    It is the first layer of `sites`: if an edit replaces the residual stream that enters it, jit drops the layers
+    below. The result is empty if `sites` has that stream itself, or `embed`, or no site in a layer.
 
     Args:
-        sites: one, or several, in any order.
+        sites: the name of one site, or of several in any order.
 
     Example:
-        >>> resumption(["layer_12/mlp_out", "layer_9/attn_z", "final_norm"])
+        >>> gemma.sites.resumption(["layer_12/mlp_out", "layer_9/attn_z", "final_norm"])
         ('layer_9/resid_pre',)
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
@@ -132,9 +187,9 @@ def resumption(sites: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _in_block(module: nn.Module, kind: str) -> str:
-    """The name of a site in a block, for a module of that block: `layer_3/q`; `q` for a module that stands alone.
+    """Returns the name of a site in a block, for a module of that block: `layer_3/q`; `q` for a module that is alone.
 
-    Not by `mishax_lite.scope`: that would make JAX trace anew, in every layer, each function that it has jitted itself.
+    It does not use `mishax_lite.scope`: JAX would trace its own jitted functions anew in every layer.
     """
     layers_above = [name for name in module.path if name.startswith("layer_")]
     return f"{layers_above[-1]}/{kind}" if layers_above else kind
@@ -151,24 +206,37 @@ _NAMES = {"at": _in_block, "absent": absent, "fused_lacks": _fused_lacks, "losse
 
 
 def _patches_of(kinds: Iterable[Kind]) -> list[Patch]:
-    """The rewrites of some kinds, a patch for each module."""
+    """Returns the rewrites of some kinds, as a patch for each module."""
     members: dict[types.ModuleType, dict[str, list]] = {}
     for edit in (edit for kind in kinds for edit in kind.edits):
         members.setdefault(edit.module, {}).setdefault(edit.member, []).append(edit.rewrite)
     return [Patch(module, edits, names=_NAMES) for module, edits in members.items()]
 
 
-_patches = {"": _patches_of(KINDS)}  # by the name of the kind added
+_patches = {"": _patches_of(KINDS)}  # by the name of the added kind
 
 
 def install() -> None:
-    """Puts the taps into the model's functions. Importing `gemma` does it: a tap that nobody asks for costs nothing."""
+    """Puts the taps into the model's functions; importing `gemma` does it, since an idle tap costs nothing.
+
+    Example:
+        >>> gemma.sites.install()
+        >>> len(mishax_lite.sites(model.apply, [[2, 392]])) == len(model.sites)
+        True
+    """
     for patch in itertools.chain.from_iterable(_patches.values()):
         patch.install()
 
 
 def uninstall() -> None:
-    """Gives back the bare model."""
+    """Takes the taps out of the model's functions, which leaves the bare model.
+
+    Example:
+        >>> gemma.sites.uninstall()
+        >>> mishax_lite.sites(model.apply, [[2, 392]])
+        {}
+        >>> gemma.sites.install()
+    """
     for patch in reversed(list(itertools.chain.from_iterable(_patches.values()))):
         patch.uninstall()
 
@@ -177,15 +245,25 @@ def add(kind: Kind, *, before: str) -> None:
     """Adds a kind of site to all models, and puts its taps in: `model.sites` has it from then on.
 
     Args:
-        kind: the record. Its rewrites are of the source as it is with all taps in.
+        kind: the record. Its rewrites must fit the source with all present taps.
         before: the kind of the site that the forward pass reaches next.
 
     Raises:
         ValueError: for a name that exists, an unknown `before`, and rewrites that do not fit the source.
+
+    Example:
+        >>> from gemma.site_records import Edit, Kind
+        >>> gelu = "nn.gelu(gate, approximate=True)"
+        >>> rewrite = mishax_lite.Rewrite(f"{gelu} * up", f"tap(at(self, 'mlp_act'), {gelu}) * up")
+        >>> edit = Edit(gemma.layers, "FeedForward.__call__", rewrite)
+        >>> gemma.sites.add(Kind("mlp_act", "B T F", "the gate after its nonlinearity", (edit,)), before="mlp_hidden")
+        >>> model.sites["layer_1/mlp_act"].shape
+        (512,)
+        >>> gemma.sites.remove("mlp_act")
     """
     kinds = [other.name for other in _kinds]
     if kind.name in kinds:
-        raise ValueError(f"there is a kind of site {kind.name} already")
+        raise ValueError(f"the kind of site {kind.name} exists already")
     if before not in kinds:
         raise ValueError(f"before is the kind of a site, such as mlp_hidden; got {before!r}")
     patches = _patches_of([kind])
@@ -197,13 +275,21 @@ def add(kind: Kind, *, before: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Takes away a kind of site that `add` added.
+    """Removes a kind of site that `add` added, with its taps.
+
+    Args:
+        name: the name of the kind.
 
     Raises:
         ValueError: for another name.
+
+    Example:
+        >>> gemma.sites.remove("mlp_out")
+        Traceback (most recent call last):
+        ValueError: no kind of site mlp_out was added: only kinds that gemma.sites.add added can be removed
     """
     if name not in _patches or not name:
-        raise ValueError(f"no kind of site {name} was added")
+        raise ValueError(f"no kind of site {name} was added: only kinds that gemma.sites.add added can be removed")
     for patch in reversed(_patches.pop(name)):
         patch.uninstall()
     _kinds[:] = [kind for kind in _kinds if kind.name != name]

@@ -1,4 +1,4 @@
-"""Texts that grow token by token: pieces that join to the whole, and stop strings wherever tokens end."""
+"""Texts that grow token by token: pieces that join to the whole text, and stop strings wherever tokens end."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class Piece(str):
     """A piece of a text, a `str` that knows where it belongs.
 
     Attributes:
-      row: of which sample: number `row` of `Generation.texts`.
-      tokens: the ids that it was made of; several, or none, where a character takes several tokens.
+        row: the index of its text in `Generation.texts`.
+        tokens: the ids that the piece comes from; several, or none, where a character takes several tokens.
     """
 
     row: int
@@ -29,14 +29,14 @@ class Growing:
     """One text that grows.
 
     Args:
-      tokenizer: None where tokens have no text.
-      stop_tokens: ids that end it, and are no part of it.
-      stop: texts that end it, and are no part of it.
+        tokenizer: the tokenizer; None if tokens have no text.
+        stop_tokens: ids that end the text, and are no part of it.
+        stop: texts that end the text, and are no part of it.
 
     Attributes:
-      tokens: the ids so far, with what ended it.
-      text: the text so far. A stop string's beginning is held back until it is clear that it is none.
-      ended: whether a stop token or a stop string has come.
+        tokens: the ids so far, with the ones that ended the text.
+        text: the text so far. The beginning of a stop string is held back until it is clear that it is none.
+        ended: whether a stop token or a stop string has come.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop_tokens: Sequence[int], stop: Sequence[str]):
@@ -49,7 +49,7 @@ class Growing:
         self._pending: list[int] = []  # tokens whose text is not in `text`
 
     def add(self, token: int) -> tuple[str, list[int]]:
-        """The text that a token adds, and the tokens that this is made of."""
+        """Adds a token, and returns the new text with the tokens that it comes from."""
         self.tokens.append(token)
         if token in self._stop_tokens:
             self.ended = True
@@ -58,7 +58,7 @@ class Growing:
         return self._grow(len(self.tokens), last=False)
 
     def finish(self, before: int | None = None) -> tuple[str, list[int]]:
-        """What is left at the end; `before` is the number of tokens that are text."""
+        """Returns the rest of the text with its tokens; `before` is the number of tokens that are text."""
         return self._grow(len(self.tokens) if before is None else before, last=True)
 
     def _grow(self, count: int, last: bool) -> tuple[str, list[int]]:
@@ -82,11 +82,12 @@ class Growing:
         return new, tokens
 
     def _is_closed(self, tail: Sequence[int]) -> bool:
-        """Whether no later token changes the text of these: bytes may be a character's, marks may vanish at the end."""
+        """Returns whether no later token changes this text: bytes may join to a character, end marks may vanish."""
+        # pyrefly: ignore[missing-attribute]  what is closed is text
         return bool(tail) and not self._tokenizer.may_change(tail[-1])
 
     def _held_back(self, whole: str) -> int:
-        """How many characters at the end may be a stop string's beginning, or an unfinished character."""
+        """Returns how many characters at the end may begin a stop string, or be an unfinished character."""
         broken = len(whole) - len(whole.rstrip(_BROKEN))
         unfinished = min(broken, _LONGEST_CHARACTER - 1) if self._open < len(self.tokens) else 0
         whole = whole[: len(whole) - unfinished]
@@ -94,6 +95,6 @@ class Growing:
         return unfinished + max(starts, default=0)
 
     def _stop_place(self, whole: str) -> int | None:
-        """Where the first stop string begins. Nothing of it is in `text`, as that is held back."""
+        """Returns where the first stop string begins, or None. Nothing of it is in `text`, which holds it back."""
         places = [place for place in (whole.find(stop, len(self.text)) for stop in self._stop) if place >= 0]
         return min(places, default=None)

@@ -13,7 +13,7 @@ from gemma.layers import Attention, Embedder, FeedForward, RMSNorm
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with a norm before and one after, each added to the residual stream."""
+    """A block: attention and feed-forward, each between two norms, and each added to the residual stream."""
 
     config: Config
     kind: str
@@ -34,16 +34,23 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[B, T] token ids -> [B, T, V] float32 logits; with a cache, the logits and the cache with these tokens in it.
+    """The forward pass as a Flax module: from token ids [B, T] to logits float32 [B, T, V].
 
-    The arguments are those of `gemma.Model.apply`.
+    With a cache, it returns the logits and the cache with these tokens in it. The arguments are those of
+    `gemma.Model.apply`.
 
     Attributes:
-      config: the model's shape.
-      dtype: of the activations; norms, softcaps, softmax and logits are computed in float32 whatever it is.
-      attention: "plain", or "fused", which never holds the scores of all queries.
-      last: only the last token's logits, [B, 1, V].
-      unembeds: False gives what the unembedding reads, the last norm's output [B, T, D], in place of the logits.
+        config: the model's shape.
+        dtype: the dtype of the activations; norms, softcaps, softmax and logits are computed in float32 in any case.
+        attention: "plain", or "fused", which never holds the scores of all queries.
+        last: whether to compute only the last token's logits, [B, 1, V].
+        unembeds: whether to return the logits; else it returns the input of the unembedding, the last norm's output
+            [B, T, D].
+
+    Example:
+        >>> transformer = gemma.Transformer(model.config)
+        >>> jax.eval_shape(transformer.apply, {"params": model.params}, jnp.array([[2, 392, 1788]])).shape
+        (1, 3, 4096)
     """
 
     config: Config
@@ -78,6 +85,7 @@ class Transformer(nn.Module):
         logits = softcap(embedder.decode(x), c.final_softcap)
         if cache is None:
             return logits
+        # pyrefly: ignore[missing-attribute]  with a cache each layer has its part
         kept = tuple({"k": layer.k, "v": layer.v} for layer in layers)
         return logits, dataclasses.replace(cache, layers=kept, step=cache.step + tokens.shape[1])
 
@@ -85,8 +93,19 @@ class Transformer(nn.Module):
 def reaches(
     config: Config, tokens: jax.Array, positions: jax.Array | None, mask: jax.Array | None, cache: Cache | None
 ) -> tuple[jax.Array, dict[str, Reach], Cache | None, dict[str, Places]]:
-    """The positions [B, T] of the tokens, what each kind of layer may see, the cache with these positions in it, and
-    where each kind puts the tokens there."""
+    """Works out which keys the queries of each kind of layer may see.
+
+    Args:
+        config: the model's shape.
+        tokens: [B, T].
+        positions: as for `gemma.Model.apply`.
+        mask: as for `gemma.Model.apply`.
+        cache: as for `gemma.Model.apply`.
+
+    Returns:
+        The positions [B, T] of the tokens, the reach of each kind of layer, the cache with these positions in it, and
+        the places where each kind puts the tokens in the cache.
+    """
     B, T = tokens.shape
     order = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     window = {LOCAL: config.window, GLOBAL: None}

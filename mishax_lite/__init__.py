@@ -1,14 +1,14 @@
-"""Hooks for any JAX code: names for values inside of functions, and source rewriting to put them there.
+"""Hooks for any JAX code: names for values inside of functions, and source rewriting to put the names there.
 
-tap      marks a value with a name; the identity under every transformation, and nothing of it is left when compiled
-sites    the names in a function, with shapes
-capture  makes a function return the values at its sites too
-edit     makes a function compute with other values there; `Edits` is what it takes, as a pytree that can be joined
-gradients  makes a function return how its output moves with them
-absent   says why a site is missing, to whoever asks for it
-scope    prefixes the names tapped in it
-modules  taps the output of every module of a Flax linen, nnx or Equinox model under its path
-Patch    rewrites functions of a module, anybody's, so that they tap; `Rewrite` is one edit
+tap        marks a value with a name; it is the identity under every transformation, and compiled code has none of it
+sites      lists the names in a function, with shapes
+capture    makes a function return the values at its sites too
+edit       makes a function compute with other values at its sites; `Edits` joins several edits in one pytree
+gradients  makes a function return how its output moves with the values at its sites
+absent     says why a site is missing, to whoever asks for it
+scope      prefixes the names of the taps in it
+modules    taps the output of every module of a Flax linen, nnx or Equinox model under the module's path
+Patch      rewrites functions of any module so that they tap; `Rewrite` is one edit
 """
 
 # First, to warn before anything that a new JAX may break.

@@ -1,10 +1,10 @@
-"""Checks patches from a shell or in CI, so that they are found stale before they are needed.
+"""Checks patches from a shell or in CI, so that a stale patch shows before anybody needs it.
 
-    python -m mishax_lite check PACKAGE.MODULE            every edit of the module's patches: does it fit?
-    python -m mishax_lite show PACKAGE.MODULE [MEMBER]    what they change, as a diff
+    python -m mishax_lite check PACKAGE.MODULE            says of every edit of the module's patches whether it fits
+    python -m mishax_lite show PACKAGE.MODULE [MEMBER]    shows what the patches change, as a diff
 
 PACKAGE.MODULE is the module that has the patches: those among its attributes, and those that importing it installs.
-Exit status: 0 if all fit, 1 if an edit is stale, ambiguous or refused, 2 if there is nothing to check.
+The exit status is 0 if all edits fit, 1 if an edit is stale, ambiguous or refused, and 2 if nothing can be checked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mishax_lite.patching import Patch, check_together, collecting, diff_togethe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments (of the shell by default) name, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mishax_lite", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="report on every edit; exit status 1 if one does not fit")
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mishax_lite: cannot import {options.module!r}: {error}", file=sys.stderr)
         return 2
     if not patches:
-        print(f"mishax_lite: {options.module} has no patches: no Patch among its attributes", file=sys.stderr)
+        print(f"mishax_lite: {options.module} has no patches: none of its attributes is a Patch", file=sys.stderr)
         return 2
     report = check_together(patches)
     if options.command == "check":
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if report.ok else 1
     members = sorted({member for patch in patches for member in patch.edits})
     if options.member is not None and options.member not in members:
-        print(f"mishax_lite: no patch of {options.member!r}; there are: {', '.join(members)}", file=sys.stderr)
+        print(f"mishax_lite: no patch edits {options.member!r}; they edit: {', '.join(members)}", file=sys.stderr)
         return 2
     print(diff_together(patches, options.member), end="")
     for failure in report.failures:
@@ -50,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_patches(name: str) -> list[Patch]:
-    """The patches that importing a module installs, without installing them, and those among its attributes."""
+    """Returns the patches among a module's attributes, and those that importing it installs, without installing them.
+
+    Args:
+        name: the module's dotted name.
+    """
     with collecting() as collected:
         module = importlib.import_module(name)
     patches = [*collected, *_patches_in(vars(module).values())]

@@ -1,7 +1,6 @@
 """Everything that `mishax_lite` needs from JAX and that JAX does not export, or that differs between its versions.
 
-Each name says which public interface it would come from if there were one. The admitted range of JAX is in
-`setup.py`; `tests/mishax_lite` runs on its oldest and its newest.
+The admitted range of JAX is in `setup.py`; `tests/mishax_lite` runs on its oldest and its newest version.
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ from jax.extend.core import primitives
 from jax.interpreters import mlir, partial_eval
 
 try:
+    # pyrefly: ignore[missing-module-attribute]  older JAX has none
     from jax._src import flattree as _flattree  # since JAX 0.11
 except ImportError:
     _flattree = None
 
 
 def allow_effect(effect_type: type[Effect]) -> None:
-    """Lets an effect stand in every construct: scan, while, cond, custom rules, remat, and in what is lowered."""
+    """Allows an effect in every construct (scan, while, cond, custom rules, remat) and in lowered programs."""
     mlir.lowerable_effects.add_type(effect_type)
     _effects.control_flow_allowed_effects.add_type(effect_type)
     _effects.custom_derivatives_allowed_effects.add_type(effect_type)
@@ -46,21 +46,21 @@ def allow_effect(effect_type: type[Effect]) -> None:
 
 
 def keep_effect(effect_type: type[Effect]) -> None:
-    """Lets partial evaluations keep what has an effect, though nothing uses its result."""
+    """Makes partial evaluations keep equations with an effect, although nothing uses their results."""
     _effects.partial_eval_kept_effects.add_type(effect_type)
 
 
 def unknown_names(debug_info):
-    """Debug information for a function whose arguments are not those of the original any more."""
+    """Returns debug information for a function whose arguments differ from the original's."""
     return debug_info.with_unknown_names()
 
 
 def trace(fun: Callable, avals: Sequence[Any], debug_info) -> tuple[extend_core.Jaxpr, list[Any]]:
-    """Traces `fun(*arrays) -> list of arrays` at these avals, and keeps what is unused.
+    """Traces `fun(*arrays) -> list of arrays` at these avals, and keeps unused equations.
 
     Returns:
-        A jaxpr without constants, and the values of its first inputs: what `fun` closed over, tracers among them.
-        (`jax.make_jaxpr` would do but for those tracers, which have to become operands of the enclosing equation.)
+        A jaxpr without constants, and the values of its first inputs: those that `fun` closes over, also tracers.
+        (`jax.make_jaxpr` cannot handle these tracers, which must become operands of the enclosing equation.)
     """
     wrapped = linear_util.wrap_init(fun, debug_info=debug_info)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
@@ -72,7 +72,7 @@ def trace(fun: Callable, avals: Sequence[Any], debug_info) -> tuple[extend_core.
 
 
 def bind(eqn: extend_core.JaxprEqn, args: Sequence[Any], params: dict[str, Any] | None = None) -> list[Any]:
-    """Evaluates one equation on `args`, as `jax.core.eval_jaxpr` does, with other params if they are given.
+    """Evaluates one equation on `args`, as `jax.core.eval_jaxpr` does, with other params if given.
 
     The source lines, the name stack and the context (mesh, compute type) of the equation are kept.
     """
@@ -85,7 +85,7 @@ def bind(eqn: extend_core.JaxprEqn, args: Sequence[Any], params: dict[str, Any] 
 
 
 def current_trace() -> Any:
-    """The trace that makes the program which runs now, beneath the differentiation and mapping in it."""
+    """Returns the trace that makes the present program, beneath the differentiation and mapping in it."""
     trace = _core.trace_ctx.trace
     while not isinstance(trace, _partial_eval.DynamicJaxprTrace) and getattr(trace, "parent_trace", None) is not None:
         trace = trace.parent_trace
@@ -94,7 +94,7 @@ def current_trace() -> Any:
 
 @contextlib.contextmanager
 def surroundings(eqn: extend_core.JaxprEqn) -> Iterator[None]:
-    """A context in which new equations are like `eqn`: source lines and name stack, mesh, compute type, metadata."""
+    """Opens a context whose equations have the source lines, names, mesh, compute type and metadata of `eqn`."""
     names = source_info_util.current_name_stack() + eqn.source_info.name_stack
     with source_info_util.user_context(eqn.source_info.traceback, name_stack=names), eqn.ctx.manager:
         yield
@@ -102,7 +102,7 @@ def surroundings(eqn: extend_core.JaxprEqn) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_tracebacks() -> Iterator[None]:
-    """A context in which equations come from where they are made, not from the equation that is evaluated around."""
+    """Opens a context in which equations have their own tracebacks, not that of the equation evaluated around."""
     state = _source_info_util._source_info_context
     before = state.context
     # `user_context(None)` would keep the traceback.
@@ -114,7 +114,7 @@ def own_tracebacks() -> Iterator[None]:
 
 
 def varying_axes(value: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value, or one of a type, may differ; empty outside `shard_map`."""
+    """Returns the manual mesh axes over which a value, or a value of a type, may differ; none outside `shard_map`."""
     aval = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
     if hasattr(aval, "mat"):  # "manual axis type", since JAX 0.10; a ShapedArray's `vma` before
         return aval.mat.varying
@@ -122,25 +122,27 @@ def varying_axes(value: Any) -> frozenset[str]:
 
 
 def no_debug_info(fun: Callable):
-    """Debug information that names the function, for the traces that hooks make, but not its arguments."""
+    """Returns debug information that names the function but not its arguments, for the traces of hooks."""
     return _api_util.debug_info("mishax_lite", fun, (), {}).with_unknown_names()
 
 
 def key_implementation(dtype: Any) -> str:
-    """The name of the random number generator of a key's dtype."""
+    """Returns the name of the random number generator of a key's dtype."""
     return dtype._impl.name
 
 
 def axis_name(axis_data: Any) -> Any:
-    """The name of a `vmap`'s axis, as a batching rule is told it; None if it has none."""
+    """Returns the name of a `vmap`'s axis from a batching rule's argument; None if it has none."""
     return None if axis_data.name is _core.no_axis_name else axis_data.name
 
 
 @contextlib.contextmanager
 def context_of(eqn: extend_core.JaxprEqn, names_and_sizes: Sequence[tuple[Any, int]]) -> Iterator[None]:
-    """A context in which what belongs to `eqn` can be traced elsewhere: its mesh, and the names of axes.
+    """Opens a context with the mesh and the axis names of `eqn`, in which parts of it can be traced elsewhere.
 
-    `names_and_sizes`: of the `vmap`s around it; those of the `shard_map`s around it are added.
+    Args:
+        eqn: the equation.
+        names_and_sizes: the axes of the `vmap`s around it; those of the `shard_map`s around it are added.
     """
     mesh = eqn.ctx.cur_abstract_mesh
     manual = [] if mesh is None else [(name, mesh.shape[name]) for name in getattr(mesh, "manual_axes", ())]
@@ -151,7 +153,12 @@ def context_of(eqn: extend_core.JaxprEqn, names_and_sizes: Sequence[tuple[Any, i
 
 
 def caller(eqn: extend_core.JaxprEqn, code: Any) -> tuple[Any, int] | None:
-    """Whose call of a function (by its code) made an equation: the code and instruction; None if nobody knows."""
+    """Returns the code and the instruction whose call of a function made an equation; None if nobody knows.
+
+    Args:
+        eqn: the equation.
+        code: the code of the function.
+    """
     traceback = eqn.source_info.traceback
     codes, instructions = ((), ()) if traceback is None else traceback.raw_frames()
     frames = iter(zip(codes, instructions, strict=True))  # the innermost first
@@ -159,29 +166,29 @@ def caller(eqn: extend_core.JaxprEqn, code: Any) -> tuple[Any, int] | None:
 
 
 def is_current(tracer: Any) -> bool:
-    """Whether a tracer belongs to the trace that is being made now."""
+    """Returns whether a tracer belongs to the present trace."""
     return tracer._trace is _core.trace_ctx.trace
 
 
 def hidden_programs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
-    """The jaxprs in an equation that is a Python object ("hijax"; `jax.lax.custom_root` since JAX 0.12)."""
+    """Returns the jaxprs in an equation that is a Python object ("hijax"; `jax.lax.custom_root` since JAX 0.12)."""
     parts = getattr(eqn.params.get("_prim"), "params", {}).values()
     programs = [getattr(part, "jaxpr", part) for part in parts]  # a `jax.stages.Traced`, or a jaxpr with constants
     return [program for program in programs if isinstance(program, extend_core.Jaxpr)]
 
 
 def primitive_name(eqn: extend_core.JaxprEqn) -> str:
-    """The name of an equation's primitive, for people."""
+    """Returns the name of an equation's primitive, for people."""
     return type(eqn.params["_prim"]).__name__ if "_prim" in eqn.params else eqn.primitive.name
 
 
 def computes_now(values: Sequence[Any]) -> bool:
-    """Whether a primitive of these values is evaluated now, though a trace is being made."""
+    """Returns whether a primitive of these values is evaluated now, although a trace is being made."""
     return _config.eager_constant_folding.value and not any(isinstance(value, jax.core.Tracer) for value in values)
 
 
 def into_the_trace():
-    """A context in which `jax.ensure_compile_time_eval` is off."""
+    """Returns a context in which `jax.ensure_compile_time_eval` is off."""
     return _config.eager_constant_folding(False)
 
 
@@ -191,7 +198,7 @@ def add_jet_rule(primitive: Any, rule: Callable) -> None:
 
 
 def forward_keys(primitive: Any) -> None:
-    """Tells the checker of key reuse (`jax.debug_key_reuse`) that a primitive returns the keys that it is given."""
+    """Tells the checker of key reuse (`jax.debug_key_reuse`) that a primitive returns its keys unchanged."""
 
     @_key_reuse.dynamic_key_reuse_signature
     def signature(eqn):
@@ -201,10 +208,10 @@ def forward_keys(primitive: Any) -> None:
 
 
 def tuple_tree(count: int, like: Any) -> Any:
-    """The structure of a tuple of so many leaves, of the kind that a structure in the params of a primitive is."""
+    """Returns the structure of a tuple of `count` leaves, from the registry of the structure `like`."""
     try:
         jax.tree_util.treedef_tuple([like])
-    except ValueError:  # of a registry of its own, for some primitives since JAX 0.10
+    except ValueError:  # some primitives have a registry of their own since JAX 0.10
         return _tree_util.tracing_registry.flatten((0,) * count)[1]
     return jax.tree.structure((0,) * count)
 
@@ -213,7 +220,7 @@ def tuple_tree(count: int, like: Any) -> Any:
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are the carry."""
+    """Returns how many of a scan's operands are constants, and how many are the carry."""
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
@@ -221,7 +228,7 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def scan_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_consts: int, more_xs: int):
-    """Params of a scan over `jaxpr`, with further constants in front and further `xs` before those there were."""
+    """Returns params of a scan over `jaxpr`, with further constants in front and further `xs` before the old ones."""
     consts, carry = scan_counts(params)
     params = dict(params, jaxpr=jaxpr)
     if "num_consts" in params:
@@ -231,6 +238,7 @@ def scan_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_con
         params["linear"] = (*[False] * more_consts, *linear[:fixed], *[False] * more_xs, *linear[fixed:])
     if "ft_in" in params:
         consts += more_consts
+        # pyrefly: ignore[missing-attribute]  where scans have such trees, the module exists
         nones, pack = _flattree.nones, _flattree.pack
         xs, ys = len(jaxpr.in_avals) - consts - carry, len(jaxpr.out_avals) - carry
         params["ft_in"] = pack((nones(consts), nones(carry), nones(xs)))
@@ -239,7 +247,7 @@ def scan_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_con
 
 
 def jit_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_in: int, more_out: int) -> dict[str, Any]:
-    """Params of a jit of `jaxpr`, with further operands in front and further outputs at the end."""
+    """Returns params of a jit of `jaxpr`, with further operands in front and further outputs at the end."""
     return dict(
         params,
         jaxpr=jaxpr,
@@ -252,7 +260,7 @@ def jit_params(params: dict[str, Any], jaxpr: extend_core.ClosedJaxpr, more_in: 
 
 
 def remat_params(params: dict[str, Any], jaxpr: extend_core.Jaxpr, more_in: int) -> dict[str, Any]:
-    """Params of a `jax.checkpoint` of `jaxpr`, with further operands in front."""
+    """Returns params of a `jax.checkpoint` of `jaxpr`, with further operands in front."""
     prevent_cse = params["prevent_cse"]
     if isinstance(prevent_cse, tuple):  # since JAX 0.10, one flag per input
         prevent_cse = (True,) * more_in + prevent_cse
@@ -260,41 +268,41 @@ def remat_params(params: dict[str, Any], jaxpr: extend_core.Jaxpr, more_in: int)
 
 
 def manual_axes(params: dict[str, Any]) -> frozenset[str]:
-    """The mesh axes that a `shard_map` makes manual."""
+    """Returns the mesh axes that a `shard_map` makes manual."""
     return params["manual_axes"] if "manual_axes" in params else params["newly_manual_axes"]  # renamed in JAX 0.10
 
 
-# Rules of custom derivatives, as they lie in the params of traced calls.
+# Rules of custom derivatives, in the params of traced calls.
 
 _FOLDER = os.path.dirname(jax.__file__) + os.sep
 
-# Whether backward rules return what they log, too: `defvjp_with_logs`, since JAX 0.11.
+# Whether backward rules return logs, too: `defvjp_with_logs`, since JAX 0.11.
 RULES_LOG = hasattr(jax.custom_vjp, "defvjp_with_logs")
 
 
 def jvp_rule(params: dict[str, Any], zeros: Sequence[bool]) -> tuple[extend_core.Jaxpr, list[Any], list[bool]]:
-    """The rule of a custom_jvp call as a program, its constants, and which of the outputs' tangents are zero."""
+    """Returns the rule of a custom_jvp call as a program, its constants, and which output tangents are zero."""
     return params["jvp_jaxpr_fun"].call_wrapped(*zeros)
 
 
 def forward_rule(params: dict[str, Any], perturbed: Sequence[bool]) -> tuple[extend_core.Jaxpr, list[Any]]:
-    """The forward rule of a custom_vjp call as a program, and its constants."""
+    """Returns the forward rule of a custom_vjp call as a program, and its constants."""
     return params["fwd_jaxpr_thunk"].call_wrapped(*perturbed)
 
 
 def backward_rule(params: dict[str, Any], residuals: Sequence[Any], cotangents: Sequence[Any]) -> tuple[list, Any]:
-    """Runs the backward rule of a custom_vjp call: the cotangents of its operands, and what it logs (or None)."""
+    """Runs the backward rule of a custom_vjp call: returns the cotangents of its operands, and its logs (or None)."""
     returned = params["bwd"].call_wrapped(*residuals, *cotangents)
     return returned if isinstance(returned, tuple) else (returned, None)  # a pair since JAX 0.11
 
 
 def backward_params(params: dict[str, Any], rule: Callable, more: int) -> dict[str, Any]:
-    """Params of a call of a backward rule (`custom_lin`) with another rule, which takes `more` residuals."""
-    rule = linear_util.wrap_init(rule, debug_info=params["bwd"].debug_info)
-    return dict(params, bwd=rule, num_res=params["num_res"] + more)
+    """Returns params of a call of a backward rule (`custom_lin`) with another rule, which takes `more` residuals."""
+    wrapped = linear_util.wrap_init(rule, debug_info=params["bwd"].debug_info)
+    return dict(params, bwd=wrapped, num_res=params["num_res"] + more)
 
 
-# By primitive, its params that are rules: those that are traced, and those that run where they are called.
+# By primitive, the params that are rules: rules that are traced, and rules that run where they are called.
 _RULES = {
     "custom_jvp_call": (("jvp_jaxpr_fun",), ()),
     "custom_vjp_call": (("fwd_jaxpr_thunk",), ("bwd",)),
@@ -304,11 +312,13 @@ _RULES = {
 
 
 def with_rules(eqn: extend_core.JaxprEqn, params: dict[str, Any], change: Callable, around: Callable) -> dict[str, Any]:
-    """Params of an equation, with other rules if it calls a function that has some.
+    """Returns params of an equation, with other rules if it calls a function that has rules.
 
     Args:
-        change: of the jaxpr of a rule that is traced, the one to use.
-        around: a function that makes the context in which another rule runs.
+        eqn: the equation.
+        params: its new params.
+        change: a function of the jaxpr of a traced rule that returns the jaxpr to use.
+        around: a function that returns the context in which another rule runs.
     """
     traced, called = _RULES.get(eqn.primitive.name, ((), ()))
     rules = {name: _changed(params[name], change) for name in traced}
@@ -316,14 +326,14 @@ def with_rules(eqn: extend_core.JaxprEqn, params: dict[str, Any], change: Callab
 
 
 def has_foreign_rules(eqn: extend_core.JaxprEqn) -> bool:
-    """Whether an equation calls a function with rules that are not JAX's own, as those of `jax.nn.relu` are."""
+    """Returns whether an equation calls a function with rules that are not JAX's own (those of `jax.nn.relu` are)."""
     traced, called = _RULES.get(eqn.primitive.name, ((), ()))
     infos = [getattr(eqn.params[name], "debug_info", None) for name in (*traced, *called)]
     return any(info is None or not _is_of_jax(info.func_src_info) for info in infos)
 
 
 def _is_of_jax(source: str) -> bool:
-    """Whether a function is in JAX, by "name at file:line"; those of `jax.custom_gradient` run functions of users."""
+    """Returns whether "name at file:line" is in JAX; functions of `jax.custom_gradient` run functions of users."""
     file = source.partition(" at ")[2].rpartition(":")[0]
     return file.startswith(_FOLDER) and file != _custom_derivatives.__file__
 
@@ -349,10 +359,10 @@ def _inside(rule: Any, around: Callable) -> Any:
 
 
 def intercept_rules(around: Callable[[Callable, bool], Callable]) -> None:
-    """From now on the rules of every custom_jvp, custom_vjp and custom_vmap are called through `around`.
+    """Makes JAX call the rules of every custom_jvp, custom_vjp and custom_vmap through `around`, from now on.
 
-    `around(rule, derivative)` is asked when the function is called, and again for each call. JAX has no public way to
-    tell a rule in which context its function was called: it runs the rule later, when it transforms what it traced.
+    JAX calls `around(rule, derivative)` at each call of the function. It has no public way to tell a rule in which
+    context its function was called: it runs the rule later, when it transforms the traced program.
     """
     for kind, rules in ((jax.custom_jvp, ("jvp",)), (jax.custom_vjp, ("fwd", "bwd"))):
         kind.__call__ = _with_wrapped_rules(kind.__call__, rules, lambda rule: around(rule, True))
@@ -373,7 +383,7 @@ def _with_wrapped_rules(call: Callable, rules: tuple[str, ...], around: Callable
     return wrapped
 
 
-# Telling a user's call of a construct from JAX's own handling of one that is there already.
+# A user's call of a construct, as distinct from JAX's own handling of an existing one.
 
 # By primitive, the functions of JAX that bind it when a user calls the construct: all others transform programs.
 _CALLERS = {
@@ -387,10 +397,10 @@ _TRUE_FIRST = {"cond", "_cond"}  # these trace the branch for True first, and bi
 
 
 def intercept_calls(change: Callable[[extend_core.Primitive, dict[str, Any], bool], dict[str, Any]]) -> None:
-    """From now on a user's jit, scan, while, cond and remat get the params that `change` returns.
+    """Gives a user's jit, scan, while, cond and remat the params that `change` returns, from now on.
 
-    It is asked with the primitive, its params, and whether the last of the branches (of a cond) comes first in the
-    source. How JAX itself changes these constructs (differentiation, vmap, ...) goes past it.
+    `change` gets the primitive, its params, and whether the last branch (of a cond) comes first in the source. It does
+    not see how JAX itself changes these constructs (differentiation, vmap, ...).
     """
     for primitive, callers in _CALLERS.items():
         primitive.bind = _intercepted(primitive, primitive.bind, callers, change)
@@ -407,9 +417,9 @@ def _intercepted(primitive: Any, bind: Callable, callers: set[str], change: Call
 
 
 def keep_calls_with_rules() -> None:
-    """From now on partial evaluation keeps custom_vjp calls with effects that are to be kept, as other equations.
+    """Makes partial evaluation keep custom_vjp calls with kept effects, like other equations, from now on.
 
-    JAX (0.8.2 to 0.12) forgets it for these calls: one whose result nobody uses would go, with the taps in it.
+    JAX (0.8.2 to 0.12) forgets these calls: a call whose result nobody uses would go, with the taps in it.
     """
     original = _partial_eval.JaxprTrace.process_custom_vjp_call
 
@@ -425,7 +435,7 @@ def keep_calls_with_rules() -> None:
 
     _partial_eval.JaxprTrace.process_custom_vjp_call = process
 
-    # A call without results would be out of reach there: where none is used, the first one stays.
+    # A call without results would be out of reach there: if no result is used, the first one stays.
     call = _custom_derivatives.custom_vjp_call_p
     remove = _partial_eval.dce_rules[call]
 
@@ -439,12 +449,12 @@ def keep_calls_with_rules() -> None:
 
 
 def runs_in_shards() -> bool:
-    """Whether what runs now is the body of a shard_map that nobody traces."""
+    """Returns whether the code that runs now is the body of a shard_map that nobody traces."""
     return type(_core.trace_ctx.trace).__name__ == "ShardMapTrace"
 
 
 def is_hoisting() -> bool:
-    """Whether JAX is moving what does not change out of a scan, while it differentiates it."""
+    """Returns whether JAX is moving unchanging equations out of a scan that it differentiates."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_name
@@ -455,16 +465,16 @@ def is_hoisting() -> bool:
 
 
 def _in_last_step(frame: Any) -> bool:
-    """Of `_scan_partial_eval_custom`: whether what is known was told from what is not, and hoisting has begun."""
+    """Returns whether `_scan_partial_eval_custom` has told known from unknown values, and has begun to hoist."""
     return "const_donthoist" in frame.f_locals or "num_const_known" in frame.f_locals
 
 
 def stage(trace: Any, tracers: Sequence[Any], primitive: extend_core.Primitive, params: dict[str, Any]) -> list[Any]:
-    """Puts an equation into what a partial evaluation leaves for later, even where all its operands are known."""
+    """Leaves an equation for the later part of a partial evaluation, even if all its operands are known."""
     tracers = [trace.instantiate_const(trace.to_jaxpr_tracer(tracer)) for tracer in tracers]
     return trace.default_process_primitive(primitive, tracers, params)
 
 
 def evaluate_partially(trace: Any, tracers: Sequence[Any], primitive: extend_core.Primitive, params: dict) -> list[Any]:
-    """What a partial evaluation does with a primitive that has no rule of its own."""
+    """Evaluates a primitive partially, as JAX does for primitives without a rule of their own."""
     return trace.default_process_primitive(primitive, [trace.to_jaxpr_tracer(t) for t in tracers], params)

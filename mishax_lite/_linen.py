@@ -20,18 +20,18 @@ from mishax_lite.module_taps import matches, no_match, tap_output
 from mishax_lite.primitive import is_watched
 
 # The tapped models that are running: (class, path) of each, outermost first.
-_running = contextvars.ContextVar("_running", default=())
-# The same as a part of the key of JAX's caches. Not while nobody looks: outside of jit, it would compile each operation
-# anew.
+_running: contextvars.ContextVar[tuple] = contextvars.ContextVar("_running", default=())
+# The same, as a part of the key of JAX's caches. It is set only while a hook looks: outside of jit, it would make JAX
+# compile each operation anew.
 _cache_key = jax.make_user_context(None)
 
 
 def tapped(linen: types.ModuleType, model: Any, pattern: str) -> Any:
-    """A copy of a linen model, of a subclass of its class, that taps what matches the pattern."""
+    """Returns a copy of a linen model, of a subclass of its class, that taps the modules that match the pattern."""
     if isinstance(model.parent, linen.Module) and model.scope is not None:
         raise ValueError(
             f"modules: {type(model).__name__} {'/'.join(model.path)!r} belongs to a model that is running or bound; "
-            "give `modules` that model, before it runs"
+            "give `modules` the whole model before it runs"
         )
     base, patterns = type(model), (pattern,)
     if "_mishax_patterns" in vars(base):
@@ -53,7 +53,7 @@ def _tapped_class(linen: types.ModuleType, base: type, patterns: tuple[str, ...]
     matched = {pattern for pattern in patterns if pattern == "*"}
 
     def call(self, fun, args, kwargs):
-        """What Flax calls for each method of the model, `setup` among them."""
+        """Runs a method of the model: Flax calls this for each of them, `setup` included."""
         root = self.path if self.scope is not None else ()
         running = (*_running.get(), (cls, root))
         if running[-1] in running[:-1]:
@@ -72,7 +72,7 @@ def _tapped_class(linen: types.ModuleType, base: type, patterns: tuple[str, ...]
             matched.update(hits)
             return tap_output(name, out) if hits else out
 
-        # What comes from a cache shows no module, so until all patterns have matched nothing may.
+        # A call that comes from a cache shows no module, so nothing may come from one until all patterns have matched.
         looks = is_watched() or not matched.issuperset(patterns)
         token = _running.set(running)
         try:
@@ -81,7 +81,7 @@ def _tapped_class(linen: types.ModuleType, base: type, patterns: tuple[str, ...]
         finally:
             _running.reset(token)
         if getattr(fun, "__name__", None) == "__call__":
-            # Once it has matched is enough: other calls may leave modules out.
+            # A pattern has to match once: other calls may leave modules out.
             for pattern in patterns:
                 if pattern not in matched:
                     raise no_match(pattern, names)
@@ -93,8 +93,8 @@ def _tapped_class(linen: types.ModuleType, base: type, patterns: tuple[str, ...]
 
 
 def _name(module: Any, root: tuple[str, ...], cls: type) -> str | None:
-    """The name of a module in the model of class `cls` at the path `root`."""
-    if module.scope is None:  # a model that is called without variables, or a module that is no part of any
+    """Returns the name of a module in the model of class `cls` at the path `root`."""
+    if module.scope is None:  # a model that is called without variables, or a module that belongs to no model
         return cls.__name__ if isinstance(module, cls) else None
     path = module.path
     path = path[len(root) :] if path[: len(root)] == root else path

@@ -1,13 +1,14 @@
-"""What a traced function does to the state of Flax nnx modules: carried out of the trace, as `nnx.jit` does.
+"""Carries changes of the state of Flax nnx modules out of a trace, as `nnx.jit` does.
 
 Modules of nnx are objects that change: `BatchNorm` keeps averages, `Dropout` counts its random numbers. A hook traces
-its function, and Flax forbids a trace to change an object from outside. So the objects are lent: while the function is
-traced, they hold tracers and belong to the trace; then each gets back all that it had. What the trace left in them
-becomes outputs of the traced program, and `Traced.settle` writes these outputs into the same objects.
+its function, and Flax forbids a trace to change an object from outside. So this file lends the objects to the trace:
+while the function is traced, they hold tracers and belong to the trace; then each object gets its old content back. The
+state that the trace left in them becomes outputs of the traced program, and `Traced.settle` writes these outputs into
+the same objects.
 
-Modules in the arguments and in what the function closes over are lent from the start. Where Flax refuses to change
-another one, the traceback of its error shows which it is, and the function is traced again. While a function is traced,
-no other thread can use the modules that it is lent.
+Modules in the arguments, and modules that the function closes over, are lent from the start. Where Flax refuses to
+change another module, the traceback of its error shows which one, and the function is traced again. While a function is
+traced, no other thread can use the modules that are lent to it.
 
 This file imports only jax and the standard library. Where Flax's nnx has not been imported, it does nothing.
 """
@@ -28,7 +29,7 @@ from mishax_lite.outputs import Carried, Settled
 
 _HELP = (
     "mishax_lite: a hook carries out changes of the nnx modules and Variables that its function gets as arguments or "
-    "closes over. This one belongs to another trace: there is a jax.jit, grad, vmap or scan between the hook and the "
+    "closes over. This one belongs to another trace: a jax.jit, grad, vmap or scan stands between the hook and the "
     "change, or around the hook. Use nnx.jit, nnx.grad, nnx.vmap or nnx.scan there, with the module as an argument."
 )
 
@@ -37,12 +38,12 @@ def carries_state(trace: Callable[..., Any]) -> Callable[..., Any]:
     """Makes `trace(fn, args, kwargs)` trace what `fn` does to nnx modules as well.
 
     Args:
-        trace: traces `fn` and returns a `tracing.Traced`. Leaves of arguments and output that are no arrays pass as
-            they are.
+        trace: traces `fn` and returns a `tracing.Traced`. Leaves of arguments and output that are no arrays pass
+            unchanged.
 
     Returns:
-        A function like `trace`. The `settle` of what it returns also writes the new state into the modules. So that
-        must be called once, where the hook was called: in no transformation, and not at all where nothing is computed.
+        A function like `trace`. Its result's `settle` also writes the new state into the modules. So `settle` must be
+        called once, where the hook was called: in no transformation, and not at all where nothing is computed.
     """
 
     @functools.wraps(trace)
@@ -76,7 +77,7 @@ class _Hidden(Settled):
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What an object holds: the names of its parts, and their leaves, among which are other modules and Variables."""
+    """The content of an object: the names of its parts, and their leaves, some of which are modules or Variables."""
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
@@ -84,7 +85,7 @@ class _Content:
 
     @property
     def places(self) -> list[int]:
-        """The positions of the arrays."""
+        """The positions of the arrays among the leaves."""
         return [k for k, leaf in enumerate(self.leaves) if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))]
 
     def with_arrays(self, places: list[int], arrays: list[Any]) -> _Content:
@@ -92,11 +93,11 @@ class _Content:
         return dataclasses.replace(self, leaves=tuple(replaced.get(k, leaf) for k, leaf in enumerate(self.leaves)))
 
     def parts(self) -> dict[str, Any]:
-        """The parts by name. They belong to the trace in which this is called: unflattening renews what says so."""
+        """Returns the parts by name, which belong to the trace that calls this: unflattening renews their trace."""
         return dict(zip(self.names, jax.tree.unflatten(self.tree, self.leaves), strict=True))
 
     def is_same(self, other: _Content) -> bool:
-        """Whether the leaves are the same objects, in the same structure."""
+        """Returns whether the leaves are the same objects, in the same structure."""
         pairs = zip(self.leaves, other.leaves, strict=False)
         return (self.names, self.tree) == (other.names, other.tree) and all(a is b for a, b in pairs)
 
@@ -112,15 +113,15 @@ class _Loan:
         self._lent: dict[int, Any] = {}
         self._results: list[tuple[Any, _Content, list[int]]] = []
         self._lend(jax.tree.leaves((args, kwargs), is_leaf=self._is_object))
-        # Arrays in modules in the arguments are inputs of the trace, as all arrays in arguments are. What a
-        # function closes over is no input in any trace.
+        # Arrays in modules in the arguments are inputs of the trace, as all arrays in arguments are. A value that a
+        # function closes over is an input of no trace.
         self._places = {key: self._content(value).places for key, value in self._lent.items()}
         arrays = [[self._content(value).leaves[k] for k in self._places[key]] for key, value in self._lent.items()]
         self.pure_args = (arrays, self._hide(args), self._hide(kwargs))
         self._lend(list(_closed_over(fn)))
 
     def pure(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of `pure_args` that returns the output of `fn` and the arrays that it left in the objects."""
+        """Returns a function of `pure_args` that returns the output of `fn` and the arrays that it left in objects."""
 
         @functools.wraps(fn, updated=())
         def call(inputs, args, kwargs):
@@ -131,7 +132,7 @@ class _Loan:
         return call
 
     def settle(self, out: Any, arrays: list[list[Any]]) -> Any:
-        """Writes what the trace left into the objects, and returns the output of the function."""
+        """Writes the arrays that the trace left into the objects, and returns the output of the function."""
         for (value, content, places), new in zip(self._results, arrays, strict=True):
             if id(value) in self._lent and not self._is_ours(value):
                 raise RuntimeError(
@@ -156,7 +157,7 @@ class _Loan:
 
     @contextlib.contextmanager
     def _lending(self, inputs: list[list[Any]]) -> Iterator[dict[int, _Content]]:
-        """Gives what the objects hold at the start, when all of them belong to the trace."""
+        """Yields the content of the objects at the start, while all of them belong to the trace."""
         saved = {key: self._parts(value) for key, value in self._lent.items()}
         tracers = dict(zip(self._places, inputs, strict=True))
         try:
@@ -171,9 +172,9 @@ class _Loan:
                 self._put(value, saved[key])
 
     def _collect(self, before: dict[int, _Content], out: Any) -> list[list[Any]]:
-        """Notes what has changed and what is new, and returns the arrays in it.
+        """Notes which objects changed and which are new, and returns the arrays in them.
 
-        Tracers may not outlive their trace: of an array only its place is noted.
+        Tracers may not outlive their trace, so only the place of each array is noted.
         """
         self._results, arrays = [], []
         for value in self._reachable([*self._lent.values(), *jax.tree.leaves(out, is_leaf=self._is_object)]):
@@ -187,7 +188,7 @@ class _Loan:
         return arrays
 
     def _reachable(self, values: list[Any]) -> Iterator[Any]:
-        """The modules and Variables among these values, in lists, tuples and dicts, and inside of one another."""
+        """Yields the modules and Variables among values, also those in lists, tuples, dicts and in one another."""
         seen, waiting = set(), list(reversed(values))
         while waiting:
             value = waiting.pop()
@@ -201,14 +202,14 @@ class _Loan:
                 waiting.extend(reversed(value.values()))
 
     def _is_object(self, value: Any) -> bool:
-        # Flax's hijax Variables claim to be Variables; JAX carries out their changes, they need no help.
+        # Flax's hijax Variables claim to be Variables; JAX itself carries out their changes.
         return isinstance(value, self._node) or self._variable in type(value).__mro__
 
     def _is_ours(self, value: Any) -> bool:
-        """Whether what runs now may change an object."""
+        """Returns whether the code that runs now may change an object."""
         if not isinstance(value, self._node):
             return value._trace_state.is_valid()
-        # A transformation of nnx that fails leaves modules behind that have nothing in them.
+        # A transformation of nnx that fails leaves empty modules behind.
         return "_pytree__state" in vars(value) and value._pytree__state.trace_state.is_valid()
 
     def _parts(self, value: Any) -> dict[str, Any]:
@@ -238,7 +239,7 @@ class _Loan:
 
 
 def _closed_over(fn: Callable[..., Any]) -> Iterator[Any]:
-    """A function and what it can reach by name: cells, defaults and globals, of functions in them too.
+    """Yields a function and the objects that it can reach by name: its cells, defaults and globals, and theirs.
 
     Functions among the globals count only if they are of the same file: otherwise this would walk whole libraries.
     """
@@ -259,7 +260,7 @@ def _closed_over(fn: Callable[..., Any]) -> Iterator[Any]:
         elif isinstance(value, functools.partial):
             waiting.extend((value.func, *value.args, *value.keywords.values()))
         elif callable(value) and not isinstance(value, type):
-            # What jax.jit and the like return is no Python function.
+            # jax.jit and the like return objects that are no Python functions.
             waiting.extend(vars(value)[name] for name in ("__wrapped__",) if name in getattr(value, "__dict__", ()))
 
 

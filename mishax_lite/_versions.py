@@ -1,7 +1,7 @@
-"""The versions of JAX that are tested, and a warning on import for those that lie outside of their range.
+"""The versions of JAX that are tested, and a warning on import for a version outside of their range.
 
-`TESTED` is the only list of them: `tests/mishax_lite/test_versions.py` holds the locks and `setup.py` to it. No version
-above is refused, so that this package never pulls JAX down where something else needs a newer one.
+`TESTED` is the only list of them: `tests/mishax_lite/test_versions.py` holds the locks and `setup.py` to it. No newer
+version is refused, so this package never pulls JAX down where something else needs a newer one.
 """
 
 import re
@@ -15,14 +15,24 @@ TESTED = ("0.8.2", "0.10.2", "0.12.0.1")
 
 
 class UntestedVersionWarning(UserWarning):
-    """This version of JAX lies outside of the tested range. Hooks may fail with it."""
+    """A warning that this version of JAX lies outside of the tested range, so that hooks may fail with it.
+
+    Importing `mishax_lite` gives it. To silence it, filter it by its text before the import.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", message="mishax_lite is tested")
+        >>> issubclass(mishax_lite.UntestedVersionWarning, UserWarning)
+        True
+    """
 
 
 def warn_if_untested(version: str) -> None:
     """Warns if a version of JAX is older than the oldest tested one, or of a later minor version than the newest.
 
     Args:
-        version: as `jax.__version__` has it; what follows its numbers (".dev20261101", "rc1") does not count.
+        version: a version as `jax.__version__` has it; a suffix after its numbers (".dev20261101", "rc1") does not
+            count.
 
     Example:
         >>> warn_if_untested("0.8.2")
@@ -40,7 +50,7 @@ def warn_if_untested(version: str) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version; none if it starts with something else."""
+    """Returns the leading numbers of a version; none if it starts with something else."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in match.group().split(".")) if match else ()
 

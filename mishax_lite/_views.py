@@ -1,6 +1,6 @@
-"""`modules` for nnx and Equinox: a copy of the model in which modules are of subclasses that tap in `__call__`.
+"""`modules` for nnx and Equinox: a copy of the model whose modules are of subclasses that tap in `__call__`.
 
-The path is an attribute of each module, static for JAX: what flattens and rebuilds the model keeps it.
+The path is an attribute of each module, and static for JAX, so it survives when JAX flattens and rebuilds the model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mishax_lite.module_taps import matches, no_match, tap_output
 
 
 def nnx(library: types.ModuleType, model: Any, pattern: str) -> Any:
-    """A view of an nnx model: modules are copies, Variables and all else are the same objects."""
-    copies: dict[int, Any] = {}  # by identity: modules may be shared, and point back at those that hold them
+    """Returns a view of an nnx model: its modules are copies, while Variables and all else are the same objects."""
+    copies: dict[int, Any] = {}  # by identity: modules may be shared, and may point back at their owners
     names: list[str] = []
 
     def view(value: Any, path: tuple[str, ...]) -> Any:
@@ -42,7 +42,7 @@ def nnx(library: types.ModuleType, model: Any, pattern: str) -> Any:
 
 
 def equinox(library: types.ModuleType, model: Any, pattern: str) -> Any:
-    """An Equinox model with the same leaves, in which the modules that match are of subclasses."""
+    """Returns an Equinox model with the same leaves, in which the modules that match are of subclasses."""
     names: list[str] = []
 
     def view(value: Any, path: tuple[str, ...]) -> Any:
@@ -70,9 +70,12 @@ def _checked(view: Any, pattern: str, names: list[str]) -> Any:
 def _kind(
     value: Any, path: tuple[str, ...], pattern: str, names: list[str], parts: dict[str, Any], **options: Any
 ) -> type:
-    """The class of a module's copy. Where it taps, its path joins the parts; what can be called joins the names."""
+    """Returns the class of a module's copy.
+
+    The path of a module that taps joins `parts`; the name of every module that can be called joins `names`.
+    """
     base = type(value)
-    if not any("__call__" in vars(cls) for cls in base.__mro__):  # a class has one of its metaclass, too
+    if not any("__call__" in vars(cls) for cls in base.__mro__):  # hasattr would find the metaclass's
         return base
     name = parts.get("_mishax_path") or "/".join(map(str, path)) or base.__name__
     names.append(name)
@@ -83,7 +86,7 @@ def _kind(
 
 
 def _tapped_class(base: type, **options: Any) -> type:
-    """The subclass of a module's class that taps. It is made once: JAX keeps the classes of pytrees forever."""
+    """Returns the subclass of a module's class that taps, made once: JAX keeps the classes of pytrees forever."""
     if "_mishax_path" in vars(base):
         return base
     for subclass in type.__subclasses__(base):
@@ -93,7 +96,7 @@ def _tapped_class(base: type, **options: Any) -> type:
     @functools.wraps(base.__call__, updated=())
     def call(self, *args, **kwargs):
         out = base.__call__(self, *args, **kwargs)
-        # No path: a module that one of these has made of its own class.
+        # A module without a path was made by one of these, of its own class.
         return tap_output(self._mishax_path, out) if self._mishax_path else out
 
     # A field for Equinox, whose modules are dataclasses; its `field(static=True)` is this metadata.
@@ -107,7 +110,7 @@ def _tapped_class(base: type, **options: Any) -> type:
 
 
 def _in_containers(value: Any, path: tuple[str, ...], view: Callable[[Any, tuple[str, ...]], Any]) -> Any:
-    """A list, tuple or dict with the views of its members; the same object where all members are the same."""
+    """Returns a list, tuple or dict with the views of its members; the same object where all members are the same."""
     if type(value) is dict:
         new = {key: view(member, (*path, str(key))) for key, member in value.items()}
         return new if any(new[key] is not member for key, member in value.items()) else value

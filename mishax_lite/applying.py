@@ -1,4 +1,4 @@
-"""What a model makes of `edits` and `capture`: one place, for the forward passes, losses and runs of all models."""
+"""Applies the arguments `edits` and `capture` of a model: one place for the forward passes, losses and runs of all."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +17,22 @@ def hooked(
     capture: str | Sequence[str] = (),
     edits: Any = None,
 ) -> Any:
-    """Returns `function(tokens)` under edits; with `capture`, the pair of that and the values captured, by site.
+    """Returns `function(tokens)` under edits; with `capture`, the pair of that and the captured values by site.
 
     Args:
-        function: of the tokens [B, T], whose sites are meant.
-        tokens: [B, T], what the edits act on.
-        positions: gives [B, T], the positions of the tokens; not called where no edit acts.
+        function: a function of the tokens [B, T] that has the sites.
+        tokens: integers [B, T].
+        positions: a function that returns the positions of the tokens, integers [B, T]; it is called only if an edit
+            needs the text.
         capture: names or patterns of sites; none of them by default.
-        edits: what `Edits.of` takes. A result in a wider float than the site's is rounded to it.
+        edits: edits, as `Edits.of` takes them. A result in a wider float than the site's is rounded to the site's.
+
+    Example:
+        >>> f = lambda tokens: mishax_lite.tap("doubled", 2.0 * tokens).sum()
+        >>> halve = {"doubled": lambda value, site: value / 2}
+        >>> out, values = mishax_lite.applying.hooked(f, jnp.ones((1, 3)), lambda: None, "doubled", halve)
+        >>> float(out), values["doubled"].shape
+        (3.0, (1, 3))
     """
     edits = Edits.of(edits)
     if edits.entries:

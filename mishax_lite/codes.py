@@ -1,4 +1,4 @@
-"""Code objects of a module: compiled from its syntax tree, compared, and found by the function that has them."""
+"""Compiles code objects from a module's syntax tree, compares them, and finds those of a function."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mishax_lite import scopes, sources
 from mishax_lite.scopes import NAMESPACE
 from mishax_lite.sources import Source
 
-# What a function's code is known by: its qualified name and the line where its definition begins.
+# Identifies a function's code: its qualified name, and the line where its definition begins.
 Key = tuple[str, int]
 Codes = dict[Key, list[types.CodeType]]
 
-# What compiling an edited tree can raise: Python says it in several ways that a tree is no program.
+# The errors of compiling an edited tree: Python has several for a tree that is no program.
 COMPILE_ERRORS = (SyntaxError, ValueError, TypeError, RecursionError)
 
 
@@ -25,7 +25,7 @@ class Names:
     """The extra names of a patch, as attributes.
 
     It is a constant of the patched code. Python hashes code by its constants, so it is hashed by identity, whatever its
-    values are; cloudpickle sends it along with a function that goes by value.
+    values are. When cloudpickle sends a function by value, it sends this along.
     """
 
     def __init__(self, names: Mapping[str, Any]):
@@ -33,16 +33,22 @@ class Names:
 
 
 def code_of(module: types.ModuleType, tree: ast.Module, source: Source, namespaces: Mapping[int, Names]) -> Codes:
-    """Compiles a module's tree and returns the code of every function in it; those of one key in source order.
+    """Compiles a module's tree and returns the code of every function in it; functions of one key in source order.
 
-    Names that edits brought in are constants of the code: the module, and all who look at it, see no new name.
+    Names that edits brought in are constants of the code, so the module shows no new name.
+
+    Args:
+        module: the module.
+        tree: its syntax tree with the edits; it changes.
+        source: the source of the tree.
+        namespaces: the extra names of the patches, by the ids that mark them in the tree.
 
     Raises:
         SyntaxError, ValueError, TypeError, RecursionError: if the tree is no program.
     """
     tree = ast.fix_missing_locations(_Names(scopes.find_bound(tree) if namespaces else set()).visit(tree))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the module's own were shown when it was imported
+        warnings.simplefilter("ignore")  # Python showed the module's own when it imported the module
         code = sources.compile_as_imported(module, tree, source)
     markers = {_marker(key): namespace for key, namespace in namespaces.items()}
     codes: Codes = {}
@@ -52,7 +58,7 @@ def code_of(module: types.ModuleType, tree: ast.Module, source: Source, namespac
 
 
 def walk(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of all functions in `code`, in source order."""
+    """Yields the code of all functions in `code`, in source order."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield constant
@@ -60,7 +66,7 @@ def walk(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 class Index:
-    """Finds the place of a code object among `codes`: its key, and the number among those of that key."""
+    """Finds the place of a code object among `codes`: its key, and its index among the codes of that key."""
 
     def __init__(self, codes: Codes):
         self.codes = codes
@@ -70,12 +76,12 @@ class Index:
                 self._by_name.setdefault(_local_name(key[0]), []).append((key, k))
 
     def find(self, code: types.CodeType, qualname: str) -> tuple[Key, int] | None:
-        """The place of code that does the same as `code`, nearest to its line; None if none or several fit.
+        """Returns the place of code that does the same as `code`, nearest to its line; None if none or several fit.
 
         Args:
             code: the code of a function.
             qualname: `__qualname__` of the function. Tools that compile a method alone (IPython's autoreload) give the
-                code another qualified name than the function has, and lines of its own.
+                code other lines, and another qualified name than the function's.
         """
         places = [
             (key, k)
@@ -90,7 +96,7 @@ class Index:
 
 
 def _local_name(qualname: str) -> str:
-    """A qualified name without the classes around its outermost function."""
+    """Returns a qualified name without the classes around its outermost function."""
     head, *inner = qualname.split(".<locals>.")
     return ".<locals>.".join([head.rsplit(".", 1)[-1], *inner])
 
@@ -102,7 +108,7 @@ _COMPARED = (
 
 
 def same_code(a: types.CodeType, b: types.CodeType) -> bool:
-    """Whether two code objects do the same; positions in lines do not count."""
+    """Returns whether two code objects do the same; positions in lines do not count."""
     if a is b:
         return True
     if any(getattr(a, name) != getattr(b, name) for name in _COMPARED):
@@ -119,6 +125,7 @@ def same_code(a: types.CodeType, b: types.CodeType) -> bool:
 
 
 def all_same(a: list[types.CodeType], b: list[types.CodeType]) -> bool:
+    """Returns whether two lists hold code objects that do the same, in the same order."""
     return len(a) == len(b) and all(map(same_code, a, b))
 
 
@@ -133,10 +140,10 @@ def _same_constant(x: Any, y: Any) -> bool:
 
 
 def incompatible(original: list[types.CodeType], new: list[types.CodeType]) -> str:
-    """Why functions with the original code of some key cannot get the new one; "" if they can.
+    """Returns why functions with the original code of some key cannot get the new code; "" if they can.
 
-    A function keeps its closure when its code is replaced, so the code must ask for the same cells. This holds for
-    closures that will be made while the patch is in, too: it could not be taken out of them again.
+    A function keeps its closure when its code is replaced, so the new code must use the same cells. This holds also for
+    functions that are made while the patch is installed: the patch could not be taken out of them again.
     """
     if len(original) != len(new):
         return ""
@@ -154,7 +161,7 @@ def incompatible(original: list[types.CodeType], new: list[types.CodeType]) -> s
 
 
 def _makes_function(code: types.CodeType) -> bool:
-    """Whether functions that outlive a statement are made of it, unlike class bodies and comprehensions."""
+    """Returns whether code makes functions that outlive a statement, unlike class bodies and comprehensions."""
     return bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.endswith(("comp>", "genexpr>"))
 
 
@@ -163,7 +170,7 @@ def _marker(key: int) -> str:
 
 
 def _with_constants(code: types.CodeType, markers: Mapping[str, Any]) -> types.CodeType:
-    """Replaces the markers among the constants by the objects that they stand for."""
+    """Returns code in which objects stand in the place of their markers among the constants."""
     constants = []
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -177,10 +184,10 @@ def _with_constants(code: types.CodeType, markers: Mapping[str, Any]) -> types.C
 
 
 class _Names(ast.NodeTransformer):
-    """Makes an extra name into an attribute of a constant: Python folds constants, but never their attributes."""
+    """Turns an extra name into an attribute of a constant: Python folds constants, but never their attributes."""
 
     def __init__(self, bound: set[int]):
-        self.bound = bound  # as of scopes.find_bound
+        self.bound = bound  # from scopes.find_bound
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         key = getattr(node, NAMESPACE, None)

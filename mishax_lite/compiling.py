@@ -9,29 +9,37 @@ import jax
 Options = dict[str, str | bool]
 
 # Measured with jaxlib 0.10 on two cores (`experiments/benchmarks/against_transformers.py`). Eigen's matrix products
-# reach 1.2 times the speed of YNNPACK's, the default, once there are some hundred tokens; for the few of decoding
-# they are many times slower. The pass that is left out makes two loops of each sum over an axis, so that norms and
-# softmax take twice as long.
+# reach 1.2 times the speed of YNNPACK's, the default, from some hundred tokens on; for the few tokens of decoding they
+# are many times slower. The disabled pass makes two loops of each sum over an axis, so that norms and softmax take
+# twice as long.
 _CPU: Options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "tree_reduction_rewriter"}
 
 # Measured on one H100 with JAX 0.11.2: `gemma2-tiny` with one site captured compiles in 1.3 s instead of 19.5 s, of
-# which 18 s are Triton's autotuning of matrix products. cuBLAS computes them with this; without any autotuning
-# (xla_gpu_autotune_level=0) it takes 1.8 s, and Triton's products are as they come.
+# which 18 s are Triton's autotuning of matrix products. With this option cuBLAS computes the products. Without any
+# autotuning (xla_gpu_autotune_level=0) compiling takes 1.8 s, and Triton's products run untuned.
 _GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 
-# By what a program computes. "forward": a pass over hundreds of tokens. "other": decoding, and training steps.
+# By the kind of program. "forward": a pass over hundreds of tokens. "other": decoding, and training steps.
 OPTIONS: dict[str, dict[str, Options]] = {"forward": {"cpu": _CPU, "gpu": _GPU}, "other": {"gpu": _GPU}}
 _GPUS = ("cuda", "rocm")  # JAX's `default_backend` says "gpu" for both
 
 
 def options(program: str, platform: str) -> Options:
-    """Options of a program for a platform, whatever this machine has: a table of the names that we set.
+    """Returns the options that this package sets for a program on a platform, whatever this machine has.
 
-    An option that the user has set in XLA_FLAGS is the user's and not in the table.
+    An option that the user has set in XLA_FLAGS is left out.
 
     Args:
-      program: "forward" or "other".
-      platform: as `jax.default_backend()` or `jax.Device.platform` says: "cpu", "gpu", "cuda", "rocm", "tpu".
+        program: "forward" or "other".
+        platform: the name that `jax.default_backend()` or `jax.Device.platform` gives: "cpu", "gpu", "cuda", "rocm",
+            "tpu".
+
+    Raises:
+        ValueError: for another program.
+
+    Example:
+        >>> mishax_lite.compiling.options("other", "tpu")
+        {}
     """
     if program not in OPTIONS:
         raise ValueError(f"program is one of {', '.join(OPTIONS)}, got {program!r}")
@@ -41,12 +49,18 @@ def options(program: str, platform: str) -> Options:
 
 
 def compiler_options(program: str, platform: str | None = None) -> Options:
-    """`options` without those that this version of XLA does not know; for `jax.jit(…, compiler_options=…)`.
+    """Returns the `options` that this version of XLA knows, for `jax.jit(…, compiler_options=…)`.
 
     Args:
-      program: "forward" or "other".
-      platform: as for `options`; JAX's default backend by default. One that this machine lacks gets no options, as
-        nothing here can say which ones its compiler knows.
+        program: "forward" or "other".
+        platform: as for `options`; JAX's default backend by default. A platform that this machine lacks gets no
+            options, since nobody can ask its compiler here.
+
+    Raises:
+        ValueError: for another program.
+
+    Example:
+        >>> double = jax.jit(lambda x: 2 * x, compiler_options=mishax_lite.compiling.compiler_options("forward"))
     """
     platform = platform or jax.default_backend()
     table = options(program, platform)
@@ -55,14 +69,14 @@ def compiler_options(program: str, platform: str | None = None) -> Options:
 
 @functools.cache
 def _accepted(platform: str, items: tuple[tuple[str, str | bool], ...]) -> frozenset[str]:
-    """The names of the options that the compiler of a platform takes."""
+    """Returns the names of the options that the compiler of a platform takes."""
     if not items:
         return frozenset()
     try:
         device = jax.local_devices(backend=platform)[0]
     except RuntimeError:
         return frozenset()
-    # All at once, as a rule; where that is refused, some of them may still be good.
+    # Usually the compiler takes all of them; where it does not, it may still take some.
     if _compiles(device, items):
         return frozenset(name for name, _ in items)
     return frozenset(item[0] for item in items if _compiles(device, [item]))
@@ -78,14 +92,19 @@ def _compiles(device: jax.Device, items: Iterable[tuple[str, str | bool]]) -> bo
 
 
 def jit_program(function: Callable | None = None, *, program: str, **arguments) -> Callable:
-    """`jax.jit` with `compiler_options`, which are chosen at the first call: importing starts no backend.
+    """Returns `jax.jit` of a function with `compiler_options`, chosen at the first call: importing starts no backend.
 
     Like every jit with options, it cannot be called within another jit; the function itself, at `__wrapped__`, can.
 
     Args:
-      function: what to compile; without it, a decorator is returned.
-      program: as for `options`.
-      arguments: as for `jax.jit`.
+        function: the function to compile; without it, a decorator is returned.
+        program: as for `options`.
+        **arguments: as for `jax.jit`.
+
+    Example:
+        >>> double = mishax_lite.compiling.jit_program(lambda x: 2 * x, program="other")
+        >>> float(double(3.0))
+        6.0
     """
     if function is None:
         return functools.partial(jit_program, program=program, **arguments)
@@ -98,7 +117,7 @@ def jit_program(function: Callable | None = None, *, program: str, **arguments) 
     def call(*args, **kwargs):
         return compiled()(*args, **kwargs)
 
-    call.program = program
+    vars(call)["program"] = program
     return call
 
 

@@ -1,9 +1,9 @@
-"""Rebuilding `jax.custom_jvp` and `jax.custom_vjp` calls with their rules kept.
+"""Rebuilds calls of `jax.custom_jvp` and `jax.custom_vjp`, and keeps their rules.
 
-Not differentiated, the function runs; differentiated, the rule does. A backward rule may run the function again: what is
-edited in the function is edited there, too. The rule says nothing of what is captured, so that the derivatives of those
-values are the function's own: as if it were written without the rule and returned them. Rules of what it calls count.
-"""  # noqa: E501
+Without differentiation the function runs; under differentiation its rule runs. A backward rule may run the function
+again: the function's edits apply there, too. The rule says nothing of captured values, so these have the function's own
+derivatives, as if it were written without the rule and returned them. Rules of the functions that it calls count.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _custom_vjp(run: Run, eqn, args, start, loops):
         residuals, values, inputs = kept
         given, captured = cotangents
         moved, logs = [None] * num_args, None
-        # Where only what is captured moves, JAX would not have called the rule of the function without captures. With
-        # zeros, it may ask for what nobody needs: the gradient of a while loop that comes after what is captured.
+        # Where only captured values move, JAX would not have called the rule of the function without captures. Called
+        # with zeros, it may ask for a gradient that nobody needs: that of a while loop after the captured value.
         if not all(isinstance(ct, SymbolicZero) for ct in given):
             if not old["symbolic_zeros"]:
                 given = _instantiated(given)
@@ -107,12 +107,12 @@ def _custom_vjp(run: Run, eqn, args, start, loops):
 
 
 def _backward_later(run: Run, eqn, args, start, loops):
-    """The backward rule of a custom_vjp that a custom_jvp's rule differentiates forwards, as with `jax.jvp`.
+    """Rebuilds the backward rule of a custom_vjp that a custom_jvp's rule differentiates forwards, as with `jax.jvp`.
 
-    JAX leaves it in the program as a Python function, to be called when somebody transposes that. What it will run again
-    of its function is edited then. The traces of now are gone by that time: what the edits close over, and the indices of
-    the loops around, become residuals.
-    """  # noqa: E501
+    JAX leaves the rule in the program as a Python function, and calls it when somebody transposes the program. The part
+    of the function that it then runs again is edited. The present traces are gone by that time, so the values that the
+    edits close over, and the indices of the loops around, become residuals.
+    """
     old, count = eqn.params, eqn.params["num_res"]
     frozen, values = run.actions[start].backward
     indices = [index for index in loops if not isinstance(index, MeshAxis)]
@@ -136,7 +136,7 @@ def _backward_later(run: Run, eqn, args, start, loops):
 
 
 def _frozen_function(run: Run, inner: Any, start: int, loops: tuple[Any, ...]) -> tuple[Frozen, Callable]:
-    """The actions in a function with a rule, and that function with them: of (values closed over, inputs)."""
+    """Returns the actions in a function with a rule, and the function with them: of (closed-over values, inputs)."""
     frozen = freeze(run, inner.jaxpr, start, loops)
     return frozen, lambda values, inputs: interpret(frozen.run(values), inner.jaxpr, inner.consts, inputs)
 
@@ -148,19 +148,20 @@ def _edited_backward_rule(
     actions: Callable[[extend_core.Jaxpr], Run] | None,
     loops: tuple[Any, ...] = (),
 ) -> tuple[list[Any], Any]:
-    """Runs a backward rule, with the edits in what it runs again of the function.
+    """Runs a backward rule, with the edits in the part of the function that it runs again.
 
     Args:
-        old: params with the rule.
-        residuals, cotangents: its arguments.
-        actions: of the rule as a program, what is done at its taps; None for nothing.
-        loops: the indices of the loops around, within the function that is edited.
+        old: the params with the rule.
+        residuals: the rule's first arguments.
+        cotangents: the rule's other arguments.
+        actions: a function of the rule's program that returns the actions at its taps; None for no actions.
+        loops: the indices of the loops around, within the edited function.
 
     Returns:
-        The cotangents of the operands, None where they are zero, and what the rule logs.
+        The cotangents of the operands, None where they are zero, and the rule's logs.
     """
     count, given = len(residuals), [*residuals, *cotangents]
-    # Symbolic zeros, and numbers that are known now (a shape, a choice), stay what they are.
+    # Symbolic zeros, and concrete numbers (a shape, a choice), stay unchanged.
     is_fixed = [not isinstance(x, jax.core.Tracer) for x in given]
     returned: list[Any] = []
 
@@ -188,9 +189,9 @@ def _edited_backward_rule(
 def _refuse(frozen: Frozen, what: str) -> None:
     names = ", ".join(repr(frozen.actions[k].name) for k in sorted(frozen.programs)) or "none"
     raise ValueError(
-        f"{what} is differentiated with respect to, but a custom derivative rule knows nothing of it (edited sites in "
-        f"this function: {names}); apply jax.lax.stop_gradient to it before it is closed over, or edit a site outside "
-        "of the function"
+        f"the derivative with respect to {what} is needed, but a custom derivative rule knows nothing of that value "
+        f"(edited sites in this function: {names}); apply jax.lax.stop_gradient to the value first, or edit a site "
+        "outside of the function"
     )
 
 
@@ -199,15 +200,15 @@ def _instantiated(tangents: Sequence[Any]) -> list[Any]:
 
 
 def _zeros(value: Any) -> Any:
-    """Zeros of the tangent type of a value, or in the place of a symbolic zero."""
-    aval = value.aval if isinstance(value, SymbolicZero) else jax.typeof(value).to_tangent_aval()
+    """Returns zeros of the tangent type of a value, or in the place of a symbolic zero."""
+    aval: Any = value.aval if isinstance(value, SymbolicZero) else jax.typeof(value).to_tangent_aval()
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, aval.dtype)
     return placed(jnp.zeros(aval.shape, aval.dtype), aval)
 
 
 def _sum(a: Any, b: Any) -> Any:
-    """Of two cotangents of one value; None is zero, and so is that of what has no derivative."""
+    """Returns the sum of two cotangents of one value; None is zero, and so is the cotangent of an integer."""
     if a is None or b.dtype == jax.dtypes.float0:
         return b if a is None else a
     return a + b

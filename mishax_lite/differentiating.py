@@ -1,4 +1,4 @@
-"""`gradients`: how a function's output moves with the values at its sites."""
+"""`gradients`: the derivatives of a function's output with respect to the values at its sites."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mishax_lite.tracing import Traced, captured_arrays, checked_patterns, trace
 def gradients(fn: Callable[..., Any], patterns: str | Iterable[str]) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """Makes `fn` return, beside its output, the gradient of that output with respect to the value at each site.
 
-    The gradient at a site is the gradient with respect to a zero that is added there: it has gone through all that the
-    value is used for, and through nothing that made it. All sites come from one forward and one backward pass.
+    The gradient at a site is the gradient with respect to a zero that is added to the value. It covers every use of the
+    value, and nothing before the site. All sites come from one forward and one backward pass.
 
     Args:
         fn: a function of JAX arrays that returns a floating-point scalar, or a pair of it and anything else.
@@ -28,16 +28,20 @@ def gradients(fn: Callable[..., Any], patterns: str | Iterable[str]) -> Callable
 
     Returns:
         A function of the same arguments that returns `(out, {name: gradient})`, in program order. A gradient has the
-        shape and dtype that `capture` gives the value: in a scan one for each turn, under vmap one for each lane. It
-        traces `fn` on each call, so wrap it in `jax.jit`.
+        shape and dtype of the value that `capture` returns: one for each turn of a scan, one for each lane of a vmap.
+        The function traces `fn` on each call, so wrap it in `jax.jit`.
 
     Raises:
         ValueError: when called, for an output that is no scalar, for a pattern that matches no site, and for a site
             that has no gradient: of integers, in a while loop (which has no backward pass), in a branch that vmap made
-            into a select, or in a function with a derivative rule of its own (which knows nothing of its inside).
+            into a select, or in a function with a derivative rule of its own (which says nothing of the values inside).
 
     Example:
-        >>> loss, by_site = jax.jit(mishax_lite.gradients(loss_of, "layer_*/resid_post"))(params, tokens)
+        >>> def f(x):
+        ...     return (mishax_lite.tap("doubled", 2 * x) ** 2).sum()
+        >>> out, by_site = jax.jit(mishax_lite.gradients(f, "doubled"))(jnp.array([1.0, 3.0]))
+        >>> print(out, by_site["doubled"])
+        40.0 [ 4. 12.]
     """
     patterns = checked_patterns("gradients", patterns)
 
@@ -73,7 +77,7 @@ def gradients(fn: Callable[..., Any], patterns: str | Iterable[str]) -> Callable
 
 
 def _scalar(out: Any) -> Any:
-    """What is differentiated: the output, or the first of a pair."""
+    """Returns the scalar that is differentiated: the output, or the first of a pair."""
     value = out[0] if isinstance(out, tuple) and len(out) == 2 else out
     if not isinstance(value, jax.Array) or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
         got = (
@@ -117,7 +121,7 @@ def _chosen(traced: Traced, patterns: list[str]) -> list[bool]:
 
 
 def _add(zeros: list[Any]) -> LeafEdit:
-    """Adds to the leaves of a tap what `zeros` has for them: arrays in the form of what `capture` returns."""
+    """Returns an edit that adds zeros to the leaves of a tap; they have the form that `capture` returns."""
 
     def edit(leaves: list[Any], params: dict[str, Any], loops: tuple[Any, ...], _) -> list[Any]:
         levels = [[level.axes[k] for level in params["levels"]] for k in range(len(leaves))]
@@ -127,9 +131,9 @@ def _add(zeros: list[Any]) -> LeafEdit:
 
 
 def _part(zero: Any, leaf: Any, levels: list[int | None], loops: tuple[Any, ...]) -> Any:
-    """The part of `zero` for this turn of the loops and this shard, with its mapped axes where the leaf has them."""
+    """Returns the part of `zero` for this turn of the loops and this shard, with the leaf's mapped axes."""
     for index in loops:
-        if not zero.shape[0]:  # a loop without a turn, of which nothing is computed
+        if not zero.shape[0]:  # a loop without turns, in which nothing is computed
             zero = jnp.zeros(zero.shape[1:], zero.dtype)
         elif not isinstance(index, MeshAxis):
             zero = jax.lax.dynamic_index_in_dim(zero, index, keepdims=False)

@@ -1,13 +1,14 @@
 """The text of a patched module, for tracebacks, debuggers and `inspect.getsource`.
 
-It has the lines of the original file, so that line numbers mean the same in both: what is inserted stands on the lines
-of what it replaced.
+The text has the lines of the original file, so that line numbers mean the same in both: inserted code stands on the
+lines of the code that it replaced.
 """
 
 from __future__ import annotations
 
 import ast
 import linecache
+from typing import Any
 
 from mishax_lite.rewriting import REGION
 from mishax_lite.sources import Source, split_lines
@@ -17,9 +18,9 @@ _ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.List, ast.Dict, 
 
 
 def patched_lines(text: str, tree: ast.Module) -> list[str]:
-    """The lines of `text` with what was edited in `tree`; as many as there were, each with its newline.
+    """Returns the lines of `text` with the edits of `tree`, as many as before, each with its newline.
 
-    A line may hold several lines: an inserted compound statement that does not fit where it belongs.
+    A line may hold several lines: an inserted compound statement that does not fit into its place.
     """
     lines = [line.encode() for line in split_lines(text, keepends=True)]
     for nodes in sorted(_edited(tree), key=lambda nodes: _region(nodes), reverse=True):
@@ -38,11 +39,11 @@ def show(source: Source, lines: list[str] | None) -> None:
     linecache.cache[source.filename] = (sum(map(len, lines)), None, lines, source.filename)
 
 
-def _edited(tree: ast.Module) -> list[list[ast.AST]]:
-    """The outermost inserted nodes; statements that share a region, with those carried between them, in one list."""
-    replaced: list[list[ast.AST]] = []
+def _edited(tree: ast.Module) -> list[list[Any]]:
+    """Returns the outermost inserted nodes; statements of one region, with the old ones between them, in one list."""
+    replaced: list[list[Any]] = []
 
-    def visit(node: ast.AST) -> None:
+    def visit(node: Any) -> None:
         if hasattr(node, REGION) or (
             isinstance(node, ast.JoinedStr) and any(hasattr(n, REGION) for n in ast.walk(node))
         ):
@@ -56,7 +57,7 @@ def _edited(tree: ast.Module) -> list[list[ast.AST]]:
                     if isinstance(child, ast.AST):
                         visit(child)
 
-    def visit_statements(statements: list[ast.stmt]) -> None:
+    def visit_statements(statements: list[Any]) -> None:
         k = 0
         while k < len(statements):
             region = getattr(statements[k], REGION, None)
@@ -81,19 +82,19 @@ def _covers(inserted: ast.stmt, carried: ast.stmt) -> bool:
     return region is not None and _inside(carried, region)
 
 
-def _inside(node: ast.AST, region: tuple[int, int, int, int]) -> bool:
+def _inside(node: Any, region: tuple[int, int, int, int]) -> bool:
     start = (node.lineno, node.col_offset)
     return region[:2] <= start < region[2:] or getattr(node, REGION, None) == region
 
 
-def _region(nodes: list[ast.AST]) -> tuple[int, int, int, int]:
+def _region(nodes: list[Any]) -> tuple[int, int, int, int]:
     for node in nodes:
         if hasattr(node, REGION):
             return getattr(node, REGION)
     return nodes[0].lineno, nodes[0].col_offset, nodes[-1].end_lineno, nodes[-1].end_col_offset
 
 
-def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[ast.AST]) -> None:
+def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[Any]) -> None:
     first, column, last, end_column = region
     before, rest = lines[first - 1][:column], lines[last - 1][end_column:]
     height = last - first + 1
@@ -105,7 +106,7 @@ def _replace(lines: list[bytes], region: tuple[int, int, int, int], nodes: list[
 
 
 def _expression(node: ast.expr, height: int) -> list[bytes]:
-    """On the first line; what is left of its lines is blank, inside of the parentheses that stand around it."""
+    """Returns an expression on its first line; the rest of its lines is blank, within parentheses around it."""
     text = ast.unparse(node)
     if not isinstance(node, _ATOMS):
         text = f"({text})"
@@ -116,7 +117,7 @@ def _expression(node: ast.expr, height: int) -> list[bytes]:
     return [text[:-1].encode() + b"\n", *[b"\n"] * (height - 2), b")"]
 
 
-def _statements(nodes: list[ast.stmt], height: int, margin: bytes) -> list[bytes]:
+def _statements(nodes: list[Any], height: int, margin: bytes) -> list[bytes]:
     rows = [split_lines(ast.unparse(node)) for node in nodes]
     flat = [line for row in rows for line in row]
     if len(flat) > height and all(len(row) == 1 for row in rows):

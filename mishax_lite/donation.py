@@ -1,8 +1,8 @@
 """Donated buffers: a hook needs values after a jitted function has taken their memory (`donate_argnums`).
 
-Outside jit, a program that donates a value never reads it again; with hooks in it, a captured value is read later, an
-edit may have put an array of the caller's there, and what was captured further in is needed further out. Such a value
-is copied before it is donated.
+Outside jit, a program that donates a value never reads it again. With hooks, a captured value is read later, an edit
+may have put the caller's array in its place, and a hook further out needs the values that a hook further in captured.
+Such a value is copied before it is donated.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _donating: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 class Kept:
-    """The values that a hook has touched in one run of a program, known by identity, which no equation may consume."""
+    """The values that a hook has touched in one run of a program, by identity; no equation may consume them."""
 
     def __init__(self) -> None:
-        # Not the values: outside jit, memory is held only as long as it is needed. An identity that a later value
+        # Ids and not values: outside jit, memory is held only as long as it is needed. An id that a later value
         # inherits costs a copy, no more.
         self._ids: set[int] = set()
 
@@ -35,13 +35,13 @@ class Kept:
     def spare(
         self, eqn: extend_core.JaxprEqn, inputs: list[Any], env: dict[Any, Any], last: Collection[Any]
     ) -> list[Any]:
-        """The inputs of an equation, with copies of those that it might donate though they are kept.
+        """Returns the inputs of an equation, with copies of the kept ones that it might donate.
 
         Args:
             eqn: any equation.
-            inputs: what it is given.
+            inputs: its inputs.
             env: the values of the variables.
-            last: those of the variables that nothing reads after it.
+            last: the variables that nothing reads after the equation.
         """
         if not _donates(eqn):
             return inputs
@@ -50,7 +50,7 @@ class Kept:
 
 
 def _donates(eqn: extend_core.JaxprEqn) -> bool:
-    """Whether an equation, or one inside it, donates an input."""
+    """Returns whether an equation, or one inside it, donates an input."""
     if any(eqn.params.get("donated_invars", ())):
         return True
     return any(map(_any_donates, inner_jaxprs(eqn))) if eqn.params else False

@@ -1,6 +1,7 @@
-"""`Edits`: what is done at which sites, as one pytree that can be joined, bound to a text and an argument of jit.
+"""`Edits`: functions of the values at sites, as one pytree that can be joined, bound to a text, and an argument of jit.
 
-It knows how edits are put together and what they must be told before they run. How they run, `hooks.py` says.
+This file knows how edits are put together, and which facts about the text they need before they run. `hooks.py` knows
+how they run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from mishax_lite.tracing import matches
 
-# Of a value and its `Site` the new value; where the pattern is None, of positions [B, T] the edits.
+# (value, its `Site`) -> the new value; where the pattern is None, positions [B, T] -> edits.
 Function = Callable[..., Any]
 
 
@@ -24,31 +25,32 @@ Function = Callable[..., Any]
 class Edits:
     """Functions of values, each for the sites that its pattern matches.
 
-    A pytree: the arrays of its functions are its leaves, so that a jitted function that takes it as an argument is not
-    compiled again for other numbers. Functions that are pytrees (a registered dataclass with `__call__`, a
+    Edits are a pytree: the arrays of the functions are the leaves, so a jitted function that takes edits as an argument
+    is not compiled again for other numbers. Functions that are pytrees (a registered dataclass with `__call__`, a
     `jax.tree_util.Partial`) keep their arrays as leaves; any other function is static.
 
     `a | b` applies a, then b, at a site that both touch. Either may be a dict.
 
-    An edit may need to know the text, such as one that leaves BOS as it is. It is either a function of positions that
-    returns edits, or an edit whose attribute `bind` is a function of (tokens, positions) that returns the edit. `edit`
-    and whatever else takes edits calls `bind`; after that none of them needs the text.
+    An edit may need to know the text, for example to leave BOS unchanged. Such an edit is either a function of
+    positions that returns edits, or a function whose attribute `bind` is a function of (tokens, positions) that returns
+    the edit. `edit`, and everything else that takes edits, calls `bind`; after that no edit needs the text.
 
     Attributes:
         entries: pairs of a pattern and a function of (value, site), in the order in which they apply. The pattern is
             None for a function of positions [B, T] that returns edits.
 
     Example:
-        >>> halve = Edits.of({"h": lambda value, site: value / 2})
-        >>> edit(lambda x: tap("h", x), {"h": lambda value, site: value + 1} | halve)(3.0)
-        Array(2., dtype=float32, weak_type=True)
+        >>> halve = mishax_lite.Edits.of({"h": lambda value, site: value / 2})
+        >>> edits = {"h": lambda value, site: value + 1} | halve
+        >>> float(mishax_lite.edit(lambda x: mishax_lite.tap("h", x), edits)(3.0))
+        2.0
     """
 
     entries: tuple[tuple[str | None, Function], ...] = ()
 
     @staticmethod
     def of(edits: Mapping[str, Function] | Edits | Function | None) -> Edits:
-        """Makes edits of whatever is accepted in their place.
+        """Makes edits of everything that is accepted in their place.
 
         Args:
             edits: a dict from patterns to functions of (value, site), edits, a function of positions [B, T] that
@@ -56,6 +58,10 @@ class Edits:
 
         Raises:
             ValueError: for anything else, a pattern that is no string, and an edit that is no function.
+
+        Example:
+            >>> mishax_lite.Edits.of({"layer_*/mlp_out": lambda value, site: 0 * value}).patterns
+            ('layer_*/mlp_out',)
         """
         if edits is None:
             return Edits()
@@ -87,27 +93,27 @@ class Edits:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The patterns in order; those that a function of positions will name are not among them."""
+        """The patterns in order, without those that a function of positions will name."""
         return tuple(pattern for pattern, _ in self.entries if pattern is not None)
 
     @property
     def needs_text(self) -> bool:
-        """Whether any of them must be bound before it can run."""
+        """Whether any of the edits must be bound before it can run."""
         return any(pattern is None or attribute(function, "bind") for pattern, function in self.entries)
 
     def bind(self, tokens: jax.Array, positions: jax.Array) -> Edits:
-        """Returns the edits for one text, of which none needs the text any more.
+        """Returns the edits for one text; none of them needs the text any more.
 
         Args:
             tokens: integers [B, T].
             positions: integers [B, T], the place of each token in its text; negative for padding.
 
         Raises:
-            ValueError: for tokens and positions of other or of different shapes, and for what a function of positions
-                returns if it is no edits.
+            ValueError: for tokens and positions of other or of different shapes, and if a function of positions returns
+                something other than edits.
 
         Example:
-            >>> steer = Edits.of(lambda positions: {"h": lambda value, site: value + (positions > 0)})
+            >>> steer = mishax_lite.Edits.of(lambda positions: {"h": lambda value, site: value + (positions > 0)})
             >>> steer.bind([[2, 7, 9]], [[0, 1, 2]]).patterns
             ('h',)
         """
@@ -122,28 +128,38 @@ class Edits:
         return Edits(tuple(entry for pair in self.entries for entry in _bound(*pair, tokens, positions)))
 
     def functions(self, name: str) -> tuple[Function, ...]:
-        """The functions of (value, site) that apply at a site, in order: for a model with hooks of its own.
+        """Returns the functions of (value, site) that apply at a site, in order: for a model with hooks of its own.
 
         Args:
-            name: of the site, such as `layer_3/mlp_out`.
-
-        Raises:
-            ValueError: if some of the edits must be bound first.
-        """
-        self._check_bound()
-        return tuple(function for pattern, function in self.entries if matches(name, pattern))
-
-    def then(self, change: Callable[[Any, Any], Any]) -> Edits:
-        """Returns edits of which each result goes through a function of (result, value that was given).
-
-        Args:
-            change: static, such as a cast to the value's dtype.
+            name: the name of the site, such as `layer_3/mlp_out`.
 
         Raises:
             ValueError: if some of the edits must be bound first.
 
         Example:
-            >>> add = Edits.of({"h": lambda value, site: value + 0.5}).then(lambda new, value: new.astype(value.dtype))
+            >>> edits = mishax_lite.Edits.of({"layer_*": lambda value, site: value / 2})
+            >>> [function(8.0, None) for function in edits.functions("layer_3/mlp_out")]
+            [4.0]
+        """
+        self._check_bound()
+        # pyrefly: ignore[bad-argument-type]  bound edits have patterns alone
+        return tuple(function for pattern, function in self.entries if matches(name, pattern))
+
+    def then(self, change: Callable[[Any, Any], Any]) -> Edits:
+        """Returns edits whose results go through a further function.
+
+        Args:
+            change: a function of (an edit's result, the edit's value), such as a cast to the value's dtype. It is
+                static.
+
+        Raises:
+            ValueError: if some of the edits must be bound first.
+
+        Example:
+            >>> add = mishax_lite.Edits.of({"h": lambda value, site: value + jnp.float32(0.5)})
+            >>> add = add.then(lambda new, value: new.astype(value.dtype))
+            >>> add.functions("h")[0](jnp.bfloat16(1), None).dtype
+            dtype(bfloat16)
         """
         self._check_bound()
         return Edits(tuple((pattern, _Then(function, change)) for pattern, function in self.entries))
@@ -177,7 +193,7 @@ class _Then:
 
 
 def attribute(function: Function, name: str) -> Any:
-    """What a function says of itself (`bind`, `reads`), also where it stands in a Partial; None if it says nothing."""
+    """Returns an attribute of a function (`bind`, `reads`), also of one in a Partial; None if it has none."""
     value = getattr(function, name, None)
     if value is None and isinstance(function, jax.tree_util.Partial):
         return getattr(function.func, name, None)
@@ -185,30 +201,31 @@ def attribute(function: Function, name: str) -> Any:
 
 
 def names_read(functions: Iterable[Function]) -> tuple[str, ...]:
-    """The names of the sites that some functions read, each once."""
+    """Returns the names of the sites that some functions read, each once."""
     return tuple(dict.fromkeys(name for function in functions for name in attribute(function, "reads") or ()))
 
 
 def identity(function: Function) -> int:
-    """Equal for functions that are the same one, also where they were taken into edits twice."""
+    """Returns a number that is equal for one and the same function, also where it was taken into edits twice."""
     if isinstance(function, _Then):
         return identity(function.function)
-    is_wrapped = isinstance(function, jax.tree_util.Partial) and not (function.args or function.keywords)
-    return id(function.func if is_wrapped else function)
+    if isinstance(function, jax.tree_util.Partial) and not (function.args or function.keywords):
+        return id(function.func)
+    return id(function)
 
 
 def bound_to_text(edits: Edits, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Edits:
-    """The edits, bound to the text that `fn(*args, **kwargs)` reads.
+    """Returns the edits, bound to the text that `fn(*args, **kwargs)` reads.
 
-    The attribute `text_of` of the function says which text that is: of the same arguments it returns tokens and
-    positions [B, T]. It is looked for through `functools.partial` and whatever `functools.wraps` has made, as `jax.jit`.
+    The function's attribute `text_of` says which text that is: called with the same arguments, it returns tokens and
+    positions [B, T]. The search for it goes through `functools.partial` and `functools.wraps`, so through `jax.jit`.
 
     Raises:
         ValueError: if edits need the text and the function has no such attribute.
-    """  # noqa: E501
+    """
     if not edits.needs_text:
         return edits
-    inner = fn
+    inner: Any = fn
     while getattr(inner, "text_of", None) is None:
         if isinstance(inner, functools.partial):
             args, kwargs, inner = (*inner.args, *args), {**inner.keywords, **kwargs}, inner.func
@@ -240,7 +257,7 @@ def _bound(pattern: str | None, function: Function, tokens: jax.Array, positions
 
 
 def _as_pytree(function: Function) -> Function:
-    """A function whose arrays are leaves; one without any is static."""
+    """Returns a function as a pytree whose leaves are its arrays; a function without arrays is static."""
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 

@@ -1,7 +1,7 @@
-"""Edits that are applied later: the rule of a function runs when that is differentiated, long after the edit was given.
+"""Edits that are applied later: a function's rule runs when the function is differentiated, long after it was edited.
 
 The function and its rule are two programs. A tap in the rule's program stands for a tap of the same name in the
-function's: `pairing.py` says for which.
+function's program: `pairing.py` says for which.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from mishax_lite.survey import Tap, first_runs, survey
 class Program:
     """An edit, traced for a value without mapped axes.
 
-    `closed_over`: which of `Frozen.values` it closes over. `loops`: how many indices of loops it takes before the leaves.
-    """  # noqa: E501
+    Attributes:
+        jaxpr: the edit's program.
+        closed_over: which of `Frozen.values` it closes over.
+        loops: how many indices of loops it takes before the leaves.
+    """
 
     jaxpr: extend_core.Jaxpr
     closed_over: slice
     loops: int
 
     def uses_loops(self) -> bool:
-        """Whether the edit depends on the indices of the loops in the function."""
+        """Returns whether the edit depends on the indices of the loops in the function."""
         first = self.closed_over.stop - self.closed_over.start
         indices = set(self.jaxpr.invars[first : first + self.loops])
         used = {v for eqn in self.jaxpr.eqns for v in eqn.invars if isinstance(v, extend_core.Var)}
@@ -44,11 +47,18 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """The actions in a function with a rule, made independent of the trace that is running now.
+    """The actions in a function with a rule, independent of the present trace.
 
-    The traced values that an edit closes over may be gone when the rule runs. So each edit is traced now; what it closes
-    over (`values`) becomes an argument of the call.
-    """  # noqa: E501
+    The traced values that an edit closes over may be gone when the rule runs. So each edit is traced now, and the
+    values that it closes over (`values`) become arguments of the call.
+
+    Attributes:
+        jaxpr: the function's program.
+        actions: the action at each of its taps.
+        programs: the traced edits, by the position of their taps.
+        values: the values that the edits close over.
+        turns: as of `interpret.Run`.
+    """
 
     jaxpr: extend_core.Jaxpr
     actions: tuple[Action, ...]
@@ -65,16 +75,16 @@ class Frozen:
         return any(action.capture for action in self.actions)
 
     def run(self, values: Sequence[Any]) -> Run:
-        """The actions for the function, with these values closed over."""
+        """Returns the actions for the function, with these values in place of the ones that the edits close over."""
         return Run(tuple(self._action(position, values) for position in range(len(self.taps))), self.turns)
 
     def rule_run(self, values: Sequence[Any], rule: extend_core.Jaxpr, consts: int) -> tuple[Run, list[int]]:
-        """The actions for a rule, and the position in the function of each tap that it captures.
+        """Returns the actions for a rule, and the position in the function of each tap that it captures.
 
         Args:
             values: as for `run`.
-            rule: the rule, whose first inputs are those of the function that come after `consts` constants.
-            consts: how many these are.
+            rule: the rule; its first inputs are the function's inputs after the constants.
+            consts: how many of the function's inputs are constants.
 
         Raises:
             ValueError: for a site that the rule lacks, or has in another form, or maybe in another order.
@@ -92,7 +102,7 @@ class Frozen:
                     _check_same(action.name, self.taps[position], taps[k])
                 if position in wanted and action.capture:
                     captures[k] = position
-                # What the rule runs again, maybe to differentiate it, is edited as well.
+                # A part that the rule runs again, maybe to differentiate it, is edited as well.
                 actions[k] = action if position in wanted else action.without_capture()
                 wanted.discard(position)
             missing += wanted
@@ -113,7 +123,7 @@ class Frozen:
     def _paired(
         self, name: str, ours: list[int], rule: extend_core.Jaxpr, theirs: list[int], consts: int | None = None
     ) -> list[int]:
-        """Of the taps of one name in a rule, which tap of the function each is; `consts`: None for a backward rule."""
+        """Returns which tap of the function each tap of one name in a rule is; `consts` is None for backward rules."""
         captures = consts is not None
         if not theirs or self._all_alike(ours, captures):
             return [ours[k % len(ours)] for k in range(len(theirs))]
@@ -124,27 +134,27 @@ class Frozen:
             times += ", maybe in another order" if len(theirs) % len(ours) == 0 else ""
             raise ValueError(
                 f"site {name!r} occurs {len(ours)} times in a function with a custom derivative rule and {times}, so "
-                "that it cannot be told which of them is which; edit all of them alike, give the values different "
-                "names, or leave the site out"
+                "nobody can say which of them is which; edit all of them alike, give the values different names, or "
+                "leave the site out"
             )
         return paired
 
     def backward_run(self, values: Sequence[Any], rule: extend_core.Jaxpr, loops: int | None = None) -> Run:
-        """The edits for a backward rule, which may run the function again, once or several times.
+        """Returns the edits for a backward rule, which may run the function again, once or several times.
 
         Args:
             values: as for `run`.
             rule: the backward rule.
-            loops: None for the function's own backward rule. For that of another function with a rule, which the
-                function calls, how many scans in the function stand around the call.
+            loops: None for the function's own backward rule. For the rule of another function that the function calls,
+                the number of scans in the function around the call.
 
         Raises:
-            ValueError: if nobody can say which of the function's taps one of the rule is.
+            ValueError: if nobody can say which of the function's taps a tap of the rule is.
         """
         taps = tuple(dataclasses.replace(tap, loops=tap.loops + (loops or 0)) for tap in survey(rule))
         ours, actions = _by_name(self.taps), [NOTHING] * len(taps)
         for name, theirs in _by_name(taps).items():
-            # What the rule of another function runs stands in a function with a rule.
+            # A tap that the rule of another function runs stands in a function with a rule.
             same = [p for p in ours.get(name, []) if loops is None or self.taps[p].ruled]
             if not any(position in self.programs for position in same):
                 continue
@@ -160,8 +170,8 @@ class Frozen:
     def _follow(self, actions: list[Action], taps: tuple[Tap, ...], values: Sequence[Any]) -> None:
         """Gives recomputations and slopes, in place, the edits of the taps that they belong to.
 
-        A slope may stand far from its tap: a pullback that is made in the forward rule, or outside of a jit, and called
-        elsewhere. Its name then says which tap it is.
+        A slope may stand far from its tap, where a pullback is made in the forward rule, or outside of a jit, and
+        called elsewhere. The slope's name then says which tap it belongs to.
         """
         firsts = first_runs(taps)
         for k, tap in enumerate(taps):
@@ -173,8 +183,8 @@ class Frozen:
                 if edited and not self._all_alike(same):
                     raise ValueError(
                         f"edit: site {tap.name!r} occurs {len(same)} times in a function with a derivative rule, "
-                        "whose derivative is made in one place and used in another, so that it cannot be told which of "
-                        "them to edit there; edit all of them, or give the values different names"
+                        "whose derivative is made in one place and used in another, so nobody can say which of them to "
+                        "edit there; edit all of them, or give the values different names"
                     )
                 if edited:
                     fitting = self._fitting(edited, tap)
@@ -184,10 +194,15 @@ class Frozen:
         return all(self._alike(*two, captures) for two in itertools.combinations(positions, 2))
 
     def _alike(self, first: int, second: int, captures: bool = False) -> bool:
-        """Whether it makes no difference which of two taps of the function one is; `captures`: values count, too.
+        """Returns whether it makes no difference which of two taps of the function a tap is.
 
-        One function may still do different things for them, as it is told their names. Where their types or the loops
-        around differ, those tell which of them a tap of a rule is.
+        One function may still do different things at the two, since it knows their names. Where their types or the
+        loops around them differ, those tell which of them a tap of a rule is.
+
+        Args:
+            first: the position of one tap.
+            second: the position of the other tap.
+            captures: whether captured values count, too.
         """
         a, b = self.actions[first], self.actions[second]
         if a.functions != b.functions or (captures and (a.capture or b.capture)):
@@ -200,17 +215,17 @@ class Frozen:
         return str(programs[0].jaxpr) == str(programs[1].jaxpr) and all(map(_same_value, *closed_over))
 
     def _fitting(self, positions: Sequence[int], tap: Tap) -> int:
-        """Of taps of the function with the same edit, the one whose edit is applied to a tap of a rule.
+        """Returns, of taps of the function with the same edit, the one whose edit is applied to a tap of a rule.
 
-        The edit was traced for each of them. For one outside of loops and shards it knows of no index, and of values
-        that are the same in all shards: that is no edit for a tap inside, though nothing in it speaks against it.
+        The edit was traced for each of them. Traced for a tap outside of loops and shards, it has no index, and takes
+        values for the same in all shards. Such an edit is wrong for a tap inside, although its types fit.
         """
         fitting = [position for position in positions if self._fits(position, tap)]
         same = [position for position in fitting if _surroundings(self.taps[position]) == _surroundings(tap)]
         return next(iter([*same, *fitting, *positions]))
 
     def _fits(self, position: int, tap: Tap) -> bool:
-        """Whether the edit of a tap of the function can be applied to a tap of a backward rule."""
+        """Returns whether the edit of a tap of the function can be applied to a tap of a backward rule."""
         ours = self.taps[position]
         same = _types(ours) == _types(tap)
         return same and (
@@ -225,7 +240,7 @@ class Frozen:
 
 
 def freeze(run: Run, jaxpr: extend_core.Jaxpr, start: int, loops: tuple[Any, ...]) -> Frozen:
-    """The actions of `run` from `start` on, for a function with this program that stands in these loops."""
+    """Returns the actions of `run` from `start` on, for a function with this program that stands in these loops."""
     taps = survey(jaxpr)
     actions = tuple(run.actions[start : start + len(taps)])
     programs, values = {}, []
@@ -235,6 +250,7 @@ def freeze(run: Run, jaxpr: extend_core.Jaxpr, start: int, loops: tuple[Any, ...
 
         def fun(*inputs, tap=tap, action=action):
             inner, leaves = inputs[: tap.loops], inputs[tap.loops :]
+            # pyrefly: ignore[not-callable]  what is frozen has an edit
             return action.edit(list(leaves), {**tap.params, "levels": ()}, (*loops, *inner), NO_READING)
 
         avals = [jax.core.ShapedArray((), jnp.int32)] * tap.loops + _unmapped(tap)
@@ -249,7 +265,7 @@ def freeze(run: Run, jaxpr: extend_core.Jaxpr, start: int, loops: tuple[Any, ...
 def _edit(program: Program, values: Sequence[Any]) -> LeafEdit:
     def edit(leaves: list[Any], params: dict[str, Any], loops: tuple[Any, ...], _) -> list[Any]:
         indices = [index for index in loops if not isinstance(index, MeshAxis)][: program.loops]
-        indices += [jnp.int32(0)] * (program.loops - len(indices))  # of a backward rule; the edit does not use them
+        indices += [jnp.int32(0)] * (program.loops - len(indices))  # a backward rule lacks them; the edit ignores them
 
         def apply(*leaves):
             return jax.core.eval_jaxpr(program.jaxpr, (), *values[program.closed_over], *indices, *leaves)
@@ -260,7 +276,7 @@ def _edit(program: Program, values: Sequence[Any]) -> LeafEdit:
 
 
 def _unmapped(tap: Tap) -> list[Any]:
-    """The types of a tap's leaves without mapped axes."""
+    """Returns the types of a tap's leaves without mapped axes."""
     avals = []
     for k, aval in enumerate(tap.avals):
         for level in tap.params["levels"]:
@@ -272,7 +288,7 @@ def _unmapped(tap: Tap) -> list[Any]:
 
 
 def _occurrences(taps: tuple[Tap, ...]) -> dict[tuple[str, int], int]:
-    """By name, and how often the name occurred before, the positions of the taps that are occurrences of their names."""  # noqa: E501
+    """Returns the positions of the taps that are occurrences, by (name, number of earlier taps of that name)."""
     firsts, seen, positions = first_runs(taps), Counter(), {}
     for position, tap in enumerate(taps):
         if tap.counts and position not in firsts:
@@ -282,7 +298,7 @@ def _occurrences(taps: tuple[Tap, ...]) -> dict[tuple[str, int], int]:
 
 
 def _by_name(taps: tuple[Tap, ...]) -> dict[str, list[int]]:
-    """The same by name alone, in their order."""
+    """Returns the positions of the taps that are occurrences, by name, in their order."""
     positions: dict[str, list[int]] = {}
     for (name, _), position in _occurrences(taps).items():
         positions.setdefault(name, []).append(position)
@@ -300,7 +316,7 @@ def _types(tap: Tap) -> list[Any]:
 
 
 def _surroundings(tap: Tap) -> Any:
-    """What an edit is traced for, beside the types of the values."""
+    """Returns the facts that an edit is traced for, beside the types of the values."""
     return tap.loops, [_jax_internals.varying_axes(aval) for aval in tap.avals]
 
 
@@ -314,7 +330,7 @@ def _check_same(name: str, function: Tap, rule: Tap) -> None:
 
 
 def in_order(frozen: Frozen, leaves: list[Any], order: list[int]) -> list[Any]:
-    """What a rule captured, in the order of the function's taps."""
+    """Returns the leaves that a rule captured, in the order of the function's taps."""
     groups, values = {}, iter(leaves)
     for position in order:
         groups[position] = [next(values) for _ in range(frozen.taps[position].size)]

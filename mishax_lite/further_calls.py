@@ -1,5 +1,6 @@
-"""Rebuilding further equations that call a jaxpr: programs run as they are, with metadata, elsewhere, or with a rule
-for `vmap`. (`nested.py` has jit, loops and branches.)
+"""Rebuilds further equations that call a jaxpr: in place, with metadata, elsewhere, or with a rule for `vmap`.
+
+`nested.py` has jit and scan, `turns.py` has loops and branches.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ def _program(params: dict[str, Any], *names: str) -> extend_core.ClosedJaxpr:
 
 
 def _evaluated(run: Run, eqn, args, start, loops):
-    """A program that was traced ahead and is called by its jaxpr: evaluated in place."""
+    """Evaluates a program in place that was traced ahead and is called by its jaxpr."""
     inner = _program(eqn.params, "call_jaxpr", "jaxpr")
     return interpret(run, inner.jaxpr, inner.consts, args, start, loops)
 
 
 def _marked(run: Run, eqn, args, start, loops):
-    """Scheduling groups and other metadata for XLA; `compute_on`, which says where each output lies."""
+    """Rebuilds scheduling groups and other metadata for XLA, and `compute_on`, which says where each output lies."""
     inner, count = eqn.params["jaxpr"], len(eqn.outvars)
     new, extra = trace_inner(run, inner, start, loops)
-    params = dict(eqn.params, jaxpr=new)
+    params: dict[str, Any] = dict(eqn.params, jaxpr=new)
     if "out_memory_spaces" in params:
         captured = tuple(aval.memory_space for aval in new.out_avals[count:])
         params["out_memory_spaces"] = tuple(params["out_memory_spaces"]) + captured
@@ -38,7 +39,7 @@ def _marked(run: Run, eqn, args, start, loops):
 
 
 def _custom_vmap(run: Run, eqn, args, start, loops):
-    """The function of a `custom_vmap`. Its rule is another program: the sites of the function may not be in it."""
+    """Rebuilds the function of a `custom_vmap`. Its rule is another program, which may lack the function's sites."""
     inner, count = eqn.params["call"], len(eqn.outvars)
     taps = len(survey(inner.jaxpr))
     if not run.edits(start, taps) and not any(run.captures(start, taps)):

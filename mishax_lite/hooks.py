@@ -1,4 +1,4 @@
-"""`sites`, `capture` and `edit`: what a tap means, as transformations of functions in the manner of `jax.grad`."""
+"""`sites`, `capture` and `edit`: the meanings of a tap, as transformations of functions in the manner of `jax.grad`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
 
     Args:
         fn: any function of JAX arrays.
-        *args, **kwargs: its arguments; an array may be given as a `jax.ShapeDtypeStruct`.
+        *args: its positional arguments; a `jax.ShapeDtypeStruct` may stand for an array.
+        **kwargs: its keyword arguments, likewise.
 
     Returns:
-        In program order, the name of each site with its shape and dtype as `capture` would return it; for a tap of a
-        pytree, a pytree of those. A name that occurs n > 1 times is `name#0` ... `name#n-1`. A site in a while loop or
-        in a branch has a `LoopValue` or a `BranchValue` of shapes, as of `capture(..., loops="last")`. Sites that
+        The shape and dtype that `capture` would return, by the name of each site, in program order; for a tap of a
+        pytree, a pytree of shapes. A name that occurs n > 1 times is `name#0` ... `name#n-1`. A site in a while loop or
+        in a branch has a `LoopValue` or a `BranchValue` of shapes, as with `capture(..., loops="last")`. Sites that
         cannot be captured are left out.
 
     Example:
@@ -50,22 +51,26 @@ def capture(
 
     Args:
         fn: any function of JAX arrays, jitted, differentiated, mapped or not.
-        patterns: names of sites, or patterns as of `fnmatch.fnmatchcase` (`*` crosses `/`), or one of them.
-        loops: what is captured in while loops and in branches of a cond, which run as often as the data say. "last":
-            the value of a loop's last turn. A number n: the values of the first n turns, stacked. Each is a
+        patterns: one name of a site or pattern for `fnmatch.fnmatchcase` (`*` crosses `/`), or several.
+        loops: the values to capture in while loops and in branches of a cond, which run as often as the data say.
+            "last": the value of a loop's last turn. A number n: the values of the first n turns, stacked. Each is a
             `LoopValue(value, count)`; in a branch it is a `BranchValue(value, taken)`, with either choice.
 
     Returns:
-        A function of the same arguments that returns `(out, {name: value})`, in program order. In a scan, values are
-        stacked on a leading axis per loop, then come mapped axes (outermost first), then the value's own; shard_map
-        adds a leading axis per manual mesh axis. It traces `fn` on each call, so wrap it in `jax.jit`.
+        A function of the same arguments that returns `(out, {name: value})`, in program order. The axes of a value are
+        one for each scan around it, then the mapped axes (outermost first), then the value's own; shard_map adds a
+        leading axis for each manual mesh axis. The function traces `fn` on each call, so wrap it in `jax.jit`.
 
     Raises:
-        ValueError: when called, for a pattern that matches no site, and for a site in a while loop or in a branch if
-            `loops` says nothing of them.
+        ValueError: when called, for a pattern that matches no site, and for a site in a while loop or in a branch
+            without `loops`.
 
     Example:
-        >>> out, values = jax.jit(mishax_lite.capture(model, ["layer_*/resid_post"]))(tokens)
+        >>> def f(x):
+        ...     return mishax_lite.tap("doubled", 2 * x).sum()
+        >>> out, values = jax.jit(mishax_lite.capture(f, "doubled"))(jnp.arange(3.0))
+        >>> print(out, values["doubled"])
+        6.0 [0. 2. 4.]
     """
     patterns = checked_patterns("capture", patterns)
     if not (loops is None or loops == "last" or (isinstance(loops, int) and not isinstance(loops, bool) and loops > 0)):
@@ -93,23 +98,27 @@ def edit(
 
     Args:
         fn: any function of JAX arrays, jitted, differentiated, mapped or not.
-        edits: for each pattern (as in `capture`) a function of the value there and of the `Site`, which returns the
-            new value, of the same shape and dtype; as a dict, as `Edits`, or as a function of positions [B, T] that
-            returns them. It may close over traced values and be differentiated through. All patterns that match a site
-            apply, in order. A function with an attribute `reads`, names of sites that come before, has their values in
+        edits: a dict from patterns (as in `capture`) to functions, `Edits`, or a function of positions [B, T] that
+            returns either. Each function takes the value and its `Site`, and returns the new value, of the same shape
+            and dtype. It may close over traced values and be differentiated through. All patterns that match a site
+            apply, in order. A function with an attribute `reads`, names of earlier sites, gets their values in
             `site.read`. Edits that need the text get it from `fn.text_of`, a function of the same arguments that
             returns tokens and positions [B, T]; `gemma.Model.apply` has one, also within `jax.jit` and a partial.
 
     Returns:
-        A function of the same arguments with the output that `fn` then has. It traces `fn` on each call, so wrap it
-        in `jax.jit`.
+        A function of the same arguments that returns the edited function's output. It traces `fn` on each call, so wrap
+        it in `jax.jit`.
 
     Raises:
         ValueError: when called, for a pattern that matches no site, for a value of another shape or dtype, for edits
-            that need the text where `fn` does not say which it is, and for a site that an edit reads and cannot see.
+            that need the text if `fn` does not say which text it reads, and for a site that an edit reads and cannot
+            see.
 
     Example:
-        >>> ablated = jax.jit(mishax_lite.edit(model, {"layer_3/mlp_out": lambda v, site: jnp.zeros_like(v)}))
+        >>> def f(x):
+        ...     return mishax_lite.tap("doubled", 2 * x).sum()
+        >>> print(jax.jit(mishax_lite.edit(f, {"doubled": lambda value, site: value / 4}))(jnp.arange(3.0)))
+        1.5
     """
     edits = Edits.of(edits)
 
@@ -124,7 +133,7 @@ def edit(
                 traced.check_edit(position, pattern)
                 functions[position].append(function)
         for position, first in traced.firsts.items():
-            if not traced.taps[position].is_slope:  # what was differentiated before keeps its derivatives
+            if not traced.taps[position].is_slope:  # a function that was differentiated before keeps its derivatives
                 functions[position] = functions[first]
         reads = {name: _taps_of(traced, name) for todo in functions for name in names_read(todo)}
         actions = [
@@ -146,7 +155,7 @@ def _action(
 
 
 def _taps_of(traced: Traced, name: str) -> list[int]:
-    """The positions of the taps of a site, recomputations among them."""
+    """Returns the positions of the taps of a site, with its recomputations."""
     positions = traced.matching(name)
     copies = [k for k, first in traced.firsts.items() if first in positions and not traced.taps[k].is_slope]
     return sorted([*positions, *copies])

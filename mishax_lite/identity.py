@@ -1,20 +1,20 @@
-"""Which runs of one tap are the same: every tap of a traced program has a path, which all its copies keep.
+"""Tells which runs are runs of one tap: every tap of a traced program has a path, which all its copies keep.
 
 JAX traces a jitted, checkpointed or scanned function once and uses the program again at each call, and it makes copies
-of programs when it differentiates. So that a recomputation can be told from another call, calls are numbered while a
-hook is watching: a tap gets a number when it is called, and a user's call of a construct (jit, scan, while, cond,
-checkpoint) puts its own number before those of the taps inside. What JAX then does to the program copies the paths.
+of programs when it differentiates. To tell a recomputation from another call, calls are numbered while a hook is
+watching: a tap gets a number when it is called, and a user's call of a construct (jit, scan, while, cond, checkpoint)
+puts its own number before those of the taps inside. When JAX then transforms the program, it copies the paths.
 
     path = (step of the outermost call, ..., step of the tap)
     step = (number, place): which branch of a cond it is, as the source has them; NO_BRANCH for all else
 
-Numbers rise in the order of the source, from 0 in each outermost hook. What its own trace sees has even numbers, what is
-traced inside odd ones: the same function is then numbered the same each time, though JAX traces what is inside but
-once, and what was compiled for it serves again.
+Numbers rise in the order of the source, from 0 in each outermost hook. Calls in the hook's own trace have even numbers,
+calls in traces inside of it have odd numbers. So a function has the same numbers each time, although JAX traces the
+functions inside only once, and its compiled program serves again.
 
-JAX keeps what it traced, and runs the rules in it later, maybe while another hook counts from 0 again. So a call of a
-function with a rule has a number, too, for each of its rules, and that stands before the numbers of what the rule calls.
-"""  # noqa: E501
+JAX keeps traced programs, and runs the rules in them later, maybe while another hook counts from 0 again. So a call of
+a function with a rule also has a number for each of its rules, which stands before the numbers of the rule's calls.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ BACKWARD = "custom_lin"  # of JAX's primitive for a backward rule that is still 
 
 
 class _State(threading.local):
-    """What is numbered now, in this thread.
+    """The state of the numbering in this thread.
 
     Attributes:
-        numbers: the numbers still to give, even and odd, while a hook is watching.
+        numbers: the iterators of the next even and odd numbers, while a hook is watching.
         trace: the trace of the outermost hook.
         around: the path of the call whose rule runs now.
         branches: in how many branches of conds that call stands.
-        rebuilding: a hook is putting a program together again; the calls in it have their numbers.
+        rebuilding: whether a hook is rebuilding a program, whose calls have their numbers already.
     """
 
     numbers: tuple[Iterator[int], Iterator[int]] | None = None
@@ -63,7 +63,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def numbering() -> Iterator[None]:
-    """The context in which taps and calls get numbers; one in another goes on with its numbers."""
+    """Opens the context in which taps and calls get numbers; an inner one goes on with the outer one's numbers."""
     _intercept()
     before = _state.numbers, _state.trace, _state.rebuilding
     _state.numbers, _state.rebuilding = _state.numbers or (itertools.count(0, 2), itertools.count(1, 2)), False
@@ -74,19 +74,20 @@ def numbering() -> Iterator[None]:
 
 
 def begin() -> None:
-    """Says that a hook's trace begins; that of the outermost is remembered."""
+    """Notes that a hook's trace begins; the state keeps the outermost hook's trace."""
     if _state.trace is None:
         _state.trace = _jax_internals.current_trace()
 
 
 def _next_number() -> int:
+    # pyrefly: ignore[not-iterable]  called while a hook is watching
     even, odd = _state.numbers
     return next(even if _jax_internals.current_trace() is _state.trace else odd)
 
 
 @contextlib.contextmanager
 def rebuilding(yes: bool = True) -> Iterator[None]:
-    """The context in which the calls that are made have their numbers already; with False, of one in it that has not."""  # noqa: E501
+    """Opens the context in which calls have their numbers already; with False, the context in which they need some."""
     before = _state.rebuilding
     _state.rebuilding = yes
     try:
@@ -96,12 +97,12 @@ def rebuilding(yes: bool = True) -> Iterator[None]:
 
 
 def new_path() -> Path:
-    """The path of a tap that is called now; `()` where nobody is watching."""
+    """Returns the path of a tap that is called now; `()` where nobody is watching."""
     return (*_state.around, *new_label())
 
 
 def new_label() -> Path:
-    """The step of what is called now, a tap or a function with a rule, alone; `()` where nobody is watching."""
+    """Returns the step of the present call of a tap or a function with a rule; `()` where nobody is watching."""
     return () if _state.numbers is None else ((_next_number(), NO_BRANCH),)
 
 
@@ -109,9 +110,12 @@ _rewritten: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDict
 
 
 def inside(jaxpr: Any, label: Path, branch: bool = False) -> Any:
-    """A jaxpr (closed or not) whose taps have `label` before their paths; the same object for the same label.
+    """Returns a jaxpr whose taps have `label` before their paths; the same object for the same label.
 
-    `branch`: it is a branch of a cond, which each tap counts.
+    Args:
+        jaxpr: a jaxpr, closed or not.
+        label: the steps to put before the paths.
+        branch: whether the jaxpr is a branch of a cond, which each tap counts.
     """
     if not _holds(getattr(jaxpr, "jaxpr", jaxpr)):
         return jaxpr
@@ -158,7 +162,7 @@ def _param_inside(value: Any, label: Path, branch: bool) -> Any:
 
 
 def jaxprs(params: dict[str, Any]) -> Iterator[tuple[str, extend_core.Jaxpr]]:
-    """The jaxprs among the params of an equation, without constants, with the names of the params."""
+    """Yields the jaxprs among the params of an equation, without constants, with the names of the params."""
     for name, value in params.items():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, extend_core.ClosedJaxpr):
@@ -171,7 +175,7 @@ _holding: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def holds_taps(eqn: extend_core.JaxprEqn) -> bool:
-    """Whether an equation is a tap, a slope or a call whose rules may run taps, or has one in its jaxprs."""
+    """Returns whether an equation is a tap, a slope or a call whose rules may run taps, or has one in its jaxprs."""
     programs = [jaxpr for _, jaxpr in jaxprs(eqn.params)] + _jax_internals.hidden_programs(eqn)
     here = eqn.primitive.name in (TAP, SLOPE, BACKWARD) or _jax_internals.has_foreign_rules(eqn)
     return here or any(_holds(jaxpr) for jaxpr in programs)
@@ -185,9 +189,11 @@ def _holds(jaxpr: extend_core.Jaxpr) -> bool:
 
 @contextlib.contextmanager
 def around(label: Path, branch: bool = False) -> Iterator[None]:
-    """The context in which a rule runs that belongs to a call with this label: outer calls enter it first.
+    """Opens the context in which a rule runs that belongs to a call with this label: outer calls enter it first.
 
-    `branch`: as of `inside`.
+    Args:
+        label: the call's label.
+        branch: as for `inside`.
     """
     before = _state.around, _state.branches
     _state.around, _state.branches = (*_state.around, *label), _state.branches + branch
@@ -198,12 +204,12 @@ def around(label: Path, branch: bool = False) -> Iterator[None]:
 
 
 def branches_around() -> int:
-    """In how many branches of conds the call stands whose rule runs now."""
+    """Returns in how many branches of conds the call stands whose rule runs now."""
     return _state.branches
 
 
 def _number_call(primitive: extend_core.Primitive, params: dict[str, Any], true_first: bool) -> dict[str, Any]:
-    """What a user's call of a construct is given while somebody is watching: taps that know of the call."""
+    """Returns the params of a user's call of a construct; while a hook is watching, their taps know of the call."""
     if _state.numbers is None or _state.rebuilding or not any(_holds(jaxpr) for _, jaxpr in jaxprs(params)):
         return params
     number = _next_number()
@@ -223,7 +229,7 @@ _intercepting = False
 
 
 def _intercept() -> None:
-    """Sees to it that calls are numbered, from the first hook on: who only imports the package has JAX untouched."""
+    """Makes JAX number calls, from the first hook on: importing the package alone leaves JAX unchanged."""
     global _intercepting
     with _lock:
         if not _intercepting:

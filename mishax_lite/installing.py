@@ -1,4 +1,4 @@
-"""Going from one set of patches in a module to another, all or nothing."""
+"""Replaces the set of patches in a module by another set, all or nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from mishax_lite.versions import Origin, Version
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A module with some patches in it: its lines, a finding for each edit, and the code that functions get.
+    """A module with some patches in it.
 
-    `changes`: each function that gets other code, with the version that it is of. `versions`: those in use.
+    Attributes:
+        lines: the module's lines with the patches.
+        findings: for each edit its patch and its finding.
+        changes: each function that gets other code, that code, and the version that the function is of.
+        codes: the code of every function of the source.
+        versions: the versions of the source that functions in memory are of.
     """
 
     lines: list[str]
@@ -33,7 +38,7 @@ class Plan:
 
 
 def plan(state: State, patches: list[Any]) -> Plan:
-    """What the module would be with these patches, in this order, from its source."""
+    """Returns the module with these patches, in this order, from its source; changes nothing."""
     present = state.present
     functions = own(state, live.functions_of(state.module))
     survey = versions.survey(functions, live.members_of(state.module), state.versions, state.patched, state.codes)
@@ -53,7 +58,7 @@ def plan(state: State, patches: list[Any]) -> Plan:
             problems[key] = problem
     changes = []
     for function, origin in survey.placed:
-        # Functions from before a reload get back what they had: the patches are written for the present source.
+        # Functions from before a reload get their own code back: the patches are written for the present source.
         after = new if origin.version is present else origin.version.index.codes
         try:
             code = function.__code__ if origin.key in problems else _new_code(state, function, origin, after)
@@ -70,7 +75,7 @@ def plan(state: State, patches: list[Any]) -> Plan:
 
 
 def _edited(state: State, patches: list[Any], alive: set[Key]) -> tuple[list[str], list[tuple[Any, Finding]], Codes]:
-    """The present source with those edits of `patches` that fit: its lines, a finding for each edit, and the code.
+    """Returns the present source with the edits that fit: its lines, a finding for each edit, and its code.
 
     All edits are compiled together; only if that fails, one after the other, to say which ones make no program.
     """
@@ -104,7 +109,7 @@ def _edited_tree(
                         finding = dataclasses.replace(finding, status="refused", message=message)
                         tree = former
                 elif compile_each:
-                    tree = former  # an edit that was refused halfway
+                    tree = former  # the edit was refused halfway
                 findings.append((patch, finding))
     return tree, findings
 
@@ -114,7 +119,7 @@ def _namespaces(patches: list[Any]) -> dict[int, codes.Names]:
 
 
 def change(state: State, patches: list[Any], cause: Any, problem: str) -> None:
-    """Makes `patches` those that are installed, or changes nothing and raises PatchError."""
+    """Makes `patches` the installed ones, or changes nothing and raises PatchError."""
     new = plan(state, patches)
     raise_failures(cause, new, problem)
     _assign(state, new.changes)
@@ -141,13 +146,13 @@ def _assign(state: State, changes: list[tuple[types.FunctionType, types.CodeType
 
 
 def _new_code(state: State, function: types.FunctionType, origin: Origin, new: Codes) -> types.CodeType:
-    """The code that a living function gets, out of `new`: that very object which an import made, if it is no other.
+    """Returns the code of `new` that a living function gets: where it does the same, the object that an import made.
 
     Raises:
         ValueError: if nobody can say which of several is its code.
     """
     alike = new.get(origin.key, [])
-    if not alike:  # an edit removed the inner function, or put it in; the one that is alive goes on as it is
+    if not alike:  # an edit removed or inserted the inner function; the living one goes on unchanged
         return function.__code__
     if len(alike) != origin.count:
         raise ValueError("several functions begin on this line, and the edit changes how many; edit them apart")
@@ -164,6 +169,7 @@ def _new_code(state: State, function: types.FunctionType, origin: Origin, new: C
 
 
 def raise_failures(patch: Any, planned: Plan, problem: str) -> None:
+    """Raises PatchError with the failures of a plan; does nothing if it has none."""
     report = Report(tuple(finding for _, finding in planned.findings))
     if not report.ok:
         raise PatchError(f"the patch of {patch.module.__name__} {problem}:", report)

@@ -1,8 +1,8 @@
-"""Running a traced program with some of its taps acted upon.
+"""Runs a traced program with actions at some of its taps.
 
 `interpret` goes through a jaxpr's equations and binds each again. At a tap it edits the value, puts the tap back, and
-notes the value if it is to be captured. An equation that holds jaxprs with taps in them is rebuilt around changed
-ones (`nested.py`, `custom_rules.py`); every other equation is bound as it is.
+notes the value if it is to be captured. An equation whose jaxprs have taps is rebuilt around changed jaxprs
+(`nested.py`, `turns.py`, `custom_rules.py`); every other equation is bound unchanged.
 """
 
 from __future__ import annotations
@@ -20,23 +20,34 @@ from jax.sharding import AxisType
 from mishax_lite import _jax_internals, identity, mapping
 from mishax_lite.donation import Kept
 from mishax_lite.primitive import bind_again, is_sloped, is_watched, tap_p
+from mishax_lite.promotion import takes
 from mishax_lite.reading import NO_READING, MeshAxis, Reading, read
 from mishax_lite.slopes import derivative, slope_p
 from mishax_lite.stripping import without_taps
 from mishax_lite.survey import Tap, survey_equation
 
-# Of a tap's leaves, its params and the traced indices of the loops around it, the new leaves.
-LeafEdit = Callable[[list[Any], dict[str, Any], tuple[Any, ...]], list[Any]]
+# (a tap's leaves, its params, the traced indices of the loops around it) -> the new leaves.
+LeafEdit = Callable[[list[Any], dict[str, Any], tuple[Any, ...], Reading], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What an edit may know about the value it is given.
+    """The facts that an edit may know about the value that it gets.
 
-    `name`: the site's name, `name#k` where it occurs more than once. `shape`, `dtype`: of the value, without mapped
-    axes; for a tap of a pytree, pytrees of them. `loop`: the traced indices of the scans around it, outermost first,
-    each an int32 scalar; `()` outside of scans; in a reversed scan the index is that of the `xs`. `read`: {name: value}
-    of the earlier sites that the edit's attribute `reads` names.
+    Attributes:
+        name: the site's name; `name#k` where the name occurs more than once.
+        shape: the value's shape without mapped axes; for a tap of a pytree, a pytree of shapes.
+        dtype: the value's dtype; for a tap of a pytree, a pytree of dtypes.
+        loop: the traced indices of the scans around the site, outermost first, each an int32 scalar; `()` outside of
+            scans. In a reversed scan the index is that of the `xs`.
+        read: {name: value} of the earlier sites that the edit's attribute `reads` names.
+
+    Example:
+        >>> def show(value, site):
+        ...     print(site.name, site.shape, site.dtype, site.loop)
+        ...     return value
+        >>> out = mishax_lite.edit(lambda x: mishax_lite.tap("y", 2 * x), {"y": show})(jnp.ones((2, 3)))
+        y (2, 3) float32 ()
     """
 
     name: str
@@ -48,10 +59,15 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """What is done at one tap: an edit or None, and whether its value is captured.
+    """The action at one tap.
 
-    `functions`: which functions the edit applies; two edits of the same functions do the same. `backward`: at
-    a backward rule that runs later (`Tap.is_backward`), what has the edits for it, and the values they close over.
+    Attributes:
+        name: the tap's name.
+        capture: whether its value is captured.
+        edit: its edit, or None.
+        functions: the ids of the functions that the edit applies; two edits of the same functions do the same.
+        backward: at a backward rule that runs later (`Tap.is_backward`), the `Frozen` with the edits for it, and the
+            values that they close over.
     """
 
     name: str
@@ -69,11 +85,13 @@ NOTHING = Action("")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is done in one interpretation.
+    """The actions of one interpretation.
 
-    `actions`: for each tap of the survey of the outermost jaxpr, in its order. `turns`: for how many turns of a while
-    loop values are captured; 0 for the last one alone. `copies`: what runs is a further copy of a program, so that its
-    taps are no occurrences of their own. `reading`: what edits may read of other sites.
+    Attributes:
+        actions: the action at each tap of the survey of the outermost jaxpr, in its order.
+        turns: for how many turns of a while loop values are captured; 0 for the last turn alone.
+        copies: whether the program is a further copy, so that its taps are no occurrences of their own.
+        reading: the values of other sites that edits may read.
     """
 
     actions: Sequence[Action]
@@ -101,7 +119,9 @@ def interpret(
 
     Args:
         run: the actions.
-        jaxpr, consts, args: the program and its inputs.
+        jaxpr: the program.
+        consts: the values of its constants.
+        args: its inputs.
         start: the position, in `run`, of the first tap of this jaxpr.
         loops: the traced indices of the scans around it.
 
@@ -143,15 +163,16 @@ def _evaluate(run: Run, jaxpr, consts, args, start: int, loops: tuple[Any, ...])
     return outs, captured
 
 
-# How equations with jaxprs in them are rebuilt, by the primitive's name: `nested.py` and `custom_rules.py` fill it.
-# A rule gets (run, eqn, args, start, loops) and returns the outputs and the leaves of what was captured.
+# The functions that rebuild equations with jaxprs in them, by the primitive's name: `nested.py`, `turns.py`,
+# `further_calls.py` and `custom_rules.py` fill the table. A rule gets (run, eqn, args, start, loops) and returns the
+# outputs and the leaves of the captured values.
 RULES: dict[str, Callable[..., tuple[list[Any], list[Any]]]] = {}
 
 
 def _inside(run: Run, eqn: Any, args: list[Any], start: int, taps: tuple[Tap, ...], loops: tuple[Any, ...]):
-    """Evaluates an equation with taps inside it, rebuilt if there is anything to do in there."""
+    """Evaluates an equation with taps inside it, rebuilt if an action is inside it."""
     acted = run.edits(start, len(taps)) or any(run.captures(start, len(taps)))
-    # Traced for this hook, the taps inside are watched; they may not stay so when nobody further out is watching.
+    # The taps inside were traced for this hook, so they are watched. They may not stay so if no outer hook watches.
     unwatched = not is_watched() and any(tap.is_slope or tap.params.get("watched") for tap in taps)
     rule = RULES.get(eqn.primitive.name)
     if rule is None:
@@ -163,7 +184,7 @@ def _inside(run: Run, eqn: Any, args: list[Any], start: int, taps: tuple[Tap, ..
 
 
 def _last_uses(jaxpr: extend_core.Jaxpr) -> dict[int, list[Any]]:
-    """For the position of an equation, the variables that nothing after it needs."""
+    """Returns, by the position of an equation, the variables that nothing after it needs."""
     kept = {v for v in jaxpr.outvars if not isinstance(v, extend_core.Literal)}
     seen: set[Any] = set(kept)
     last: dict[int, list[Any]] = {}
@@ -178,7 +199,7 @@ def _last_uses(jaxpr: extend_core.Jaxpr) -> dict[int, list[Any]]:
 
 def _at_tap(run: Run, position: int, eqn: Any, leaves: list[Any], loops: tuple[Any, ...], captured: list[Any]):
     action = run.actions[position]
-    # A literal of the program is no array yet; what is captured is one.
+    # A literal of the program is no array yet; a captured value is one.
     leaves = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
     with _jax_internals.surroundings(eqn):
         if action.edit is not None:
@@ -187,7 +208,7 @@ def _at_tap(run: Run, position: int, eqn: Any, leaves: list[Any], loops: tuple[A
         leaves = bind_again(eqn.params, leaves, **({"again": True} if run.copies else {}))
     run.reading.note(position, leaves, eqn.params, loops)
     if action.capture:
-        # After the tap is put back, so that an edit further out shows in what is captured here.
+        # After the tap is put back, so that an edit further out shows in the value captured here.
         captured.extend(mapping.mapped_axes_first(leaves, eqn.params["levels"]))
     return leaves
 
@@ -218,8 +239,13 @@ def leaf_edit(
 ) -> LeafEdit:
     """Turns a user's edits of one site, applied in order, into one on the leaves of the tap.
 
-    The functions see the value without mapped axes: they run under as many `vmap`s as the tap does. `position`: of the
-    tap. `reads`: for the name of each site that they read, the positions of its taps.
+    The functions see the value without mapped axes: they run under as many `vmap`s as the tap does.
+
+    Args:
+        name: the site's name.
+        functions: functions of (value, `Site`).
+        position: the position of the tap.
+        reads: for the name of each site that the functions read, the positions of its taps.
     """
 
     def edit(leaves: list[Any], params: dict[str, Any], loops: tuple[Any, ...], reading: Reading) -> list[Any]:
@@ -245,12 +271,12 @@ def leaf_edit(
 
 
 def _checked(name: str, edited: Any, before: Sequence[Any], tree: Any) -> list[Any]:
-    """The leaves of an edited value, as arrays of exactly the types that were there."""
+    """Returns the leaves of an edited value, as arrays of exactly the old value's types."""
     leaves, edited_tree = jax.tree.flatten(edited)
     if edited_tree != tree:
         raise ValueError(
             f"edit of site {name!r}: got a value of structure {edited_tree}, expected {tree}; "
-            "return a value like the one that was given"
+            "return a value of the structure that the edit gets"
         )
     return [_checked_leaf(name, leaf, old) for leaf, old in zip(leaves, before, strict=True)]
 
@@ -261,7 +287,7 @@ def _checked_leaf(name: str, leaf: Any, old: Any) -> Any:
             f"edit of site {name!r}: got a {type(leaf).__name__}, expected an array of shape {old.shape} and dtype "
             f"{old.dtype}; return the new value"
         )
-    if isinstance(leaf, (bool, int, float, complex)) and jnp.result_type(old.dtype, leaf) == old.dtype:
+    if isinstance(leaf, (bool, int, float, complex)) and takes(old.dtype, leaf):
         leaf = jnp.asarray(leaf, old.dtype)  # a Python scalar has no dtype of its own
     leaf = jnp.asarray(leaf)
     if leaf.shape != old.shape or leaf.dtype != old.dtype:
@@ -274,13 +300,13 @@ def _checked_leaf(name: str, leaf: Any, old: Any) -> Any:
 
 
 def varying(leaf: Any, aval: Any) -> Any:
-    """A value that differs between the devices of a `shard_map` where `aval` does: constants do not by themselves."""
+    """Returns a value that may differ between the devices of a `shard_map` where `aval` may: constants do not."""
     missing = tuple(sorted(_jax_internals.varying_axes(aval) - _jax_internals.varying_axes(leaf)))
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def placed(leaf: Any, aval: Any) -> Any:
-    """A value where `aval` is: varying over the same mesh axes, and sharded like it where shardings are types."""
+    """Returns a value placed like `aval`: varying over the same mesh axes, and with its sharding if types have one."""
     leaf, sharding = varying(leaf, aval), aval.sharding
     if AxisType.Explicit in sharding.mesh.axis_types and jax.typeof(leaf).sharding != sharding:
         leaf = jax.sharding.reshard(leaf, sharding)  # where shardings are part of the type, the type stays
@@ -294,6 +320,6 @@ def _check_varying(name: str, leaf: Any, old: Any) -> None:
         axes = repr(new_axes[0]) if len(new_axes) == 1 else repr(tuple(new_axes))
         raise ValueError(
             f"edit of site {name!r}: got a value that differs between the devices along mesh axis {axes}, expected one "
-            f"that is the same along it, as the function goes on with it; reduce it, as with jax.lax.pmean(value, "
-            f"{axes}), or edit a site that differs along it"
+            f"that is the same along it, as the function needs it; reduce it, as with jax.lax.pmean(value, {axes}), or "
+            "edit a site that differs along it"
         )

@@ -1,6 +1,6 @@
-"""Mapped axes: what the `vmap`s around a tap are, and how a function is run under them again.
+"""Mapped axes: describes the `vmap`s around a tap, and runs a function under them again.
 
-It knows nothing of hooks: `primitive.py` notes the levels of a tap, `interpret.py` runs edits under them.
+This file knows nothing of hooks: `primitive.py` notes the levels of a tap, `interpret.py` runs edits under them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Level(NamedTuple):
     """One `vmap` around a tap.
 
     Attributes:
-        axes: for each leaf of the tap the mapped axis, or None (relative to the value with the axes of the levels
-            further out taken away).
+        axes: for each leaf of the tap the mapped axis, or None (counted in the value without the axes of the levels
+            further out).
         size: the number of elements that it maps over.
         name: its `axis_name`, or None.
         spmd_axis_name: its `spmd_axis_name`, or None.
@@ -32,7 +32,7 @@ class Level(NamedTuple):
 
 
 def level(axis_data: Any, axes: Sequence[int | None]) -> Level | None:
-    """What a batching rule is told, as a level; None if it means nothing to the tap: no mapped leaf and no name."""
+    """Returns a batching rule's arguments as a level; None without a mapped leaf and a name, which a tap ignores."""
     name = _jax_internals.axis_name(axis_data)
     if name is None and all(axis is None for axis in axes):
         return None
@@ -42,11 +42,14 @@ def level(axis_data: Any, axes: Sequence[int | None]) -> Level | None:
 def under_levels(
     fun: Callable[..., list[Any]], levels: Sequence[Level], outputs: slice = slice(None)
 ) -> Callable[..., list[Any]]:
-    """Maps a function of leaves as the tap with these levels, outermost first, is mapped.
-
-    `outputs`: the leaves that the function returns, mapped as it is given them; all of them by default.
+    """Returns a function of leaves, mapped as the tap with these levels is mapped.
 
     The names of the axes mean the same inside: `jax.lax.pmean(value, "batch")` is over the elements of that `vmap`.
+
+    Args:
+        fun: a function of the leaves without mapped axes.
+        levels: the levels, outermost first.
+        outputs: which of the leaves the function returns, with their mapped axes; all of them by default.
     """
     for one in reversed(levels):
         fun = jax.vmap(
@@ -66,19 +69,20 @@ def mapped_axes_first(leaves: Sequence[Any], levels: Sequence[Level]) -> list[An
     for k, leaf in enumerate(leaves):
         count = 0
         for one in levels:
-            if one.axes[k] is not None:
-                leaf = jnp.moveaxis(leaf, one.axes[k] + count, count) if one.axes[k] else leaf
+            axis = one.axes[k]
+            if axis is not None:
+                leaf = jnp.moveaxis(leaf, axis + count, count) if axis else leaf
                 count += 1
         moved.append(leaf)
     return moved
 
 
 def advice(error: Exception, levels: Sequence[Level]) -> str:
-    """What an error of `under_levels` means, where a mapped value was returned for one that is not mapped."""
+    """Returns advice for an error of `under_levels` if an edit returned a mapped value for an unmapped one; else ""."""
     names = [one.name for one in levels if None in one.axes]
     if not names or not isinstance(error, ValueError) or "out_axes" not in str(error):
         return ""
     return (
         f" The value at this site is the same for all elements of a vmap (axis_name={names[0]!r}), so the edit must "
-        "return one value for all of them: reduce what differs, as with jax.lax.pmean, or edit a site that differs."
+        "return one value for all of them: reduce its result, as with jax.lax.pmean, or edit a site that differs."
     )

@@ -1,9 +1,9 @@
-"""Finding a piece of source in a syntax tree: the pattern language of `Rewrite`.
+"""Finds a piece of source in a syntax tree: the pattern language of `Rewrite`.
 
 A pattern is Python: one expression, or one or several statements. In it,
-    `...`    stands for any one expression; as an argument of a call, for any number of arguments, also none, keyword
-             arguments included (after a keyword argument Python wants it written `**...`); as a statement, for any
-             number of statements. In an index (`x[..., 0]`) it is Python's Ellipsis.
+    `...`    stands for any one expression; as an argument of a call, for any number of arguments (none too, and keyword
+             arguments; after a keyword argument Python wants it written `**...`); as a statement, for any number of
+             statements. In an index (`x[..., 0]`) it is Python's Ellipsis.
     `$name`  stands for any one expression, `*$name` or `**$name` for any number of arguments, and `$name` as a
              statement for any number of statements. Where a name occurs again, the same source must stand there.
 Layout, comments, quotes and redundant parentheses do not matter; everything else does.
@@ -19,8 +19,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-# On a node that an earlier edit put around another one, the other one: `tap("p", x)` around `x`. Patterns see through
-# it, so that a patch written for the original source still matches after another patch has put its taps in.
+# An attribute of a node that an earlier edit put around another node, as `tap("p", x)` around `x`: the inner node.
+# Patterns see through the outer node, so a patch for the original source still matches after another patch tapped it.
 WRAPPED = "_mishax_wrapped"
 
 # Under this key a match has the nodes that it saw through.
@@ -37,9 +37,14 @@ _STRING_OR_WILDCARD = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A parsed pattern. `body`: one expression or a list of statements. `text`: what was parsed."""
+    """A parsed pattern.
 
-    body: ast.expr | list[ast.stmt]
+    Attributes:
+        body: one expression, or a list of statements.
+        text: the parsed text.
+    """
+
+    body: Any
     text: str
 
     @property
@@ -47,33 +52,39 @@ class Pattern:
         return isinstance(self.body, ast.expr)
 
     def wildcards(self) -> dict[int, str]:
-        """By the id of each node that is a wildcard, what it is bound as: `name`, or `...k` for the k-th `...`."""
+        """Returns the name that each wildcard is bound as, by its node's id: `name`, or `...k` for the k-th `...`."""
         root = self.body if isinstance(self.body, ast.expr) else ast.Module(self.body, [])
         nodes = [n for n in _walk_outside_indices(root) if isinstance(n, ast.expr) and wildcard_name(n) is not None]
         ellipses = itertools.count()
         return {
-            id(node): f"...{next(ellipses)}" if wildcard_name(node) == "..." else wildcard_name(node)
+            id(node): f"...{next(ellipses)}" if wildcard_name(node) == "..." else str(wildcard_name(node))
             for node in sorted(nodes, key=_place)
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Where a pattern was found.
+    """A place that a pattern matches.
 
-    `nodes`: the expression, or the statements in a row. `bound`: what each wildcard stands for, as nodes in a row; the
-    k-th `...` is bound as `...k`. What was seen through is there too, under `THROUGH`.
+    Attributes:
+        nodes: the expression, or the statements in a row.
+        bound: the nodes in a row that each wildcard stands for; the k-th `...` is bound as `...k`. Under `THROUGH` are
+            the nodes that the match saw through.
     """
 
-    nodes: list[ast.AST]
-    bound: dict[str, list[ast.AST]]
+    nodes: list[Any]
+    bound: dict[str, list[Any]]
 
 
 def parse(text: str, what: str) -> Pattern:
     """Parses a pattern.
 
+    Args:
+        text: the pattern.
+        what: the name of the pattern in error messages.
+
     Raises:
-        ValueError: if the text, `$names` aside, is no Python or is empty; `what` says in the message what it is.
+        ValueError: if the text, `$names` aside, is no Python or is empty.
     """
     readable = textwrap.dedent(text).strip("\n").rstrip()
     readable = readable if "\n" in readable else readable.strip()
@@ -91,7 +102,7 @@ def parse(text: str, what: str) -> Pattern:
 
 
 def wildcard_name(node: Any) -> str | None:
-    """`name` for `$name`, `...` for an Ellipsis, None for any other node. Statements that are only that count too."""
+    """Returns `name` for `$name`, `...` for an Ellipsis, None for other nodes; a statement counts as its expression."""
     node = node.value if isinstance(node, ast.Expr) else node
     if isinstance(node, ast.Name) and node.id.startswith(_PREFIX):
         return node.id.removeprefix(_PREFIX)
@@ -101,14 +112,14 @@ def wildcard_name(node: Any) -> str | None:
 
 
 def several(argument: Any) -> Any:
-    """Of an argument in a pattern, the wildcard that stands for any number of arguments; None if it is no such."""
+    """Returns the wildcard for any number of arguments that an argument of a pattern is; None for other arguments."""
     if isinstance(argument, ast.Starred) or (isinstance(argument, ast.keyword) and argument.arg is None):
         return argument.value if wildcard_name(argument.value) is not None else None
     return argument if wildcard_name(argument) == "..." else None
 
 
-def find(pattern: Pattern, root: ast.AST) -> list[Match]:
-    """All places in the body of the function `root` that the pattern matches, in the order of the source.
+def find(pattern: Pattern, root: Any) -> list[Match]:
+    """Returns all places in the body of the function `root` that the pattern matches, in the order of the source.
 
     Default values and decorators of `root` are not part of the body: they were evaluated when it was defined.
     """
@@ -126,7 +137,7 @@ def find(pattern: Pattern, root: ast.AST) -> list[Match]:
     else:
         for statements in _statement_lists(root):
             for start in range(len(statements)):
-                # The first and the last pattern are no wildcards, or the match would have no definite extent.
+                # The first and the last pattern are no wildcards: the match would have no definite extent.
                 for stop, bound in matcher.run(pattern.body, statements, start, {}):
                     if stop > start:
                         matches.append(Match(list(statements[start:stop]), bound))
@@ -135,11 +146,11 @@ def find(pattern: Pattern, root: ast.AST) -> list[Match]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two trees are the same code, wherever they stand."""
+    """Returns whether two trees are the same code, wherever they stand."""
     return any(True for _ in _Matcher({}).one(a, b, {}))
 
 
-def _statement_lists(root: ast.AST) -> Iterator[list[ast.stmt]]:
+def _statement_lists(root: Any) -> Iterator[list[Any]]:
     for node in ast.walk(root):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
@@ -147,7 +158,7 @@ def _statement_lists(root: ast.AST) -> Iterator[list[ast.stmt]]:
                 yield statements
 
 
-def _walk_outside_indices(node: ast.AST) -> Iterator[ast.AST]:
+def _walk_outside_indices(node: Any) -> Iterator[ast.AST]:
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(node, ast.Subscript) and child is node.slice:
@@ -163,9 +174,9 @@ class _Matcher:
     """Matches trees with backtracking. Each method yields the bindings of every way to match."""
 
     def __init__(self, keys: dict[int, str]):
-        self.keys = keys  # as of Pattern.wildcards
+        self.keys = keys  # from Pattern.wildcards
 
-    def one(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
+    def one(self, pattern: Any, node: Any, bound: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
         if isinstance(pattern, ast.expr) and isinstance(node, ast.expr):
             key = self.key(pattern)
             if key is not None:
@@ -176,8 +187,8 @@ class _Matcher:
                 yield from self.one(pattern, wrapped, {**bound, THROUGH: [*bound.get(THROUGH, []), node]})
         yield from self.exactly(pattern, node, bound)
 
-    def exactly(self, pattern: Any, node: Any, bound: dict[str, list[ast.AST]]) -> Iterator[dict[str, list[ast.AST]]]:
-        """As `one`, but without seeing through `node` itself, and with a pattern that is no wildcard."""
+    def exactly(self, pattern: Any, node: Any, bound: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
+        """Matches like `one`, but does not see through `node` itself; the pattern is no wildcard."""
         if isinstance(pattern, ast.AST):
             if type(pattern) is not type(node):
                 return
@@ -202,7 +213,7 @@ class _Matcher:
             yield from self.fields(fields[1:], pattern, node, bindings)
 
     def run(self, patterns, nodes, start, bound):
-        """Matches a list of patterns from nodes[start] on; yields also where the match ends."""
+        """Matches a list of patterns from nodes[start] on; yields also the end of the match."""
         if not patterns:
             yield start, bound
             return
@@ -216,7 +227,7 @@ class _Matcher:
                 yield from self.run(patterns[1:], nodes, start + 1, bindings)
 
     def call(self, pattern, node, bound):
-        """Arguments match in order; a wildcard among them stands for any number, keyword arguments included."""
+        """Matches a call. Arguments match in order; a wildcard stands for any number, keyword arguments included."""
         ours, theirs = ([*call.args, *call.keywords] for call in (pattern, node))
         for bindings in self.one(pattern.func, node.func, bound):
             yield from self.arguments(sorted(ours, key=_place), sorted(theirs, key=_place), bindings)
@@ -246,5 +257,5 @@ class _Matcher:
             yield bound
 
 
-def _place(node: ast.AST) -> tuple[int, int]:
+def _place(node: Any) -> tuple[int, int]:
     return node.lineno, node.col_offset

@@ -1,4 +1,4 @@
-"""Finding a member of a module by name in its syntax tree, and applying one edit to it."""
+"""Finds a member of a module by name in its syntax tree, and applies one edit to it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Definition:
     """A function definition, or a lambda.
 
     Attributes:
-        path: its name with those of the classes and functions around it. A lambda has the name that it is assigned to,
-            directly or in a call (`f = jax.jit(lambda x: x)`), and otherwise `<lambda>`.
+        path: its name after the names of the classes and functions around it. A lambda has the name that it is assigned
+            to, directly or in a call (`f = jax.jit(lambda x: x)`), and otherwise `<lambda>`.
         node: the definition.
-        outermost: the (qualified name, first line) of the outermost function around it, itself if there is none.
+        outermost: the (qualified name, first line) of the outermost function around it; its own if no function is.
     """
 
     path: str
@@ -37,14 +37,14 @@ class Definition:
 
 
 def definitions(tree: ast.Module) -> Iterator[Definition]:
-    """All function definitions of a module, in the order of its source."""
+    """Yields all function definitions of a module, in the order of its source."""
     return _definitions(tree.body, "", None)
 
 
 def _definitions(
     nodes: Iterable[ast.AST], path: str, outermost: tuple[str, int] | None, name: str = "<lambda>"
 ) -> Iterator[Definition]:
-    """The definitions in `nodes`; `name`: the variable that lambdas among them are assigned to."""
+    """Yields the definitions in `nodes`; `name` is the variable that lambdas among them are assigned to."""
     for node in nodes:
         if isinstance(node, ast.ClassDef):
             yield from _definitions([*node.decorator_list, *node.bases, *node.keywords], path, outermost)
@@ -62,20 +62,21 @@ def _definitions(
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
-            # A name of the module wins over others for the same function: they are one definition.
+            # The last name stands for all names of the same function: they are one definition.
             yield from _definitions([node.value], path, outermost, names[-1] if names else "<lambda>")
         else:
             calls = isinstance(node, (ast.Call, ast.IfExp, ast.keyword, ast.Starred))
             yield from _definitions(ast.iter_child_nodes(node), path, outermost, name if calls else "<lambda>")
 
 
-def _first_line(node: ast.AST) -> int:
+def _first_line(node: Any) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
 
 
 def lines_of(tree: ast.Module, member: str) -> list[int]:
-    """The lines on which a member is defined; none if there is no such member."""
+    """Returns the lines on which a member is defined; none if the module has no such member."""
     nodes = [d.node for d in definitions(tree) if d.path == member]
+    # pyrefly: ignore[unsupported-operation]  not None here
     return [line for node in nodes for line in range(node.lineno, node.end_lineno + 1)]
 
 
@@ -90,14 +91,19 @@ def apply_edit(
     namespace: int,
     names: Mapping[str, Any],
 ) -> Finding:
-    """Applies one edit to `tree`, in place, if it fits.
+    """Applies one edit to `tree`, in place, if it fits, and returns what it found.
 
     Args:
-        module, text, tree: the module, its source, and its tree with the earlier edits.
-        alive: the functions of the module that exist, by qualified name and first line; definitions that were
-            replaced by later ones (overloads, other branches of an `if`) have none, and are not looked at.
-        member, index, rewrite: the member's name, the number of the edit, and the edit.
-        namespace, names: of the patch, see `rewriting.apply`.
+        module: the module.
+        text: the module's source.
+        tree: the module's tree with the earlier edits.
+        alive: the functions of the module that exist, by qualified name and first line. A definition that a later one
+            replaced (an overload, another branch of an `if`) has none, and is ignored.
+        member: the member's name.
+        index: the index of the edit among the member's edits.
+        rewrite: the edit.
+        namespace: the patch's, see `rewriting.apply`.
+        names: the patch's extra names.
     """
 
     def finding(status: str, message: str, **more: Any) -> Finding:
@@ -124,7 +130,7 @@ def apply_edit(
         return finding("stale", message, pin=pin, diff=next(filter(None, diffs), ""))
     if len(matches) != rewrite.count:
         message = (
-            f"`before` is there {len(matches)} times (lines {', '.join(map(str, lines))}), expected {rewrite.count}; "
+            f"`before` occurs {len(matches)} times (lines {', '.join(map(str, lines))}), expected {rewrite.count}; "
             "take more of the code around it into `before`, or set count"
         )
         return finding("ambiguous" if len(matches) > rewrite.count else "stale", message, lines=lines, pin=pin)
@@ -132,7 +138,8 @@ def apply_edit(
     unknown = _unknown_names(module, around, after, names)
     if unknown:
         message = (
-            f"`after` uses {', '.join(unknown)}, which neither the module nor the function knows; pass it in `names`"
+            f"`after` uses {', '.join(unknown)}, which neither the module nor the function defines; pass "
+            f"{'it' if len(unknown) == 1 else 'them'} in `names`"
         )
         return finding("refused", message, lines=lines, pin=pin)
     try:
@@ -155,14 +162,14 @@ def _no_such_member(module: types.ModuleType, member: str, everything: list[Defi
     return f"the module defines no function {member!r}" + (f"; near names: {', '.join(near)}" if near else "")
 
 
-def _source(text: str, node: ast.AST) -> str:
+def _source(text: str, node: Any) -> str:
     return textwrap.dedent("\n".join(split_lines(text)[_first_line(node) - 1 : node.end_lineno]))
 
 
 def _unknown_names(
     module: types.ModuleType, around: list[Definition], after: matching.Pattern, names: Mapping[str, Any]
 ) -> list[str]:
-    """Names that the inserted code reads and that nobody gives a value: not the module, nor the functions around."""
+    """Returns names that the inserted code reads and that neither the module nor the functions around it define."""
     root = after.body if isinstance(after.body, ast.expr) else ast.Module(after.body, [])
     wild = after.wildcards()
     used = [n.id for n in ast.walk(root) if isinstance(n, ast.Name) and id(n) not in wild]

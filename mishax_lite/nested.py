@@ -1,7 +1,7 @@
-"""Rebuilding equations that hold jaxprs: jit, scan, remat, shard_map and calls (`turns.py` has while and cond).
+"""Rebuilds equations that hold jaxprs: jit, scan, remat, shard_map and calls (`turns.py` has while and cond).
 
-Each rule traces the inner jaxpr anew with the actions in it, and binds the same primitive with the same params but for
-what must change: inputs for the values that edits close over, and outputs for what is captured.
+Each rule traces the inner jaxpr anew with the actions in it, and binds the same primitive. Its params change only as
+far as they must: they gain inputs for the values that edits close over, and outputs for the captured values.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mishax_lite.primitive import is_watched
 from mishax_lite.reading import MeshAxis
 from mishax_lite.survey import survey
 
-# What JAX compiled is found again by the identity of its jaxpr. Captures depend on nothing but the jaxpr and on which
-# taps are captured, so that a second call of `capture(f)` outside jit finds the first call's programs.
+# JAX finds a compiled program by the identity of its jaxpr. A rebuilt program depends only on its jaxpr and on which
+# taps are captured, so it is kept: a second call of `capture(f)` outside jit finds the first call's programs.
 _rebuilt: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -33,11 +33,14 @@ def rebuilt_once(
     start: int,
     make: Callable[[], tuple[Any, list[Any]]],
 ) -> tuple[Any, list[Any]]:
-    """What `make` returns for the actions in these programs, which stand in a row from `start` on; made once if it can be.
+    """Returns the result of `make` for the actions in these programs, which is called only once if possible.
 
     Args:
+        run: the actions.
+        programs: programs that stand in a row.
+        start: the position, in `run`, of their first tap.
         make: returns new programs, and the values of their first inputs: those that they close over.
-    """  # noqa: E501
+    """
     count = sum(len(survey(program.jaxpr)) for program in programs)
     if run.edits(start, count):
         return make()
@@ -62,13 +65,16 @@ def trace_inner(
     """Traces an inner program with its actions.
 
     Args:
-        run, start, loops: as for `interpret`.
+        run: as for `interpret`.
         inner: the program.
+        start: as for `interpret`.
+        loops: as for `interpret`.
         avals: the types of the inputs of the new jaxpr; those of the old one by default.
-        arrange: of the inputs of the new jaxpr, those of the old one and the indices of further loops.
+        arrange: a function of the inputs of the new jaxpr that returns the inputs of the old one, and the indices of
+            further loops.
 
     Returns:
-        The new jaxpr, which returns what is captured after its outputs, and the values of its first inputs: those
+        The new jaxpr, which returns the captured values after its outputs, and the values of its first inputs: those
         that edits close over.
     """
 
@@ -84,17 +90,18 @@ def trace_inner(
 def trace_closed(
     fun: Callable[..., list[Any]], avals: Sequence[Any], old: extend_core.ClosedJaxpr
 ) -> tuple[extend_core.ClosedJaxpr, list[Any]]:
-    """Traces what takes the place of an old program: a closed jaxpr, and the values of its first inputs."""
+    """Traces the successor of an old program: returns a closed jaxpr, and the values of its first inputs."""
     jaxpr, extra = _jax_internals.trace(fun, avals, _jax_internals.unknown_names(old.jaxpr.debug_info))
     return closed(jaxpr), extra
 
 
 def split(outs: list[Any], eqn: extend_core.JaxprEqn) -> tuple[list[Any], list[Any]]:
-    """The outputs of a rebuilt equation, and what was captured in it."""
+    """Splits the results of a rebuilt equation into its outputs and the values captured in it."""
     return outs[: len(eqn.outvars)], outs[len(eqn.outvars) :]
 
 
 def closed(jaxpr: extend_core.Jaxpr) -> extend_core.ClosedJaxpr:
+    """Returns a jaxpr without constants as a closed one."""
     return extend_core.ClosedJaxpr(jaxpr, ())
 
 
@@ -102,7 +109,7 @@ _closed: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def closed_once(jaxpr: extend_core.Jaxpr) -> extend_core.ClosedJaxpr:
-    """The same closed jaxpr for the same jaxpr, as long as somebody holds it."""
+    """Returns the same closed jaxpr for the same jaxpr, as long as somebody holds it."""
     reference = _closed.get(jaxpr)
     new = reference() if reference is not None else None
     if new is None:
@@ -119,7 +126,7 @@ def _jit(run: Run, eqn, args, start, loops):
 
 
 def _scan(run: Run, eqn, args, start, loops):
-    """Captures come out stacked, like the `ys`; the index is one more of the `xs`, and so follows `reverse`."""
+    """Rebuilds a scan: captured values come out stacked, like the `ys`; the index is one of the `xs`, also reversed."""
     old = eqn.params
     inner, fixed = old["jaxpr"], sum(_jax_internals.scan_counts(old))
     indexed = run.edits(start, len(survey(inner.jaxpr)))
@@ -144,21 +151,21 @@ def _remat(run: Run, eqn, args, start, loops):
 
 
 def _call(run: Run, eqn, args, start, loops, name="call_jaxpr"):
-    """Calls without a meaning of their own are evaluated in place."""
+    """Evaluates calls without a meaning of their own in place."""
     inner = eqn.params[name]
     inner = inner if isinstance(inner, extend_core.ClosedJaxpr) else closed(inner)
     return interpret(run, inner.jaxpr, inner.consts, args, start, loops)
 
 
 def _remat_opt(run: Run, eqn, args, start, loops):
-    """The forward rule of a `custom_vjp(..., optimize_remat=True)`: run in place, a checkpoint around runs it again."""
+    """Runs the forward rule of a `custom_vjp(..., optimize_remat=True)` in place; a checkpoint around runs it again."""
     return _call(run, eqn, args, start, loops, name="fwd_jaxpr")
 
 
 def _shard_map(run: Run, eqn, args, start, loops):
-    """Through the public `jax.shard_map`, which knows what the axes of the mesh mean inside.
+    """Rebuilds through the public `jax.shard_map`, which knows what the axes of the mesh mean inside.
 
-    Each captured shard gets one leading axis of size 1 per manual mesh axis; put together, they have its size.
+    Each captured shard gets a leading axis of size 1 for each manual mesh axis; put together, they have its size.
     """
     old = eqn.params
     mesh, jaxpr = old["mesh"], old["jaxpr"]

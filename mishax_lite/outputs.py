@@ -1,4 +1,4 @@
-"""What a traced function returned: its arrays as places in the outputs of a jaxpr, everything else as it is.
+"""The output of a traced function: its arrays as places in the outputs of a jaxpr, everything else unchanged.
 
 Tracers may not outlive their trace, so nothing here keeps one.
 """
@@ -16,20 +16,20 @@ import numpy as np
 
 from mishax_lite import _jax_internals
 
-# Objects that are looked into for each output; one that holds more is believed.
+# The most objects to search for tracers in each output; an output that holds more is believed to have none.
 _MOST_OBJECTS = 100_000
 _PLAIN = (str, bytes, int, float, complex, type(None), np.ndarray, np.generic, jax.Array, types.ModuleType, type)
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array to JAX (an array of strings or objects is none)."""
+    """Returns whether a leaf is an array to JAX (an array of strings or objects is none)."""
     if isinstance(leaf, np.ndarray):
         return jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
     return isinstance(leaf, jax.Array)
 
 
 class Settled:
-    """What may hold traced values, since its owner puts others in their place once the trace is over."""
+    """The base class of leaves that may hold traced values, since their owner replaces these after the trace."""
 
 
 class Carried(NamedTuple):
@@ -40,10 +40,10 @@ class Carried(NamedTuple):
 
 
 class Output:
-    """The shape of a function's output: called with the values of its arrays, it makes the output of them.
+    """The structure of a function's output: called with the values of its arrays, it returns the output.
 
     Args:
-        output: what the function returned, while it is still being traced.
+        output: the function's output, while the function is still being traced.
     """
 
     def __init__(self, output: Any) -> None:
@@ -56,7 +56,7 @@ class Output:
 
     @staticmethod
     def arrays(output: Any) -> list[Any]:
-        """The arrays in an output, in the order in which `__call__` takes them."""
+        """Returns the arrays in an output, in the order in which `__call__` takes them."""
         return [leaf for leaf in jax.tree.leaves(output) if is_array(leaf)]
 
     def check(self) -> None:
@@ -73,7 +73,7 @@ class Output:
 
 
 def _refusal(output: Any) -> str:
-    """Says which part of an output holds traced values out of JAX's sight."""
+    """Returns a message that names the part of an output that holds traced values out of JAX's sight."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(output):
         place = None if is_array(leaf) or isinstance(leaf, Settled) else _tracer_in(leaf)
         if place:
@@ -87,7 +87,7 @@ def _refusal(output: Any) -> str:
 
 
 def _tracer_in(leaf: Any) -> str:
-    """Where in an object a value of the current trace is, as Python would write it; "" if nowhere."""
+    """Returns where in an object a value of the current trace is, as Python would write it; "" if nowhere."""
     seen: set[int] = set()
     waiting = [(leaf, "")]
     while waiting and len(seen) < _MOST_OBJECTS:
@@ -102,7 +102,7 @@ def _tracer_in(leaf: Any) -> str:
 
 
 def _parts(item: Any) -> Iterator[tuple[str, Any]]:
-    """The objects that an object holds, with how they are reached."""
+    """Yields the objects that an object holds, each after the text that leads to it."""
     if isinstance(item, dict):
         yield from ((f"[{key!r}]", value) for key, value in item.items())
     elif isinstance(item, (list, tuple, set, frozenset)):

@@ -1,8 +1,8 @@
-"""Which tap of a function a tap of its rule is, where several have one name.
+"""Pairs the taps of a function's rule with those of the function, where several have one name.
 
-The rule is another program. Where it runs the function as a whole, the taps come in the function's order; but it may go
-through layers from the last to the first, or run some of them alone. What tells: how a value is computed of the inputs,
-which line of code called `tap`, and which values are computed of which.
+The rule is another program. Where it runs the whole function, the taps come in the function's order; but it may go
+through layers from the last to the first, or run some of them alone. Three facts tell them apart: how a value is
+computed from the inputs, which line of code called `tap`, and which values are computed from which others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mishax_lite.survey import inner_jaxprs, survey, survey_equation
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a value is computed of.
+    """The origin of a value.
 
     Attributes:
-        formula: the same for what is computed in the same way; taps do not show in it.
-        taps: the positions of the taps; where loops and branches are between, maybe too many.
+        formula: a hash of how the value is computed; equal for values computed in the same way. It ignores taps.
+        taps: the positions of the taps that the value is computed from; through loops and branches, maybe too many.
     """
 
     formula: Hashable
@@ -43,14 +43,16 @@ def pair(
     alike: Callable[[int, int], bool],
     consts: int | None = None,
 ) -> list[int] | None:
-    """Which tap of a function each tap of the same name in a rule is.
+    """Returns which tap of a function each tap of the same name in a rule is.
 
     Args:
-        function, rule: the two programs.
-        ours, theirs: the positions of their taps of that name.
-        alike: whether it makes no difference which of two taps of the function it is.
-        consts: how many inputs of the function are constants, if the others are the first inputs of the rule. None if
-            nothing is known of these.
+        function: the function's program.
+        ours: the positions of its taps of that name.
+        rule: the rule's program.
+        theirs: the positions of the rule's taps of that name.
+        alike: whether it makes no difference which of two taps of the function a tap is.
+        consts: how many inputs of the function are constants, if its other inputs are the first inputs of the rule.
+            None if the inputs of the two are unrelated.
 
     Returns:
         For each of `theirs` one of `ours`; None if nobody can say.
@@ -93,19 +95,19 @@ def _each(jaxpr: extend_core.Jaxpr, positions: Sequence[int]) -> list[tuple[exte
 
 
 def _place(jaxpr: extend_core.Jaxpr, position: int) -> Hashable:
-    """Which instruction of which code called `tap`; None if JAX keeps no tracebacks."""
+    """Returns the code and the instruction that called `tap`; None if JAX keeps no tracebacks."""
     return _jax_internals.caller(survey(jaxpr)[position].eqn, tap.__code__)
 
 
 def walk(jaxpr: extend_core.Jaxpr, inputs: Sequence[Origin]) -> list[Origin]:
-    """For each tap of the survey of a jaxpr, what its value (of several leaves: all of them) is computed of."""
+    """Returns, for each tap of the survey of a jaxpr, the origin of its value (of all its leaves together)."""
     rows: list[Origin] = []
     _walk(jaxpr, inputs, rows)
     return rows
 
 
 def _walk(jaxpr: extend_core.Jaxpr, inputs: Sequence[Origin], rows: list[Origin]) -> list[Origin]:
-    """What the outputs are computed of; the taps are added to `rows`."""
+    """Returns the origins of the outputs, and adds those of the taps to `rows`."""
     env = {v: _input(None, v) for v in jaxpr.constvars}
     env.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -134,7 +136,7 @@ def _walk(jaxpr: extend_core.Jaxpr, inputs: Sequence[Origin], rows: list[Origin]
 
 
 def _inside(eqn: extend_core.JaxprEqn, given: list[Origin], rows: list[Origin]) -> list[Origin] | None:
-    """What the outputs of an equation with programs in it are computed of; None of one whose programs are unknown."""
+    """Returns the origins of the outputs of an equation with programs in it; None if its programs are unknown."""
     name, params = eqn.primitive.name, eqn.params
     inner = inner_jaxprs(eqn)
     if name in _DIRECT:
@@ -163,7 +165,7 @@ def _of(what: Hashable, given: Sequence[Origin]) -> Origin:
     return Origin(formula, frozenset().union(*(one.taps for one in given)))
 
 
-# Equations that are their program: the same inputs, the same outputs.
+# Primitives whose equations have the inputs and outputs of their program.
 _DIRECT = {
     "shard_map",
     primitives.jit_p.name,

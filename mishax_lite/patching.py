@@ -1,7 +1,7 @@
-"""`Patch`: edits of a module's functions, put in and taken off while the program runs.
+"""`Patch`: edits of a module's functions, installed and uninstalled while the program runs.
 
 The module's source is rewritten as a syntax tree and compiled; then the functions that are alive get the new code. The
-functions stay the same objects, so whatever holds them (aliases, subclasses, wrappers, tables) has the patch.
+functions stay the same objects, so everything that holds them (aliases, subclasses, wrappers, tables) has the patch.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ class Patch:
         module: the module, or its dotted name; also a script (`"__main__"`) or a notebook.
         edits: for each member the edits of its body, in order. A member is a function (`"f"`), a method or property
             (`"Block.__call__"`), a function in a function (`"outer.inner"`), or a lambda by the name that it is
-            assigned to (`f = jax.jit(lambda x: x)` is `"f"`, others are `"<lambda>"`). Of a notebook, all members of a
-            patch are of one cell.
-        names: what the inserted code may use by name, beside what the module knows, and `tap`. The module gets no new
-            name from it. A variable that the inserted code binds itself wins over a name here.
+            assigned to (`f = jax.jit(lambda x: x)` is `"f"`, others are `"<lambda>"`). In a notebook, all members of a
+            patch must be of one cell.
+        names: extra names that the inserted code may use, beside the module's names and `tap`. The module itself gets
+            no new name. A variable that the inserted code binds itself wins over an extra name.
 
     Raises:
-        ValueError: for arguments of the wrong kind. Whether the edits fit the source is said by `check` and `install`.
+        ValueError: for arguments of the wrong kind. `check` and `install` say whether the edits fit the source.
 
     Example:
-        >>> patch = Patch(flax.linen.attention, {"dot_product_attention_weights": [
-        ...     Rewrite("jax.nn.softmax($s)", 'tap("attn_pattern", jax.nn.softmax($s))')]})
-        >>> with patch:
-        ...     out, values = mishax_lite.capture(model.apply, "attn_pattern")(params, x)
+        >>> import colorsys
+        >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+        >>> with mishax_lite.Patch(colorsys, {"rgb_to_yiq": [rewrite]}):
+        ...     out, values = mishax_lite.capture(colorsys.rgb_to_yiq, "luma")(*jnp.eye(3))
+        >>> print(values["luma"])
+        [0.3  0.59 0.11]
 
-    Several patches of one member compose in order of installation and can be taken off in any order. Installing and
-    taking off clears JAX's caches, so that functions traced before are traced anew, unless the module or its package is
-    still being imported. What was compiled ahead of time (`.lower().compile()`, `jax.export`) stays as it is.
+    Several patches of one member compose in order of installation and can be uninstalled in any order. Installing and
+    uninstalling clears JAX's caches, so that functions traced before are traced anew, unless the module or its package
+    is still being imported. Programs compiled ahead of time (`.lower().compile()`, `jax.export`) do not change.
 
     Loading the module again (`importlib.reload`, IPython's autoreload, a cell that runs again) takes all its patches
-    off; `install` puts this one into the new functions. Functions from before that others still hold get back what they
-    had when the next patch of the module goes in or out, or the patch too, where the new source has the same function.
+    off; `install` puts this one into the new functions. Old functions that others still hold change when the next patch
+    of the module goes in or out: they get the patch too if the new source has the same function, else their own code.
 
-    Functions that go by value, with cloudpickle, keep what was in them; code with extra names cannot be marshalled.
+    Functions that cloudpickle sends by value keep their patches; code with extra names cannot be marshalled.
 
-    Threads may install and take off at any time, but it is not one instant for all of them: a call that is running goes
-    on in the old code, and a thread that traces meanwhile may see some members old and some new.
+    Threads may install and uninstall at any time, but the change is not one instant for all of them: a running call
+    goes on in the old code, and a thread that traces meanwhile may see some members old and some new.
     """
 
     def __init__(
@@ -100,14 +102,20 @@ class Patch:
             return any(self in state.installed for state in states_of(self.module))
 
     def check(self) -> Report:
-        """A dry run: for every edit, whether it fits the source as it is with the patches installed now."""
+        """Returns for every edit whether it fits the source with the patches installed now, and changes nothing.
+
+        Example:
+            >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+            >>> mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check().ok
+            True
+        """
         with _lock:
             state = self._state()
             patches = state.installed if self in state.installed else [*state.installed, self]
             return Report(tuple(f for patch, f in plan(state, patches).findings if patch is self))
 
     def install(self) -> None:
-        """Puts the edits in, all or none; does nothing if they are in.
+        """Installs the edits, all or none; does nothing if they are installed.
 
         Raises:
             PatchError: a ValueError with the report of `check`, if any edit is stale, ambiguous or impossible.
@@ -117,7 +125,7 @@ class Patch:
             self._kept = True
 
     def uninstall(self) -> None:
-        """Takes the edits out and leaves those of other patches; does nothing if they are not in.
+        """Uninstalls the edits and leaves those of other patches; does nothing if they are not installed.
 
         Raises:
             PatchError: if an edit of another patch fits only with this one in place.
@@ -129,7 +137,7 @@ class Patch:
     def __enter__(self) -> Patch:
         with _lock:
             if self._put_in() and not self._entered:
-                self._kept = False  # a reload had taken off what `install` put in
+                self._kept = False  # a reload has undone `install`
             self._entered += 1
         return self
 
@@ -140,10 +148,10 @@ class Patch:
                 self._take_out()
 
     def diff(self) -> str:
-        """What the patch changes in the module's source, beside the other patches, as a unified diff.
+        """Returns the patch's changes of the module's source, on top of the other patches, as a unified diff.
 
         Raises:
-            PatchError: if it does not fit.
+            PatchError: if the patch does not fit.
         """
         with _lock:
             state = self._state()
@@ -153,7 +161,7 @@ class Patch:
             return _diff(state, old, new.lines)
 
     def _put_in(self) -> bool:
-        """Installs the patch and returns True, or returns False if it is in already."""
+        """Installs the patch and returns True, or returns False if it is installed already."""
         if _collected is not None:
             _collected.append(self)
             return False
@@ -174,7 +182,7 @@ class Patch:
 
 
 def check_together(patches: Sequence[Patch]) -> Report:
-    """A dry run of several patches in this order, whatever is installed now."""
+    """Returns the report of several patches in this order, whatever is installed now, and changes nothing."""
     with _lock:
         findings = []
         for state, group in _by_state(patches):
@@ -183,7 +191,12 @@ def check_together(patches: Sequence[Patch]) -> Report:
 
 
 def diff_together(patches: Sequence[Patch], member: str | None = None) -> str:
-    """What several patches change in the sources of their modules, or in one member only, as a unified diff."""
+    """Returns the changes of several patches in the sources of their modules as a unified diff.
+
+    Args:
+        patches: the patches, in order.
+        member: the member whose changes are shown; None for all.
+    """
     with _lock:
         diffs = []
         for state, group in _by_state(patches):
@@ -198,9 +211,9 @@ def diff_together(patches: Sequence[Patch], member: str | None = None) -> str:
 
 @contextlib.contextmanager
 def collecting() -> Iterator[list[Patch]]:
-    """A context in which patches that are told to install themselves are put into a list instead.
+    """Opens a context in which patches do not install themselves but join a list.
 
-    So that a module that installs its patches when it is imported can be checked as a whole. Not for several threads.
+    A module that installs its patches when it is imported can so be checked as a whole. It is not for several threads.
     """
     global _collected
     before, _collected = _collected, []

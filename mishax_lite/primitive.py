@@ -26,12 +26,12 @@ tap_p.multiple_results = True
 
 
 class _Context(NamedTuple):
-    """In what context taps are called.
+    """The context in which taps are called.
 
     Attributes:
-        prefix: of the names, by the scopes around.
+        prefix: the prefix of the names, from the scopes around.
         watched: whether a hook is tracing.
-        sloped: whether it is tracing a derivative rule, where derivatives are marked (`slopes.py`).
+        sloped: whether a hook is tracing a derivative rule, where derivatives are marked (`slopes.py`).
         branches: in a rule, in how many branches of conds the call of its function stands.
     """
 
@@ -44,7 +44,7 @@ class _Context(NamedTuple):
 # It is part of the key of JAX's caches, so that a jitted function is traced anew where the context differs. None stands
 # for the context in which all code outside a hook runs.
 _context = jax.make_user_context(None)
-# Called before each tap: rules for tools that are entered once somebody has imported the tool (`tool_rules.py`).
+# Functions that run before each tap: they enter rules for a tool once somebody has imported it (`tool_rules.py`).
 before_tapping: list[Callable[[], None]] = []
 
 
@@ -55,14 +55,14 @@ def _now() -> _Context:
 class TapEffect(_jax_internals.Effect):
     """Keeps a tap whose result nobody uses in the trace, while `capture`, `edit` or `sites` look at it.
 
-    Only then: an effect would cost a compiled function its fast way of being called.
+    Other taps have no effect: it would cost a compiled function its fast way of being called.
     """
 
     __str__ = lambda self: "Tap"  # noqa: E731
 
 
 class KeptTapEffect(TapEffect):
-    """The same, which partial evaluations keep too: what is in a loop's body though nobody uses its result."""
+    """A `TapEffect` that partial evaluations keep too, for a tap in a loop's body whose result nobody uses."""
 
 
 _jax_internals.allow_effect(TapEffect)
@@ -75,6 +75,7 @@ _EFFECT, _KEPT_EFFECT = TapEffect(), KeptTapEffect()
 def _effect() -> TapEffect:
     # JAX's checker of leaks takes every effect that is kept for a leak: while it runs, a tap in a loop whose result
     # nobody uses is lost when the loop is differentiated.
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     return _EFFECT if jax.config.jax_check_tracer_leaks else _KEPT_EFFECT
 
 
@@ -82,19 +83,21 @@ def tap(name: str, value: T) -> T:
     """Marks `value` as the site `name` and returns it.
 
     Args:
-        name: the site's name, with the prefixes of the enclosing `scope`s put before it. It may not contain `#`,
-            which tells occurrences of one name apart. The same name may be tapped many times.
-        value: a pytree of arrays or Python scalars. One with no leaves has nothing to mark, and is no site.
+        name: the site's name; the prefixes of the enclosing `scope`s come before it. It may not contain `#`, which
+            tells occurrences of one name apart. The same name may be tapped many times.
+        value: a pytree of arrays or Python scalars. A pytree without leaves has nothing to mark, and is no site.
 
     Returns:
-        `value`, itself under no transformation; the result may be discarded.
+        `value`, the same object outside of transformations; the result may be discarded.
 
     Raises:
-        ValueError: for a name that is no string, is empty or has a `#`; for a leaf that is no array and no scalar.
+        ValueError: for a name that is no string, is empty or has a `#`, and for a leaf that is no array and no scalar.
 
     Example:
         >>> def f(x):
         ...     return jnp.tanh(mishax_lite.tap("hidden", x @ x))
+        >>> list(mishax_lite.sites(f, jnp.ones((2, 2))))
+        ['hidden']
     """
     if not isinstance(name, str) or not name or "#" in name:
         raise ValueError(f"tap: the name must be a string that is not empty and has no '#'; got {name!r}")
@@ -110,8 +113,8 @@ def tap(name: str, value: T) -> T:
     for prepare in before_tapping:
         prepare()
     prefix, watched, _, branches = _now()
-    # Under `jax.ensure_compile_time_eval` what follows is computed now, with the concrete value. A hook finds a tap of
-    # it in the trace all the same.
+    # Under `jax.ensure_compile_time_eval` the function computes with the concrete value now. A tap enters the trace
+    # all the same, so that a hook finds it.
     now = watched and _jax_internals.computes_now(leaves)
     with _jax_internals.into_the_trace() if now else contextlib.nullcontext():
         outs = tap_p.bind(
@@ -134,19 +137,27 @@ def tap(name: str, value: T) -> T:
 
 
 def absent(name: str, reason: str) -> None:
-    """Says why a function, called as it is now, has no site `name`; it costs nothing, as an idle tap.
+    """Says why a function has no site `name` with its present arguments; like an idle tap, it costs nothing.
 
-    For sites that exist under other arguments, other settings: whoever asks for one is told the reason, where else the
-    nearest names would be offered. A pattern that matches other sites too leaves this one out; so does `sites`.
+    It is for sites that exist with other arguments or settings: an error for the site's name then gives the reason, and
+    not the nearest names. A pattern that matches other sites too leaves this one out, and so does `sites`.
 
     Args:
         name: as for `tap`.
-        reason: what is said, after `no site matches ...: `.
+        reason: the error's text after `no site matches ...: `.
+
+    Raises:
+        ValueError: for a name that is no string, is empty or has a `#`, and for an empty reason.
 
     Example:
-        >>> def attend(q, k, v, fused):
+        >>> def attend(x, fused):
         ...     if fused:
-        ...         mishax_lite.absent("scores", "fused attention never holds them; they exist with fused=False")
+        ...         mishax_lite.absent("scores", "fused attention lacks them; they exist with fused=False")
+        ...         return x
+        ...     return mishax_lite.tap("scores", x)
+        >>> mishax_lite.capture(attend, "scores")(jnp.ones(2), True)
+        Traceback (most recent call last):
+        ValueError: no site matches 'scores': fused attention lacks them; they exist with fused=False
     """
     if not isinstance(name, str) or not name or "#" in name or not reason:
         raise ValueError(f"absent: expected a name without '#' and a reason; got {name!r} and {reason!r}")
@@ -168,12 +179,24 @@ def absent(name: str, reason: str) -> None:
 
 @contextlib.contextmanager
 def scope(prefix: str) -> Iterator[None]:
-    """Prefixes the names of the taps traced in it: `with scope("layer_3/")` makes `q` into `layer_3/q`.
+    """Opens a context that prefixes the names of the taps in it: `with scope("layer_3/")` makes `q` into `layer_3/q`.
 
     Scopes nest, outermost first. A jitted function called under two scopes is traced for each.
 
+    Args:
+        prefix: the text to put before the names.
+
     Raises:
         ValueError: for a prefix that is no string or has a `#`.
+
+    Example:
+        >>> def f(x):
+        ...     for layer in range(2):
+        ...         with mishax_lite.scope(f"layer_{layer}/"):
+        ...             x = mishax_lite.tap("out", jnp.tanh(x))
+        ...     return x
+        >>> list(mishax_lite.sites(f, 1.0))
+        ['layer_0/out', 'layer_1/out']
     """
     if not isinstance(prefix, str) or "#" in prefix:
         raise ValueError(f"scope: the prefix must be a string without '#'; got {prefix!r}")
@@ -185,16 +208,18 @@ def scope(prefix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-    """The context in which a hook traces: taps are kept even where their results are not used, and have paths."""
+    """Opens the context in which a hook traces: taps stay even if nobody uses their results, and have paths."""
     _intercept_rules()
     with identity.numbering(), _context(_now()._replace(watched=True, branches=0)):
         yield
 
 
 def in_this_scope(rule: Callable[..., Any], derivative: bool = True) -> Callable[..., Any]:
-    """A rule that runs in the scope in which its function is called now, as a part of that call.
+    """Returns a rule that runs in the scope of the present call of its function, as a part of that call.
 
-    `derivative`: it is one of custom derivatives, not the one for `vmap`.
+    Args:
+        rule: a rule of a custom derivative, or for `vmap`.
+        derivative: whether it is a rule of a custom derivative.
     """
     now = _now()
     if not (now.prefix or now.watched):
@@ -214,24 +239,24 @@ def in_this_scope(rule: Callable[..., Any], derivative: bool = True) -> Callable
 
 @functools.cache
 def _intercept_rules() -> None:
-    """Sees to it that rules run in scopes, from the first scope or hook on."""
+    """Makes rules run in scopes, from the first scope or hook on."""
     _jax_internals.intercept_rules(in_this_scope)
 
 
 def is_watched() -> bool:
-    """Whether some hook further out is tracing what runs now."""
+    """Returns whether a hook further out is tracing the code that runs now."""
     return _now().watched
 
 
 def is_sloped() -> bool:
-    """Whether some hook further out is tracing a derivative rule, of which what runs now is a part."""
+    """Returns whether a hook further out is tracing a derivative rule that the code that runs now belongs to."""
     return _now().sloped
 
 
 def bind_again(params: dict[str, Any], leaves: list[Any], **changes: Any) -> list[Any]:
-    """Puts a tap that was interpreted back, for the hooks further out."""
+    """Puts an interpreted tap back, for the hooks further out."""
     now = _now()
-    branches = params["branches"] + now.branches  # of a hook in a rule
+    branches = params["branches"] + now.branches  # those around a hook in a rule
     return tap_p.bind(*leaves, **{**params, "watched": now.watched, "branches": branches, **changes})
 
 
@@ -240,17 +265,18 @@ def bind_again(params: dict[str, Any], leaves: list[Any], **changes: Any) -> lis
 #   tree      the structure of the value
 #   levels    a `mapping.Level` for each vmap around, outermost first; one without a name that maps no leaf is left out
 #   path      which call it is, see `identity.py`
-#   branches  of how many conds it was in a branch when it was traced
+#   branches  in how many branches of conds it was traced
 #   watched   see TapEffect
-#   again     it is the recomputation of a `jax.checkpoint`
-#   absent    why there is no value
-#   concrete  the function goes on with the concrete value, whatever this tap returns
+#   again     whether it is the recomputation of a `jax.checkpoint`
+#   absent    why the value is missing; "" for a value
+#   concrete  whether the function goes on with the concrete value, whatever this tap returns
 
 
 @tap_p.def_impl
 def _run(*leaves, **params):
+    # pyrefly: ignore[missing-attribute]  JAX makes the attribute when it runs
     if jax.config.jax_debug_key_reuse:
-        # The checker counts uses of a key by the object, and takes one that is given and returned for used.
+        # The checker counts uses of a key by the object: it would take a key that is returned unchanged for a used one.
         return [_same_key(leaf) for leaf in leaves]
     return list(leaves)
 
@@ -263,7 +289,7 @@ def _same_key(leaf):
 
 @tap_p.def_effectful_abstract_eval
 def _types(*avals, watched, again, **params):
-    # A recomputation that nobody needs may go: its first run stands for it.
+    # An unneeded recomputation may go: the first run stands for it.
     return list(avals), {_effect()} if watched and not again else set()
 
 
@@ -286,9 +312,9 @@ def _batch(axis_data, leaves, axes, *, levels, **params):
 
 
 def _recompute(saveable, unknown, instantiated, eqn):
-    """`jax.checkpoint` is about to run this tap in the forward pass and, marked as such, again in the backward pass.
+    """Makes `jax.checkpoint` run a tap in the forward pass and, marked as `again`, in the backward pass.
 
-    Never saved, whatever the policy: what a tap returns is what it was given, and saving both would cost memory.
+    The result is never saved, whatever the policy: it is the tap's operand, and saving both would cost memory.
     """
     missing = [v for v, present in zip(eqn.invars, instantiated, strict=True) if not present]
     missing = [v for v in missing if not isinstance(v, extend_core.Literal)]
@@ -299,7 +325,7 @@ def _recompute(saveable, unknown, instantiated, eqn):
 
 
 def _must_stay(params: dict[str, Any]) -> bool:
-    """JAX moves out of a scan what is the same in all its turns; a tap that somebody looks at stays in its loop."""
+    """Returns whether a tap must stay in its scan: JAX moves out what is the same in all turns, but no watched tap."""
     return params["watched"] and _jax_internals.is_hoisting()
 
 

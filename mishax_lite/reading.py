@@ -1,8 +1,8 @@
-"""Values of earlier sites, for edits that ask for them.
+"""Values of earlier sites, for edits that read them.
 
-An edit with an attribute `reads`, names of sites, gets their values in `site.read`. They are the values of the same run
-as far as it has come, after what other edits did to them. A value is visible where its tap stands in the same program
-as the edit or in one around it; out of a loop's body, a branch or another jitted function nothing is carried.
+An edit with an attribute `reads`, names of sites, gets their values in `site.read`. They are values of the same run,
+after other edits changed them. A value is visible if its tap stands in the program of the edit or in one around it; no
+value is carried out of a loop's body, a branch or another jitted function.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class MeshAxis:
-    """Stands among the indices of the loops around for a mesh axis that a `shard_map` around has made manual.
+    """A mesh axis that a `shard_map` has made manual, among the indices of the loops around.
 
-    `typed`: the types of values say whether they differ over it (`check_vma`).
+    Attributes:
+        name: the name of the axis.
+        typed: whether the types of values say if they differ over it (`check_vma`).
     """
 
     name: str
@@ -26,7 +28,13 @@ class MeshAxis:
 
 
 class Seen(NamedTuple):
-    """The value at a tap that has run: its leaves, the params of the tap, and the indices of the loops around it."""
+    """The value at a tap that has run.
+
+    Attributes:
+        leaves: the leaves of the value.
+        params: the params of the tap.
+        loops: the indices of the loops around the tap.
+    """
 
     leaves: list[Any]
     params: dict[str, Any]
@@ -35,22 +43,22 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The taps whose values some edit reads, and those values as far as they are visible.
+    """The taps whose values some edit reads, and the visible ones of these values.
 
     Attributes:
-        positions: of the taps.
-        values: by position.
+        positions: the positions of the taps.
+        values: the visible values by position.
     """
 
     positions: frozenset[int] = frozenset()
     values: dict[int, Seen] = dataclasses.field(default_factory=dict)
 
     def inside(self) -> Reading:
-        """For a program inside of this one: it sees what is seen here, and its own values stay in it."""
+        """Returns the reading for a program inside of this one: it sees these values, and its own stay inside."""
         return dataclasses.replace(self, values=dict(self.values)) if self.positions else self
 
     def note(self, position: int, leaves: list[Any], params: dict[str, Any], loops: tuple[Any, ...]) -> None:
-        """Keeps the value at a tap, if somebody reads it."""
+        """Keeps the value at a tap if an edit reads it."""
         if position in self.positions:
             self.values[position] = Seen(leaves, params, loops)
 
@@ -70,9 +78,9 @@ def read(
 
     Args:
         reader: the name of the edited site.
-        position: of its tap.
-        reads: for each name the positions of the taps that bear it.
-        reading: what is visible.
+        position: the position of its tap.
+        reads: for each name the positions of its taps.
+        reading: the visible values.
         loops: the indices of the loops around the edit.
         mapped: whether the edited value has axes of a vmap that the edit does not see.
 
@@ -99,7 +107,7 @@ _UNSHARDED = "which is outside of the shard_map around the edit: devices see onl
 
 
 def _hidden(seen: Seen, loops: tuple[Any, ...]) -> str:
-    """Why a value cannot be read where these loops are around; "" if it can."""
+    """Returns why a value cannot be read inside of these loops; "" if it can."""
     if seen.params["levels"]:
         return _MAPPED
     return _UNSHARDED if any(isinstance(index, MeshAxis) for index in loops[len(seen.loops) :]) else ""

@@ -1,4 +1,4 @@
-"""What `Patch.check` found: for each edit, whether and where it applies, and if not, what is nearest to it."""
+"""The results of `Patch.check`: for each edit, whether and where it fits, and if it does not, the nearest source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,23 @@ from mishax_lite.sources import split_lines
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One edit of one member.
+    """The finding about one edit of one member.
 
-    `status`: "ok"; "stale" (the source is not what the edit was written for); "ambiguous" (it matches too often);
-    "refused" (it matches, but cannot be put in). `lines`: where it matches. `pin`: the hash of the member's source.
+    Attributes:
+        module: the name of the module.
+        member: the name of the member.
+        index: the index of the edit among the member's edits.
+        status: "ok"; "stale" (the edit was written for another source); "ambiguous" (it matches too often); "refused"
+            (it matches, but cannot be installed).
+        message: the reason, or the lines where the edit matches.
+        lines: the lines where the edit matches.
+        pin: the hash of the member's source.
+        diff: the nearest source as a diff against `before`; "" where the edit fits or nothing is near.
+
+    Example:
+        >>> rewrite = mishax_lite.Rewrite("return (y, $i, $q)", "return (tap('luma', y), $i, $q)")
+        >>> print(mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check().findings[0])
+        ok        colorsys:rgb_to_yiq, edit 0: line ... [pin ...]
     """
 
     module: str
@@ -38,16 +51,28 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of one or more patches. `str(report)` is meant to be read."""
+    """The findings of one or more patches; `str(report)` is for people.
+
+    Attributes:
+        findings: one for each edit, in order.
+
+    Example:
+        >>> rewrite = mishax_lite.Rewrite("return (luma, $i, $q)", "return (tap('luma', luma), $i, $q)")
+        >>> report = mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).check()
+        >>> report.ok, [finding.status for finding in report.failures]
+        (False, ['stale'])
+    """
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
+        """Whether all edits fit."""
         return all(finding.status == "ok" for finding in self.findings)
 
     @property
     def failures(self) -> tuple[Finding, ...]:
+        """The findings about edits that do not fit."""
         return tuple(finding for finding in self.findings if finding.status != "ok")
 
     def __str__(self) -> str:
@@ -55,15 +80,27 @@ class Report:
 
 
 class PatchError(ValueError):
-    """A patch cannot be installed or taken off. `report` says why, edit by edit."""
+    """The error of a patch that cannot be installed or uninstalled.
+
+    Attributes:
+        report: the reasons, edit by edit.
+
+    Example:
+        >>> rewrite = mishax_lite.Rewrite("return (luma, $i, $q)", "return (tap('luma', luma), $i, $q)")
+        >>> try:
+        ...     mishax_lite.Patch("colorsys", {"rgb_to_yiq": [rewrite]}).install()
+        ... except mishax_lite.PatchError as error:
+        ...     print([finding.status for finding in error.report.failures])
+        ['stale']
+    """
 
     def __init__(self, message: str, report: Report):
         super().__init__(f"{message}\n{Report(report.failures)}")
         self.report = report
 
 
-def nearest(before: Any, root: ast.AST, text: str) -> str:
-    """The code in the function `root` that is most like the pattern `before`, as a diff against it ("" if none is)."""
+def nearest(before: Any, root: Any, text: str) -> str:
+    """Returns the code in the function `root` that is most like the pattern `before`, as a diff against it; else ""."""
     wanted = ast.unparse(before if isinstance(before, ast.expr) else ast.Module(before, []))
     lines = split_lines(text)
     best, best_score = None, 0.3  # less alike than this is of no help
@@ -85,7 +122,7 @@ def nearest(before: Any, root: ast.AST, text: str) -> str:
     return "\n".join([f"nearest source, {where}:", textwrap.indent(source, "  "), *rows])
 
 
-def _candidates(before: Any, root: ast.AST):
+def _candidates(before: Any, root: Any):
     if isinstance(before, ast.expr):
         for statement in root.body if isinstance(root.body, list) else [root.body]:
             for node in ast.walk(statement):

@@ -1,7 +1,7 @@
-"""`Rewrite`, and what it does to a syntax tree.
+"""`Rewrite`, and its change of a syntax tree.
 
-Original code keeps its positions, so tracebacks name the lines of the file; inserted code has the position of what it
-stands in the place of.
+Original code keeps its positions, so tracebacks name the lines of the file; inserted code has the position of the code
+that it replaces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mishax_lite.match import WRAPPED, Match, Pattern
 from mishax_lite.scopes import NAMESPACE, SPELLED
 from mishax_lite.sources import split_lines
 
-# On the root of inserted code: the extent in the file of what it replaced, as (line, column, end line, end column).
+# An attribute of the root of inserted code: the extent in the file of the code that it replaced, as (line, column, end
+# line, end column).
 REGION = "_mishax_region"
 
 
@@ -28,19 +29,23 @@ class Rewrite:
 
     Attributes:
         before: an expression, or statements in a row; see `match.py` for wildcards (`...` and `$name`).
-        after: what stands there instead. `$name` is what it matched in `before`, the k-th `...` what the k-th `...`
-            matched; what was assigned to may be read, and the other way round. It may use `tap` and the extra names of
-            its `Patch` without importing them. A variable that `after` itself binds wins over an extra name, as it
-            wins over a global one.
-        count: in how many places `before` must occur; in any other number it is stale or ambiguous.
-        pin: if given, the hash of the member's source that the edit was written for (`Patch.check` prints it, as does
-            `python -m mishax_lite check`); when the source is another, the edit counts as stale even if it matches.
+        after: the code that takes the place of `before`. `$name` stands for the code that it matched in `before`, the
+            k-th `...` for the code that the k-th `...` matched; a target of an assignment may be read, and the other
+            way round. `after` may use `tap` and the extra names of its `Patch` without importing them. A variable that
+            `after` itself binds wins over an extra name, as it wins over a global one.
+        count: the number of places in which `before` must occur; with any other number the edit is stale or ambiguous.
+        pin: the hash of the member's source that the edit was written for (`Patch.check` and `python -m mishax_lite
+            check` print it), or None. With another source the edit is stale even if it matches.
 
     Raises:
-        ValueError: if `before` or `after` is no Python, or `after` has a wildcard that `before` has not.
+        ValueError: if `before` or `after` is no Python, or `after` has a wildcard that `before` lacks.
 
     Example:
-        >>> Rewrite("jax.nn.softmax($scores)", 'tap("pattern", jax.nn.softmax($scores))')
+        >>> rewrite = mishax_lite.Rewrite("jax.nn.softmax($scores)", 'tap("pattern", jax.nn.softmax($scores))')
+        >>> mishax_lite.Rewrite("jax.nn.softmax($scores)", 'tap("pattern", $weights)')
+        Traceback (most recent call last):
+        ValueError: Rewrite: `after` uses $weights, which `before` lacks:
+        tap("pattern", $weights)
     """
 
     before: str
@@ -55,7 +60,7 @@ class Rewrite:
         unbound = set(after.wildcards().values()) - set(before.wildcards().values())
         if unbound:
             names = ", ".join(sorted("..." if name.startswith("...") else "$" + name for name in unbound))
-            raise ValueError(f"Rewrite: `after` uses {names} that `before` has not:\n{self.after}")
+            raise ValueError(f"Rewrite: `after` uses {names}, which `before` lacks:\n{self.after}")
         if not before.is_expression:
             for end in (before.body[0], before.body[-1]):
                 if matching.wildcard_name(end) is not None:
@@ -65,7 +70,7 @@ class Rewrite:
                     )
 
     def patterns(self) -> tuple[Pattern, Pattern]:
-        """`before` and `after`, parsed: both an expression, or both statements."""
+        """Returns `before` and `after`, parsed: both an expression, or both statements."""
         for what, text in (("before", self.before), ("after", self.after)):
             if not isinstance(text, str):
                 raise ValueError(f"Rewrite: {what} must be source text; got {type(text).__name__}")
@@ -83,7 +88,7 @@ def _as_statements(pattern: Pattern) -> Pattern:
 
 
 def pin_of(source: str) -> str:
-    """The hash by which `Rewrite.pin` knows a member's source; layout at the ends of lines does not count."""
+    """Returns the hash of a member's source for `Rewrite.pin`; white space at the ends of lines does not count."""
     text = "\n".join(line.rstrip() for line in split_lines(source.strip()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -92,15 +97,20 @@ def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, name
     """Puts `after` in the place of `match` in `tree`.
 
     Args:
-        namespace: identifies the extra names of the patch; `names` are these.
+        rewrite: the edit.
+        tree: the module's tree; it changes.
+        match: a match of `before`.
+        namespace: the id of the patch, which marks its extra names.
+        names: the extra names of the patch.
 
     Raises:
-        ValueError: if an earlier edit would be lost, or a wildcard stands for what cannot be put where it is used.
+        ValueError: if an earlier edit would be lost, or a wildcard stands for code that does not fit its place in
+            `after`.
     """
     before, after = rewrite.patterns()
     first, last = match.nodes[0], match.nodes[-1]
     region = getattr(first, REGION, _extent(first, last))
-    # Inserted code that `before` spells out may go. What it saw through, or what its wildcards stand for, may not.
+    # Inserted code that `before` spells out may go. Code that the match saw through, or a wildcard's code, may not.
     unspoken = [*match.bound.get(matching.THROUGH, [])]
     unspoken += [n for key, nodes in match.bound.items() if key != matching.THROUGH for r in nodes for n in ast.walk(r)]
     earlier = [node for node in unspoken if hasattr(node, REGION)]
@@ -115,12 +125,12 @@ def apply(rewrite: Rewrite, tree: ast.Module, match: Match, namespace: int, name
     _Replace(match.nodes, new).visit(tree)
 
 
-def _extent(first: ast.AST, last: ast.AST) -> tuple[int, int, int, int]:
+def _extent(first: Any, last: Any) -> tuple[int, int, int, int]:
     return first.lineno, first.col_offset, last.end_lineno, last.end_col_offset
 
 
 class _Substitute(ast.NodeTransformer):
-    """Makes `after`, with what was matched put in for its wildcards and for `before` itself."""
+    """Makes `after`, with the matched code in the place of its wildcards and of `before` itself."""
 
     def __init__(self, before: Pattern, after: Pattern, match: Match, region, namespace: int, names: frozenset[str]):
         self.before, self.match, self.region = before, match, region
@@ -128,9 +138,9 @@ class _Substitute(ast.NodeTransformer):
         self.wild = after.wildcards()
         self.body = after.body
         self.used: set[int] = set()
-        self.copied: set[int] = set()  # ids of nodes of which only copies are in the new code
+        self.copied: set[int] = set()  # ids of nodes that are in the new code only as copies
 
-    def expression(self) -> list[ast.expr]:
+    def expression(self) -> list[Any]:
         root = self.visit(self.body)
         if root is not self.match.nodes[0]:
             setattr(root, REGION, self.region)
@@ -138,25 +148,25 @@ class _Substitute(ast.NodeTransformer):
                 setattr(root, WRAPPED, self.match.nodes[0])
         return [root]
 
-    def statements(self) -> list[ast.stmt]:
+    def statements(self) -> list[Any]:
         new = self.visit_list(self.body)
         for node in new:
             if not hasattr(node, REGION) and id(node) not in {id(n) for n in self.carried()}:
                 setattr(node, REGION, self.region)
         return new
 
-    def carried(self) -> list[ast.AST]:
+    def carried(self) -> list[Any]:
         return [*self.match.nodes, *(node for nodes in self.match.bound.values() for node in nodes)]
 
-    def once(self, node: ast.AST) -> ast.AST:
-        """The node itself where it is used first, copies after that."""
+    def once(self, node: Any) -> Any:
+        """Returns the node itself at its first use, copies after that."""
         if id(node) in self.used:
             return copy.deepcopy(node)
         self.used.add(id(node))
         return node
 
     def once_as(self, node: ast.expr, ctx: ast.expr_context) -> ast.expr:
-        """As `once`, for a place where it is assigned to, deleted or read; a copy, unless it was that in the source."""
+        """Returns a node like `once` for a place that reads, assigns or deletes; a copy if the source does another."""
         if type(getattr(node, "ctx", ast.Load())) is type(ctx):
             return self.once(node)
         self.copied.update(id(child) for child in ast.walk(node))
@@ -164,8 +174,8 @@ class _Substitute(ast.NodeTransformer):
         _set_context(node, ctx)
         return node
 
-    def spell(self, nodes: list[ast.AST]) -> None:
-        """Notes of code from the source that `after` repeats it; what its wildcards stand for is not repeated."""
+    def spell(self, nodes: list[Any]) -> None:
+        """Notes that `after` repeats code from the source; the code of its wildcards is not repeated."""
         todo = list(nodes)
         wild = {id(node) for bound in self.match.bound.values() for node in bound}
         while todo:
@@ -181,7 +191,7 @@ class _Substitute(ast.NodeTransformer):
         node.simple = int(isinstance(node.target, ast.Name))  # the wildcard may stand for an attribute
         return node
 
-    def visit(self, node: ast.AST) -> Any:
+    def visit(self, node: Any) -> Any:
         if isinstance(node, ast.expr):
             ctx = getattr(node, "ctx", ast.Load())
             if self.before.is_expression and matching.same(self.before.body, node):
@@ -202,7 +212,7 @@ class _Substitute(ast.NodeTransformer):
         if hasattr(node, "lineno"):
             setattr(node, SPELLED, frozenset([self.namespace]))
             line, column, last, end = self.region
-            # On one line: of what spans several, Python takes now the first, now the last for a traceback.
+            # On one line: for code that spans several, tracebacks have the first line or the last.
             node.lineno, node.col_offset = line, column
             node.end_lineno, node.end_col_offset = line, end if line == last else column + 1
         return node
@@ -218,9 +228,9 @@ class _Substitute(ast.NodeTransformer):
         node.args, node.keywords = args, keywords
         return node
 
-    def visit_list(self, statements: list[ast.stmt]) -> list[ast.stmt]:
-        """Statements with wildcards among them, and with `before` itself wherever it stands in a row."""
-        new: list[ast.stmt] = []
+    def visit_list(self, statements: list[Any]) -> list[Any]:
+        """Returns statements with the matched code in the place of wildcards, and of the statements of `before`."""
+        new: list[Any] = []
         k = 0
         while k < len(statements):
             statement = statements[k]
@@ -241,7 +251,7 @@ class _Substitute(ast.NodeTransformer):
                 new.append(self.visit(statement))
         return new
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: Any) -> Any:
         for field, value in ast.iter_fields(node):
             if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
                 setattr(node, field, self.visit_list(value))
@@ -260,7 +270,7 @@ def _set_context(node: ast.expr, ctx: ast.expr_context) -> None:
         _set_context(node.value, ctx)
     elif not isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
         raise ValueError(
-            f"`after` assigns to {ast.unparse(node)!r}, which is what a wildcard or `before` stands for; only names, "
+            f"`after` assigns to {ast.unparse(node)!r}, which a wildcard or `before` stands for; only names, "
             "attributes, items and tuples of them can be assigned to"
         )
     node.ctx = ctx
@@ -269,13 +279,13 @@ def _set_context(node: ast.expr, ctx: ast.expr_context) -> None:
 class _Replace(ast.NodeTransformer):
     """Puts new nodes in the place of old ones in a row."""
 
-    def __init__(self, old: list[ast.AST], new: list[ast.AST]):
+    def __init__(self, old: list[Any], new: list[Any]):
         self.old, self.new, self.done = old, new, False
 
-    def visit(self, node: ast.AST) -> Any:
+    def visit(self, node: Any) -> Any:
         return node if self.done else super().visit(node)
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: Any) -> Any:
         for field, value in ast.iter_fields(node):
             if value is self.old[0]:
                 setattr(node, field, self.new[0])

@@ -1,4 +1,4 @@
-"""Which names inserted code binds itself, scope by scope.
+"""Finds the names that inserted code binds itself, scope by scope.
 
 An extra name of a `Patch` yields to a variable that the patch's own code binds: an assignment, a loop, a comprehension,
 a parameter. A variable that only the patched function binds does not count: the extra name may shadow it.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
-# On a name in inserted code that the module need not know: which patch's extra names it is looked up in.
+# An attribute of an extra name in inserted code: the patch that has the name.
 NAMESPACE = "_mishax_namespace"
-# On a node that the `after` of an edit spells out: the patches (a frozenset) that say it.
+# An attribute of a node that the `after` of an edit spells out: the patches (a frozenset) that spell it out.
 SPELLED = "_mishax_spelled"
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -27,11 +28,11 @@ def find_bound(tree: ast.Module) -> set[int]:
 
 
 class _Scope:
-    """A scope of Python. `nodes`: what is in it; `arguments`: its parameters, if it is a function's."""
+    """A scope of Python: its nodes, and its parameters if it is a function's."""
 
-    def __init__(self, nodes: list[ast.AST], arguments: ast.arguments | None = None, is_class: bool = False):
+    def __init__(self, nodes: list[Any], arguments: ast.arguments | None = None, is_class: bool = False):
         self.nodes, self.arguments, self.is_class = nodes, arguments, is_class
-        self.names: set[tuple[int, str]] | None = None  # (patch, name), once somebody asks
+        self.names: set[tuple[int, str]] | None = None  # (patch, name), from the first question on
 
     def binds(self, patch: int, name: str) -> bool:
         if self.names is None:
@@ -80,15 +81,15 @@ class _Finder(ast.NodeVisitor):
             self.visit(child)
         self.inside(_Scope(node.body, is_class=True))
 
-    def visit_ListComp(self, node: ast.expr) -> None:
+    def visit_ListComp(self, node: Any) -> None:
         self.visit(node.generators[0].iter)
         self.inside(_Scope(_inside_of_comprehension(node)))
 
     visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp
 
 
-def _outside(node: ast.AST) -> list[ast.AST]:
-    """Of a definition, what Python evaluates in the scope around it."""
+def _outside(node: Any) -> list[Any]:
+    """Returns the parts of a definition that Python evaluates in the scope around it."""
     if isinstance(node, ast.ClassDef):
         return [*node.decorator_list, *node.bases, *node.keywords]
     defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
@@ -98,14 +99,14 @@ def _outside(node: ast.AST) -> list[ast.AST]:
     return [*node.decorator_list, *defaults, *filter(None, arguments), *filter(None, [node.returns])]
 
 
-def _inside_of_comprehension(node: ast.expr) -> list[ast.AST]:
+def _inside_of_comprehension(node: Any) -> list[Any]:
     elements = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
     rest = [child for g in node.generators for child in (g.target, *g.ifs)]
     return [*elements, *rest, *(g.iter for g in node.generators[1:])]
 
 
-def _bindings(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The names that `node` binds in its scope, each with the node that does it; not those of scopes inside of it."""
+def _bindings(node: Any) -> Iterator[tuple[ast.AST, str]]:
+    """Yields the names that `node` binds in its own scope, each after the node that binds it."""
     if isinstance(node, (*_FUNCTIONS, ast.ClassDef, ast.Lambda)):
         if not isinstance(node, ast.Lambda):
             yield node, node.name

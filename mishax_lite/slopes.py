@@ -1,9 +1,9 @@
-"""Where a derivative rule differentiates what it runs of its function, an edit moves the derivative, too.
+"""Slopes: where a derivative rule differentiates a part of its function, an edit changes the derivative, too.
 
 Elsewhere a tap marks a value and lets tangents pass untouched, since a program that was differentiated before it was
-edited has the derivatives of the old program. But a derivative rule belongs to its function: when that is edited, the
-rule has to be that of the edited function. So a tap that is differentiated inside a rule leaves a `slope` in the
-tangents, a linear identity, and the edit makes it the edit's own derivative.
+edited has the derivatives of the old program. But a derivative rule belongs to its function: when the function is
+edited, the rule must be that of the edited function. So a tap that is differentiated inside a rule leaves a `slope` in
+the tangents, a linear identity, and the edit replaces it by the edit's own derivative.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ slope_p = extend_core.Primitive(identity.SLOPE)
 slope_p.multiple_results = True
 
 # Operands: the leaves of the tap's value, then the tangents of those that have one (`moving`). `transposed`: cotangents
-# go back. `twice`: it was differentiated again. `name`, `path`, `branches`, `tree`, `levels`: as of the tap; a level
-# has an axis for each operand.
+# go back. `twice`: the slope was differentiated again. `name`, `path`, `branches`, `tree`, `levels`: those of the tap;
+# a level has an axis for each operand.
 
 
 def slope(values: Sequence[Any], tangents: Sequence[Any], params: dict[str, Any]) -> list[Any]:
-    """The tangents of a tap's value, marked for the edit of that tap; symbolic zeros where all of them are."""
+    """Returns the tangents of a tap's value, marked for the edit of that tap; symbolic zeros if all of them are."""
     if all(type(t) is ad.Zero for t in tangents):
         return list(tangents)
     moving = tuple(jnp.issubdtype(jnp.result_type(value), jnp.inexact) for value in values)
@@ -39,11 +39,12 @@ def slope(values: Sequence[Any], tangents: Sequence[Any], params: dict[str, Any]
 
 
 def derivative(edit: Callable[[list[Any]], list[Any]], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
-    """What an edit makes of the tangents, or cotangents, at a slope.
+    """Applies the derivative of an edit to the tangents, or cotangents, at a slope.
 
     Args:
-        edit: the edit, of the leaves without mapped axes.
-        operands, params: of the slope.
+        edit: the edit, a function of the leaves without mapped axes.
+        operands: the slope's operands.
+        params: the slope's params.
     """
     moving = params["moving"]
     if params["twice"]:
@@ -101,7 +102,7 @@ def _transpose(cotangents, *operands, moving, transposed, **params):
 
 
 def _batch(axis_data, operands, axes, *, moving, levels, **params):
-    """An edit may mix the leaves: where one value is mapped, all tangents are."""
+    """Batches a slope. An edit may mix the leaves, so where one value is mapped, all tangents are."""
     count = len(moving)
     if any(axis is not None for axis in axes[:count]):
         moved = [

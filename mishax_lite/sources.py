@@ -1,4 +1,4 @@
-"""Where the source of a module is, and how its importer made code of it.
+"""Reads the source of a module, and compiles it as its importer did.
 
 A module's functions may come from a file, an archive, a script that runs as `__main__`, or the cells of a notebook.
 """
@@ -14,6 +14,7 @@ import linecache
 import operator
 import sys
 import types
+from typing import Any
 
 _FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
 
@@ -26,7 +27,7 @@ class Source:
         filename: the file that tracebacks name.
         text: the source, with lines that end in "\\n".
         cell: whether a person typed it in (a notebook's cell). It has no file, and `linecache` holds the only copy.
-        flags: the `__future__` features that hold in it although it does not import them, as the compiler wants them.
+        flags: the `__future__` features that hold in it although it does not import them, in the compiler's form.
     """
 
     filename: str
@@ -38,7 +39,7 @@ class Source:
 def split_lines(text: str, keepends: bool = False) -> list[str]:
     """Splits source at "\\n" alone, as Python counts lines: a form feed or U+2028 is inside of a line, not its end.
 
-    `str.splitlines` would end lines there too, and all that follow would have other numbers than in the syntax tree.
+    `str.splitlines` would end lines there too, and the lines after them would have other numbers than in the tree.
     """
     lines = text.split("\n")
     ends = [*[line + "\n" for line in lines[:-1]], lines[-1]] if keepends else lines
@@ -46,7 +47,7 @@ def split_lines(text: str, keepends: bool = False) -> list[str]:
 
 
 def read_module(module: types.ModuleType) -> Source | None:
-    """Reads the source of a module as it is on disk now; None if it has none (built in, compiled, typed in)."""
+    """Reads the present source of a module on disk; None if it has none (built in, compiled, typed in)."""
     filename = getattr(module, "__file__", None)
     if not isinstance(filename, str):
         return None
@@ -61,7 +62,7 @@ def read_module(module: types.ModuleType) -> Source | None:
 
 
 def read_cell(module: types.ModuleType, code: types.CodeType) -> Source | None:
-    """Reads the source that a function was typed in with, from a notebook or a console; None if nobody kept it."""
+    """Reads the source of a function that was typed into a notebook or a console; None if nobody kept it."""
     text = "".join(linecache.getlines(code.co_filename, vars(module)))
     if not text:
         return None
@@ -69,7 +70,7 @@ def read_cell(module: types.ModuleType, code: types.CodeType) -> Source | None:
 
 
 def parse(source: Source) -> ast.Module:
-    """The syntax tree of a source.
+    """Returns the syntax tree of a source.
 
     Raises:
         SyntaxError: if it is no Python.
@@ -78,12 +79,12 @@ def parse(source: Source) -> ast.Module:
 
 
 def compile_as_imported(module: types.ModuleType, tree: ast.Module, source: Source) -> types.CodeType:
-    """Compiles a module's tree as its importer did; changes the tree.
+    """Compiles a module's tree as its importer did; the tree changes.
 
     pytest rewrites the assert statements of test modules on import, so the code in memory is that of a rewritten tree.
-    Other import hooks that change function bodies are unknown here: their code differs, and patches of it are refused.
+    This package does not know other import hooks that change function bodies: it refuses patches of their code.
     """
-    loader = getattr(module, "__loader__", None)
+    loader: Any = getattr(module, "__loader__", None)
     if type(loader).__module__ == "_pytest.assertion.rewrite":
         rewriter = sys.modules[type(loader).__module__]
         rewriter.rewrite_asserts(tree, source.text.encode(), source.filename, loader.config)
@@ -95,7 +96,7 @@ def _text_of_loader(module: types.ModuleType) -> str | None:
     if not hasattr(loader, "get_source"):
         return None
     try:
-        # `python -m prog` calls the module `__main__`, and the loader goes on to know it as `prog`.
+        # `python -m prog` calls the module `__main__`; the loader still knows it as `prog`.
         return loader.get_source(getattr(spec, "name", None) or module.__name__)
     except (ImportError, OSError, SyntaxError):
         return None

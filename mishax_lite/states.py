@@ -1,4 +1,4 @@
-"""What is installed in each module, and whether it was loaded again since."""
+"""Keeps which patches are installed in each module, and notices when the module is loaded again."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mishax_lite.versions import Version
 
 @dataclasses.dataclass
 class State:
-    """A source of a module, and what is installed in the functions made of it.
+    """A source of a module, and the patches installed in its functions.
 
     Attributes:
         module: the module.
-        versions: the source at each time that it was loaded; the last is the present one. Of the earlier ones those are
-            kept that functions in memory are made of.
+        versions: the source at each time that it was loaded; the last is the present one. Earlier ones are kept while
+            functions in memory are made of them.
         codes: the code that is installed now.
-        installed: the patches that are in, in order.
+        installed: the installed patches, in order.
         patched: all code that patches made.
-        before: what each function that was ever changed had before, the object itself.
-        candidate: the source on disk, if it is another than the present version's and nobody loaded it yet.
-        spec: the module's `__spec__` when it was looked at last.
+        before: the original code object of each function that was ever changed.
+        candidate: the source on disk, if it differs from the present version's and nobody has loaded it yet.
+        spec: the module's `__spec__` at the last look.
         left: whether functions from before a reload may still have patches in them.
     """
 
@@ -43,10 +43,12 @@ class State:
 
     @property
     def present(self) -> Version:
+        """The present version of the source."""
         return self.versions[-1]
 
     @property
     def source(self) -> Source:
+        """The present source."""
         return self.present.source
 
 
@@ -55,7 +57,7 @@ _states: weakref.WeakKeyDictionary[types.ModuleType, dict[str, State]] = weakref
 
 
 def states_of(module: types.ModuleType) -> list[State]:
-    """The states of a module that was patched before, brought up to date; empty if it never was."""
+    """Returns the states of a module that was patched before, brought up to date; none if it never was."""
     states = list(_states.get(module, {}).values())
     for state in states:
         _refresh(state)
@@ -63,19 +65,19 @@ def states_of(module: types.ModuleType) -> list[State]:
 
 
 def state_of(module: types.ModuleType, members: Iterable[str]) -> State:
-    """The state of the source that defines `members`, brought up to date.
+    """Returns the state of the source that defines `members`, brought up to date.
 
     Raises:
-        ValueError: if the module has no source, or `members` were typed in in several cells.
+        ValueError: if the module has no source, or `members` were typed into several cells.
     """
     states = _states.get(module, {})
-    if "" not in states:  # what is on disk by now may be no Python: `_refresh` looks at it
+    if "" not in states:  # else the file on disk may be no Python by now: `_refresh` looks at it
         source = sources.read_module(module) or _cell_of(module, members)
         if source is None:
             typed_in = "" if getattr(module, "__spec__", None) else f", or has no function {', '.join(members)}"
             raise ValueError(
                 f"Patch: module {module.__name__!r} has no source in Python (it is built in or compiled, or nobody "
-                f"kept what was typed in{typed_in}), so that nothing can be rewritten in it"
+                f"kept the text that was typed in{typed_in}), so nothing can be rewritten in it"
             )
         name = source.filename if source.cell else ""
         if name not in states:
@@ -88,31 +90,32 @@ def state_of(module: types.ModuleType, members: Iterable[str]) -> State:
                 ) from error
             spec = getattr(module, "__spec__", None)
             _states.setdefault(module, states)[name] = State(module, [version], version.index, spec=spec)
+    # pyrefly: ignore[unbound-name]  whatever has no state by the name "" has been read above
     state = states.get("") or states[name]
     _refresh(state)
     return state
 
 
 def _cell_of(module: types.ModuleType, members: Iterable[str]) -> Source | None:
-    """The source of the cell that defines members of a module that was typed in; None if nobody kept it."""
+    """Returns the source of the cell that defines members of a typed-in module; None if nobody kept it."""
     if getattr(module, "__file__", None) is not None:
         return None
     cells: dict[str, tuple[str, types.CodeType]] = {}
     for name in {member.split(".")[0] for member in members}:
         for function in live.members_of(module, [name]):
             code = function.__code__
-            if code.co_qualname.split(".")[0] in (name, "<lambda>"):  # not a decorator, from a cell of its own
+            if code.co_qualname.split(".")[0] in (name, "<lambda>"):  # a decorator may come from another cell
                 cells[code.co_filename] = name, code
     if len(cells) > 1:
         names = ", ".join(sorted(name for name, _ in cells.values()))
         raise ValueError(
-            f"Patch: {names} of {module.__name__!r} were typed in in {len(cells)} cells; make a Patch for each cell"
+            f"Patch: {names} of {module.__name__!r} were typed into {len(cells)} cells; make a Patch for each cell"
         )
     return next((sources.read_cell(module, code) for _, code in cells.values()), None)
 
 
 def _refresh(state: State) -> None:
-    """Takes note of reloads: the module's functions then are new, or have new code, and no patch is in them."""
+    """Notices reloads: after one, the module's functions are new or have new code, and no patch is in them."""
     members = own(state, live.members_of(state.module))
     spec = getattr(state.module, "__spec__", None)
     source = None if state.source.cell else sources.read_module(state.module)
@@ -120,7 +123,7 @@ def _refresh(state: State) -> None:
         if state.candidate[0] != source:
             try:
                 state.candidate = source, Version(state.module, source)
-            except codes.COMPILE_ERRORS:  # someone is writing in the file
+            except codes.COMPILE_ERRORS:  # somebody is writing to the file
                 state.candidate = source, None
         version = state.candidate[1]
         imported = spec is not state.spec
@@ -134,14 +137,14 @@ def _refresh(state: State) -> None:
 
 
 def own(state: State, functions: list[types.FunctionType]) -> list[types.FunctionType]:
-    """Of a module's functions those that the state is about: of a notebook's, those of its cell."""
+    """Returns the functions of a module that belong to the state: in a notebook, those of its cell."""
     if not state.source.cell:
         return functions
     return [function for function in functions if function.__code__.co_filename == state.source.filename]
 
 
 def _lost_patches(state: State, members: list[types.FunctionType]) -> bool:
-    """Whether a function of the module itself has its own code where the patches installed gave it another.
+    """Returns whether a function of the module itself has its original code although installed patches changed it.
 
     A cell that ran again may have another filename: then none of the module's functions has the patches.
     """
@@ -149,7 +152,7 @@ def _lost_patches(state: State, members: list[types.FunctionType]) -> bool:
     for function in members:
         origin = versions.find_origin(function, [state.present], state.patched, state.codes)
         patched = patched or (origin is not None and origin.patched)
-        # A function that another one made may have been made while that one ran in its old code.
+        # A function that another one makes may come from a call that ran in the old code.
         if origin is not None and not origin.patched and "<locals>" not in function.__code__.co_qualname:
             new = state.codes.codes.get(origin.key, [])
             if len(new) != origin.count or not codes.same_code(new[origin.k], function.__code__):

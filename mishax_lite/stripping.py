@@ -1,9 +1,9 @@
-"""Taking taps out of programs that no rule can rebuild: reducers, solvers, kernels, whatever JAX brings next.
+"""Takes taps out of programs that no rule can rebuild: reducers, solvers, kernels, whatever JAX brings next.
 
-A hook traces a function with its taps watched (`primitive.TapEffect`). Where nobody further out is watching they must
-not stay so, and in the program of an equation without a rule they would be in the way: a reducer with an effect, or a
-kernel with a primitive that its compiler has not heard of, cannot be compiled. They mark values that nobody can reach,
-so nothing is lost.
+A hook traces a function with its taps watched (`primitive.TapEffect`). If no hook further out watches, they must not
+stay so. In the program of an equation without a rule they would do harm: a reducer with an effect, or a kernel with a
+primitive that its compiler does not know, cannot be compiled. These taps mark values that nobody can reach, so nothing
+is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _stripped: weakref.WeakKeyDictionary[Any, extend_core.Jaxpr] = weakref.WeakKeyDi
 
 
 def without_taps(params: dict[str, Any]) -> dict[str, Any]:
-    """The params of an equation with the taps taken out of all programs in them."""
+    """Returns the params of an equation without the taps in their programs."""
     return {name: _strip(value) for name, value in params.items()}
 
 
@@ -41,7 +41,7 @@ def _strip(value: Any) -> Any:
 
 
 def _strip_jaxpr(jaxpr: extend_core.Jaxpr) -> extend_core.Jaxpr:
-    """A jaxpr whose taps are gone: what they returned is what they were given."""
+    """Returns a jaxpr without its taps: their operands take the place of their results."""
     names: dict[Any, Any] = {}
 
     def renamed(variables: Any) -> list[Any]:

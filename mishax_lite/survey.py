@@ -1,4 +1,4 @@
-"""Finding the taps of a traced program: which there are, in program order, and what stands around each."""
+"""Finds the taps of a traced program, in program order, and the constructs around each."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ class Tap:
     """One tap in a traced program.
 
     Attributes:
-        name: as tapped, with its scopes.
-        eqn: the tap's equation; `params` are its params, `avals` the types of its leaves.
+        name: the name, with its scopes.
+        eqn: the tap's equation.
+        avals: the types of the leaves of its value.
         loops: how many scans stand around it.
         turns: the constructs around it that decide how often it runs, "while" or "cond", outermost first.
-        uncapturable: what forbids to carry the value out ("" if nothing does).
-        closed: what forbids to change it.
-        ruled: it stands in a function with a derivative rule of its own.
-        recomputed: it stands in a backward pass of `jax.checkpoint`, or is a copy that a hook made.
-        absent: it only says why there is no value.
-        is_slope: it marks the derivative of another tap's value, with the same key (`slopes.py`).
-        is_backward: it is no tap, but a backward rule that runs when the program is transposed, with taps of its own.
+        uncapturable: the construct out of which its value cannot be carried ("" if it can).
+        closed: the construct in which its value cannot be changed ("" if it can).
+        ruled: whether it stands in a function with a derivative rule of its own.
+        recomputed: whether it stands in a backward pass of `jax.checkpoint`, or is a copy that a hook made.
+        absent: why the value is missing; "" for a value.
+        is_slope: whether it marks the derivative of another tap's value, with the same key (`slopes.py`).
+        is_backward: whether it is a backward rule, not a tap, that runs when the program is transposed; the rule has
+            taps of its own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Tap:
 
     @property
     def params(self) -> dict[str, Any]:
+        """The params of its equation."""
         return self.eqn.params
 
     @property
@@ -57,17 +60,17 @@ class Tap:
 
     @property
     def size(self) -> int:
-        """How many arrays its captured value has: its leaves, and for each of its `turns` how often it ran."""
+        """The number of arrays of its captured value: its leaves, and for each of its `turns` how often it ran."""
         return len(self.avals) + len(self.turns)
 
     @property
     def key(self) -> tuple[str, identity.Path]:
-        """What the copies of a tap have in common."""
+        """The name and the path, which all copies of a tap have in common."""
         return self.name, self.params["path"]
 
     @property
     def selected(self) -> bool:
-        """Whether vmap made a select of a cond around it, so that it runs where its branch is not taken, too."""
+        """Whether vmap made a cond around it into a select, so that it also runs where its branch is not taken."""
         return self.params["branches"] > self.turns.count("cond")
 
 
@@ -76,7 +79,7 @@ _surveys: weakref.WeakKeyDictionary[Any, tuple[Tap, ...]] = weakref.WeakKeyDicti
 
 
 def survey(jaxpr: extend_core.Jaxpr) -> tuple[Tap, ...]:
-    """All taps of a jaxpr and of the jaxprs inside it, in program order; `interpret` visits them in the same order.
+    """Returns all taps of a jaxpr and of the jaxprs inside it, in program order, in which `interpret` visits them.
 
     A function called twice counts twice, the body of a loop once, and each branch of a `cond` once.
     """
@@ -87,7 +90,7 @@ def survey(jaxpr: extend_core.Jaxpr) -> tuple[Tap, ...]:
 
 
 def survey_equation(eqn: extend_core.JaxprEqn) -> tuple[Tap, ...]:
-    """The taps of one equation: itself, or those in the jaxprs that it holds."""
+    """Returns the taps of one equation: itself, or those in its jaxprs."""
     if eqn.primitive is tap_p:
         params = eqn.params
         avals = tuple(v.aval for v in eqn.invars)
@@ -107,8 +110,8 @@ def survey_equation(eqn: extend_core.JaxprEqn) -> tuple[Tap, ...]:
 
 
 def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
-    """The jaxprs in the params of an equation, without constants, in program order."""
-    if eqn.primitive is primitives.while_p:  # its params stand in the order of the alphabet; the condition comes first
+    """Returns the jaxprs in the params of an equation, without constants, in program order."""
+    if eqn.primitive is primitives.while_p:  # its params are in alphabetical order; the condition runs first
         return [eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr]
     if eqn.primitive is primitives.cond_p:
         return [eqn.params["branches"][k].jaxpr for k in branch_order(eqn)]
@@ -116,9 +119,9 @@ def inner_jaxprs(eqn: extend_core.JaxprEqn) -> list[extend_core.Jaxpr]:
 
 
 def branch_order(eqn: extend_core.JaxprEqn) -> list[int]:
-    """The branches of a cond as its source has them: paths tell, since JAX puts the one for True last.
+    """Returns the indices of a cond's branches in the order of its source, by their paths: JAX puts True's last.
 
-    Where nobody was watching when it was traced, two branches are taken for those of `lax.cond`.
+    If nobody was watching when it was traced, two branches count as those of `lax.cond`.
     """
     firsts = [
         min((tap.params["path"] for tap in survey(branch.jaxpr) if not tap.is_backward), default=())
@@ -131,7 +134,7 @@ def branch_order(eqn: extend_core.JaxprEqn) -> list[int]:
 
 
 def _through(eqn: extend_core.JaxprEqn, tap: Tap) -> Tap:
-    """A tap inside `eqn`, as it is seen from outside."""
+    """Returns the record of a tap inside `eqn` as it is seen from outside."""
     primitive = eqn.primitive
     if primitive is primitives.scan_p:
         return dataclasses.replace(tap, loops=tap.loops + 1)
@@ -167,9 +170,9 @@ _OPEN = {
 
 
 def first_runs(taps: tuple[Tap, ...]) -> dict[int, int]:
-    """For each tap that recomputes another, by position, the position of the one that it recomputes; so for slopes.
+    """Returns, by the position of each recomputation or slope, the position of the tap that it belongs to.
 
-    Both have the same name and path. A backward pass may also hold the only run of a tap; that one recomputes nothing.
+    Both have the same name and path. A backward pass may also hold the only run of a tap, which recomputes nothing.
     """
     runs: dict[Any, list[int]] = {}
     for position, tap in enumerate(taps):
@@ -186,11 +189,11 @@ def first_runs(taps: tuple[Tap, ...]) -> dict[int, int]:
 
 
 def in_source_order(taps: tuple[Tap, ...], positions: list[int]) -> list[int]:
-    """Positions of taps, ordered as the source has them.
+    """Returns positions of taps in the order of the source.
 
-    That is the order of the program, but for a cond that vmap made a select, whose branches stand in JAX's order. They
-    stand together: a tap outside, or a branch that comes again, belongs to the next run of that cond, as a backward
-    pass has one.
+    It is the order of the program, except in a cond that vmap made into a select, whose branches stand in JAX's order.
+    They stand together: after a tap outside, or when a branch comes again, the next run of that cond begins (a backward
+    pass has a second run).
     """
     runs: dict[Any, _Run] = {}
     keys: dict[int, list[int]] = {}
@@ -212,7 +215,13 @@ def in_source_order(taps: tuple[Tap, ...], positions: list[int]) -> list[int]:
 
 @dataclasses.dataclass
 class _Run:
-    """Of a cond that vmap made a select: the position of its first tap, its branches so far and the last of them."""
+    """A run of a cond that vmap made into a select.
+
+    Attributes:
+        start: the position of its first tap.
+        seen: its branches so far.
+        last: the last of these.
+    """
 
     start: int
     seen: set[int] = dataclasses.field(default_factory=set)
@@ -220,16 +229,18 @@ class _Run:
 
 
 def _branches(tap: Tap) -> list[tuple[Any, int]]:
-    """The conds around a tap, outermost first: what its branches have in common, and which one it is."""
+    """Returns the conds around a tap, outermost first: the key that its branches share, and the index of the branch."""
     path = tap.params["path"]
     return [((path[:k], number), place) for k, (number, place) in enumerate(path) if place != identity.NO_BRANCH]
 
 
 def numbered(taps: tuple[Tap, ...], firsts: dict[int, int]) -> list[str]:
-    """What each tap is called: its name, or `name#k` where the name occurs more than once.
+    """Returns the name of each tap as users see it: `name#k` where the name occurs more than once.
 
-    Recomputations are no occurrences of their own; they are called what their first run is called (`firsts`, as of
-    `first_runs`). What only says that a value is absent is called "".
+    Args:
+        taps: the taps of a program.
+        firsts: as `first_runs` returns them. Recomputations are no occurrences of their own, and have the name of their
+            first run. A tap that only says that a value is absent has the name "".
     """
     occurrences = [position for position, tap in enumerate(taps) if position not in firsts and tap.counts]
     occurrences = in_source_order(taps, occurrences)

@@ -1,7 +1,7 @@
-"""What a tap is to tools outside JAX's core that interpret programs: jet, sparsify, the checker of key reuse.
+"""Rules of `tap` for tools outside JAX's core that interpret programs: jet, sparsify, the checker of key reuse.
 
-Each has a table of rules by primitive; here are the rows for `tap`. To add one more: a function that makes the row, and
-a line in `register`.
+Each tool has a table of rules by primitive. To serve one more tool, add a function that is its rule, and a line in
+`register`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mishax_lite.primitive import before_tapping, tap_p
 
 
 def _jet(primals: list[Any], series: list[Any], **params: Any) -> tuple[list[Any], list[Any]]:
-    """Taylor mode: a tap marks the value; its coefficients pass untouched, as tangents do."""
+    """Applies Taylor mode: a tap marks the value; its coefficients pass untouched, as tangents do."""
     return tap_p.bind(*primals, **params), list(series)
 
 
 def _sparsify(environment: Any, *values: Any, tree: Any, levels: tuple[Level, ...], **params: Any) -> list[Any]:
-    """Sparse arrays: the site's value is the sparse array itself, a pytree of its data and its indices."""
+    """Taps sparse arrays: the site's value is the sparse array itself, a pytree of its data and its indices."""
     transform = sys.modules["jax.experimental.sparse.transform"]
     arrays = transform.spvalues_to_arrays(environment, list(values))
     new_levels = tuple(_sparse_level(level, arrays) for level in levels)
@@ -33,13 +33,13 @@ def _sparsify(environment: Any, *values: Any, tree: Any, levels: tuple[Level, ..
 
 
 def _sparse_level(level: Level, arrays: list[Any]) -> Level:
-    """A level for the data and the indices of sparse arrays: a batch axis is the same axis of each of them."""
+    """Returns a level for the data and the indices of sparse arrays: a batch axis is the same axis of each of them."""
     axes = [axis for axis, array in zip(level.axes, arrays, strict=True) for _ in jax.tree.leaves(array)]
     return level._replace(axes=tuple(axes))
 
 
 def _register_sparse() -> None:
-    """Importing sparse takes half a second, so the rules are put there once somebody has imported it."""
+    """Enters the rules for sparse arrays once somebody has imported sparse: importing it takes half a second."""
     transform = sys.modules.get("jax.experimental.sparse.transform")
     if transform is not None:
         for table in (transform.sparse_rules_bcoo, transform.sparse_rules_bcsr):

@@ -1,4 +1,4 @@
-"""A function traced at its arguments, and running it again with some of its taps acted upon."""
+"""Traces a function at its arguments, and runs it again with actions at some of its taps."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ class Traced:
 
     Attributes:
         jaxpr: the program.
-        inputs: what the function closes over, and the arrays among its arguments.
-        taps, names: all its taps, and what each is called.
-        firsts: of each recomputation the first run, by position.
-        output: makes what was traced return its output, of the outputs of `jaxpr`.
-        settle: makes the function's output of that; it writes the new state into nnx modules, so it is called once,
-            where the hook was called.
-        peek: makes the function's output of that, and writes nothing.
+        inputs: the values that the function closes over, and the arrays among its arguments.
+        taps: all its taps.
+        names: the name of each tap as users see it.
+        firsts: by the position of each recomputation, the position of its first run.
+        output: makes the traced function's output from the outputs of `jaxpr`.
+        settle: makes the user's function's output from that; it writes the new state into nnx modules, so it is called
+            once, where the hook was called.
+        peek: makes the user's function's output from that, and writes nothing.
     """
 
     jaxpr: extend_core.Jaxpr
@@ -50,15 +51,19 @@ class Traced:
     peek: Callable[[Any], Any] = lambda output: output
 
     def result(self, outs: list[Any]) -> Any:
-        """The function's output, of the outputs of `jaxpr`."""
+        """Returns the function's output from the outputs of `jaxpr`."""
         return self.settle(self.output(outs))
 
     def is_occurrence(self, position: int) -> bool:
-        """Whether a tap is an occurrence of its name: no recomputation, and no word that it is absent."""
+        """Returns whether a tap is an occurrence of its name: no recomputation, and not absent."""
         return position not in self.firsts and self.taps[position].counts
 
     def matching(self, pattern: str) -> list[int]:
-        """The positions of the taps that a pattern matches; recomputations are not among them."""
+        """Returns the positions of the taps that a pattern matches, without recomputations.
+
+        Raises:
+            ValueError: if it matches none.
+        """
         hits = [
             position
             for position, tap in enumerate(self.taps)
@@ -75,25 +80,26 @@ class Traced:
             raise ValueError(
                 f"no site matches {pattern!r}; "
                 + (f"near names: {', '.join(near)}; " if near else "")
-                + (f"the function has {len(names)} sites" if names else "the function taps nothing")
+                + (f"the function has {len(names)} site" if names else "the function taps nothing")
+                + ("s" if len(names) > 1 else "")
                 + (f", the first are: {', '.join(names[:8])}" if names and not near else "")
             )
         return positions
 
     def reachable(self, pattern: str) -> list[int]:
-        """As `matching`; a pattern that matches other sites too leaves out those that nobody can reach."""
+        """Returns what `matching` does; a pattern that matches other sites too leaves out the unreachable ones."""
         positions = self.matching(pattern)
         return [p for p in positions if not (self.taps[p].closed and self.taps[p].uncapturable)] or positions
 
     def check_capture(self, position: int, pattern: str, loops: str | int | None) -> None:
-        """Raises ValueError if a tap's value cannot be carried out, or `loops` has to say which is meant."""
+        """Raises ValueError if a tap's value cannot be carried out, or if it takes `loops` to say which value."""
         tap = self.taps[position]
         site = f"capture: site {self.names[position]!r}, which pattern {pattern!r} matches, is in "
         if tap.uncapturable:
             raise ValueError(
-                f"{site}{tap.uncapturable}, from where no value can be carried out; leave it out (`sites` lists those "
-                "that can be captured)"
-                + ("" if tap.closed else ", capture inside the vmap if there is one, or edit it")
+                f"{site}{tap.uncapturable}, from where no value can be carried out; leave it out (`sites` lists the "
+                "sites that can be captured)"
+                + ("" if tap.closed else ", capture inside the vmap if one stands around it, or edit it")
             )
         if tap.selected:
             raise ValueError(
@@ -119,11 +125,12 @@ class Traced:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern is of a site's name: the name itself, or as `fnmatch.fnmatchcase` says."""
+    """Returns whether a pattern matches a site's name: it is the name, or `fnmatch.fnmatchcase` says so."""
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def checked_patterns(caller: str, patterns: str | Iterable[str]) -> list[str]:
+    """Returns one pattern, or several, as a list; raises ValueError in the caller's name unless they are strings."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -133,7 +140,7 @@ def checked_patterns(caller: str, patterns: str | Iterable[str]) -> list[str]:
 
 @_nnx.carries_state
 def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """Traces `fn`, the arrays among its arguments as inputs, all else as it is."""
+    """Traces `fn`: the arrays among its arguments become inputs, everything else stays unchanged."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     places = [k for k, leaf in enumerate(leaves) if is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)]
     arrays = [jnp.asarray(leaves[k]) if isinstance(leaves[k], np.ndarray) else leaves[k] for k in places]
@@ -150,12 +157,13 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         output = Output(returned)
         return Output.arrays(returned)
 
-    # Also where jit is disabled: a scan that JAX unrolls then would give its sites other names and shapes.
+    # With jit, even where the user disabled it: JAX would unroll scans, whose sites would have other names and shapes.
     with watching(), jax.disable_jit(False):
         avals = [jax.typeof(array) if not isinstance(array, jax.ShapeDtypeStruct) else _aval(array) for array in arrays]
         jaxpr, consts = _jax_internals.trace(flat, avals, _jax_internals.no_debug_info(fn))
     taps = survey(jaxpr)
     firsts = first_runs(taps)
+    # pyrefly: ignore[bad-argument-type]  tracing has set the output
     return Traced(jaxpr, [*consts, *arrays], taps, numbered(taps, firsts), firsts, output)
 
 
@@ -166,7 +174,14 @@ def _aval(struct: jax.ShapeDtypeStruct) -> Any:
 def captured_arrays(
     traced: Traced, chosen: list[bool], inputs: list[Any], loop_turns: int = 0
 ) -> tuple[list[Any], list[list[Any]]]:
-    """Runs a traced function: the arrays of its output, and for each chosen tap those of its captured value."""
+    """Runs a traced function: returns the arrays of its output, and of the captured value of each chosen tap.
+
+    Args:
+        traced: the function.
+        chosen: whether to capture each tap.
+        inputs: its inputs.
+        loop_turns: the number of first turns of while loops to capture, or 0 for the last turn.
+    """
     actions = [Action(name, capture=yes) if yes else NOTHING for name, yes in zip(traced.names, chosen, strict=True)]
     outs, leaves = interpret(Run(actions, loop_turns), traced.jaxpr, (), inputs)
     arrays = iter(leaves)
@@ -177,7 +192,10 @@ def captured_arrays(
 def captured(
     traced: Traced, chosen: list[bool], inputs: list[Any], loop_turns: int = 0
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Runs a traced function, capturing the chosen taps; of while loops the first turns, or (with 0) the last one."""
+    """Runs a traced function: returns the arrays of its output, and the captured values by name.
+
+    The arguments are those of `captured_arrays`.
+    """
     outs, by_tap = captured_arrays(traced, chosen, inputs, loop_turns)
     values = {}
     taps, names = itertools.compress(traced.taps, chosen), itertools.compress(traced.names, chosen)

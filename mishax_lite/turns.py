@@ -1,7 +1,7 @@
-"""Rebuilding while and cond: constructs whose insides run as often as the data say.
+"""Rebuilds while and cond: constructs whose insides run as often as the data say.
 
-What is captured there goes out with how often it ran: of a loop the last value, or those of the first turns, and the
-number of turns; of a branch the value, and whether the branch was taken.
+A value captured in a loop goes out with the number of turns: it is the last turn's value, or those of the first turns.
+A value captured in a branch goes out with the fact whether the branch was taken.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ from mishax_lite.survey import Tap, branch_order, survey
 
 
 class LoopValue(NamedTuple):
-    """What `capture` returns for a site in a while loop.
+    """The value that `capture` returns for a site in a while loop.
 
     Attributes:
         value: with `loops="last"` the value of the last turn; with `loops=n` those of the first n turns, stacked on a
-            leading axis. Zeros where there was no such turn.
-        count: int32 scalar. How many turns there were; a site in the condition runs once more than the body.
+            leading axis. Zeros stand for turns that did not happen.
+        count: int32 scalar, the number of turns; a site in the condition runs once more than the body.
+
+    Example:
+        >>> def f(x):
+        ...     return jax.lax.while_loop(lambda x: x > 1, lambda x: mishax_lite.tap("half", x / 2), x)
+        >>> out, values = mishax_lite.capture(f, "half", loops="last")(8.0)
+        >>> float(values["half"].value), int(values["half"].count)
+        (1.0, 3)
     """
 
     value: Any
@@ -35,11 +42,19 @@ class LoopValue(NamedTuple):
 
 
 class BranchValue(NamedTuple):
-    """What `capture` returns for a site in a branch of a cond or switch.
+    """The value that `capture` returns for a site in a branch of a cond or switch.
 
     Attributes:
-        value: the value; zeros where the branch was not taken.
-        taken: bool scalar. Whether the branch was taken.
+        value: the value; zeros if the branch was not taken.
+        taken: bool scalar, whether the branch was taken.
+
+    Example:
+        >>> def f(x):
+        ...     kept, flipped = (lambda x: mishax_lite.tap("kept", x)), (lambda x: mishax_lite.tap("flipped", -x))
+        ...     return jax.lax.cond(x > 0, kept, flipped, x)
+        >>> out, values = mishax_lite.capture(f, "*", loops="last")(-2.0)
+        >>> bool(values["kept"].taken), float(values["flipped"].value)
+        (False, 2.0)
     """
 
     value: Any
@@ -47,20 +62,20 @@ class BranchValue(NamedTuple):
 
 
 def with_turns(value: Any, extras: Sequence[Any], turns: Sequence[str]) -> Any:
-    """Puts a captured value together with how often it ran: `extras` has one array for each of `turns`, inside out."""
+    """Returns a captured value with its numbers of turns: `extras` has one array for each of `turns`, inside out."""
     for extra, kind in zip(extras, reversed(turns), strict=True):
         value = LoopValue(value, extra) if kind == "while" else BranchValue(value, extra)
     return value
 
 
 def _groups(taps: Sequence[Tap], captures: Sequence[bool], leaves: Sequence[Any]) -> list[list[Any]]:
-    """The leaves of what was captured, by tap."""
+    """Returns the leaves of the captured values, one list for each captured tap."""
     values = iter(leaves)
     return [[next(values) for _ in range(tap.size)] for tap, yes in zip(taps, captures, strict=True) if yes]
 
 
 def _zeros(aval: Any, turns: int = 0) -> Any:
-    """Zeros of a type, `turns` of them if that is not 0."""
+    """Returns zeros of a type, with a leading axis of `turns` if that is not 0."""
     shape = (turns, *aval.shape) if turns else aval.shape
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(aval.shape, aval.dtype)).shape[aval.ndim :]
@@ -72,7 +87,7 @@ def _zeros(aval: Any, turns: int = 0) -> Any:
 
 
 def _while(run: Run, eqn, args, start, loops):
-    """The surveyed order is the condition first, then the body. What is captured is kept in the carry."""
+    """Rebuilds a while loop. The survey has the condition first, then the body. The carry keeps captured values."""
     old = eqn.params
     cond, body, n = old["cond_jaxpr"], old["body_jaxpr"], old["cond_nconsts"]
     middle = start + len(survey(cond.jaxpr))
@@ -91,9 +106,10 @@ def _while(run: Run, eqn, args, start, loops):
 
 
 def _capturing_while(run: Run, eqn, args, start, middle, loops):
-    """The carry begins with the number of turns and with what was captured in the condition and in the body so far.
+    """Rebuilds a while loop with captures.
 
-    The condition is run a second time to carry its values out: before the loop, and at the end of each turn.
+    The carry begins with the number of turns and with the values captured in the condition and in the body so far. The
+    condition runs a second time to carry its values out: before the loop, and at the end of each turn.
     """
     old = eqn.params
     cond, body = old["cond_jaxpr"], old["body_jaxpr"]
@@ -113,7 +129,7 @@ def _capturing_while(run: Run, eqn, args, start, middle, loops):
         return [*outs, *captured]
 
     def kept(values, leaves, turn):
-        """What is kept of the turns so far and of this one."""
+        """Returns the captured values of the turns so far and of this one, as far as they are kept."""
         if not run.turns:
             return list(leaves)
         return [value.at[turn].set(leaf, mode="drop") for value, leaf in zip(values, leaves, strict=True)]
@@ -126,7 +142,7 @@ def _capturing_while(run: Run, eqn, args, start, middle, loops):
     ends = [n, n + m, n + m + 1, n + m + 1 + len(in_cond), n + m + 1 + len(in_cond) + len(in_body)]
 
     def parts(inputs):
-        """Constants of the condition and of the body, the number of turns, what was captured, the old carry."""
+        """Splits inputs into both programs' constants, the number of turns, both programs' captures, and the carry."""
         bounds = [0, *ends, len(inputs)]
         return [list(inputs[a:b]) for a, b in itertools.pairwise(bounds)]
 
@@ -166,9 +182,10 @@ def _capturing_while(run: Run, eqn, args, start, middle, loops):
 
 
 def _cond(run: Run, eqn, args, start, loops):
-    """All branches take the same operands and return the same values.
+    """Rebuilds a cond. All branches take the same operands and return the same values.
 
-    So each gets what the edits of any branch close over, and returns zeros for what is captured in the others.
+    So each branch gets the values that the edits of any branch close over, and returns zeros for the values captured in
+    the others.
     """
     order, old = branch_order(eqn), eqn.params["branches"]
 

@@ -1,7 +1,7 @@
-"""Which source the functions in memory are made of, when a module is loaded again while the program runs.
+"""Tells which source the functions in memory are made of, when a module is loaded again while the program runs.
 
 `importlib.reload`, IPython's autoreload and a notebook's cell that runs again make new functions, or give the old ones
-new code, from source that may have changed. Functions from before stay with whoever holds them.
+new code, from source that may have changed. Old functions live on where somebody holds them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from mishax_lite.sources import Source
 
 
 class Version:
-    """A module's source at some time. `index`: the code of its functions; `imported`: that code as it was imported."""
+    """A module's source at some time.
+
+    Attributes:
+        source: the source.
+        index: the code of its functions, compiled here.
+        imported: the code objects of its functions that an import made, by their places in the index.
+    """
 
     def __init__(self, module: types.ModuleType, source: Source):
         self.source = source
@@ -24,7 +30,7 @@ class Version:
         self.imported: dict[tuple[Key, int], types.CodeType] = {}
 
     def remember(self, code: types.CodeType) -> None:
-        """Keeps code objects that an import made, so that the very same can be put back."""
+        """Keeps the code objects that an import made, so that the same objects can be put back."""
         for inner in (code, *codes.walk(code)):
             place = self.index.find(inner, inner.co_qualname)
             if place is not None:
@@ -33,9 +39,14 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a function's code is: the `k`-th of the `count` codes that `version` has, or had when patched, under `key`.
+    """The origin of a function's code.
 
-    `patched`: whether this package put it there.
+    Attributes:
+        version: the version of the source.
+        key: the key of the code in that version.
+        k: the index of the code among the codes of that key.
+        count: the number of codes of that key, when the code was patched if it was.
+        patched: whether this package made the code.
     """
 
     version: Version
@@ -46,12 +57,13 @@ class Origin:
 
 
 class PatchedCode:
-    """Remembers of each code object that patches made what it stands for, as long as somebody has it."""
+    """Remembers the origin of each code object that patches made, as long as somebody holds the code."""
 
     def __init__(self):
         self._origins: dict[int, tuple[weakref.ref, Origin]] = {}  # by id: code is equal if it looks alike
 
     def add(self, version: Version, installed: Codes) -> None:
+        """Adds the code that patches of a version made."""
         for key, alike in installed.items():
             for k, code in enumerate(alike):
                 number = id(code)
@@ -59,6 +71,7 @@ class PatchedCode:
                 self._origins[number] = forget, Origin(version, key, k, len(alike), True)
 
     def origin(self, code: types.CodeType) -> Origin | None:
+        """Returns the origin of a code object; None if no patch made it."""
         reference, origin = self._origins.get(id(code), (lambda: None, None))
         return origin if reference() is code else None
 
@@ -68,9 +81,9 @@ class Survey:
     """The functions of a module in memory.
 
     Attributes:
-        placed: each function whose code is known, with its origin.
-        members: the ids of those that the module's names lead to.
-        unknown: functions with code that nobody knows: another tool changed it, or the source did.
+        placed: the functions whose code has an origin, each with that.
+        members: the ids of the functions that the module's names lead to.
+        unknown: the functions with other code: another tool changed it, or the source changed.
     """
 
     placed: list[tuple[types.FunctionType, Origin]]
@@ -78,9 +91,10 @@ class Survey:
     unknown: list[types.FunctionType]
 
     def unknown_keys(self, present: Version) -> set[Key]:
-        """The keys of the present source that an unknown function has the name of, so that an edit would miss it.
+        """Returns the keys of the present source whose names unknown functions have: an edit would miss these.
 
-        A function that the module does not lead to and that has a successor is from before a reload: it stays as it is.
+        A function that the module's names do not lead to and that has a successor is from before a reload: it does not
+        count.
         """
         placed = {origin.key for _, origin in self.placed if origin.version is present}
         by_name: dict[str, list[Key]] = {}
@@ -102,7 +116,7 @@ def survey(
     patched: PatchedCode,
     installed: Index,
 ) -> Survey:
-    """Says of each function which of the versions it is made of. The last version is the module's present one."""
+    """Returns which version each function is made of. The last version is the module's present one."""
     placed, unknown = [], []
     for function in functions:
         origin = find_origin(function, versions, patched, installed)
@@ -116,6 +130,7 @@ def survey(
 def find_origin(
     function: types.FunctionType, versions: list[Version], patched: PatchedCode, installed: Index
 ) -> Origin | None:
+    """Returns the origin of a function's code; None if it has none."""
     code, qualname = function.__code__, function.__qualname__
     present = versions[-1]
     origin = patched.origin(code)
@@ -123,13 +138,13 @@ def find_origin(
         alike = origin.version.index.codes.get(origin.key, [])
         if origin.version is present or len(alike) != origin.count:
             return origin
-        # A function from before a reload that left its source alone is one of the present version.
+        # A reload that left a function's source alone makes it a function of the present version.
         place = present.index.find(alike[origin.k], qualname)
         return origin if place is None else _at(present, place, True)
     place = present.index.find(code, qualname)
     if place is not None:
         return _at(present, place, False)
-    place = installed.find(code, qualname)  # a copy of what a patch made
+    place = installed.find(code, qualname)  # a copy of a patch's code
     if place is not None:
         key, k = place
         return Origin(present, key, k, len(installed.codes[key]), True)
@@ -143,17 +158,17 @@ def find_origin(
 def was_loaded(
     candidate: Version, present: Version, members: list[types.FunctionType], patched: PatchedCode, imported: bool
 ) -> bool:
-    """Whether the module was loaded from `candidate`, its source on disk, after it was from `present`.
+    """Returns whether the module was loaded from `candidate`, its source on disk, after it was loaded from `present`.
 
-    That the source changed on disk does not say so. The code of the functions does; where it fits both, their lines;
-    and where these are the same too, whether the import system loaded the module anew (`imported`).
+    A change of the source on disk does not show that. The code of the functions does; where it fits both, their lines
+    do; and where these are the same too, the fact that the import system loaded the module anew (`imported`) does.
     """
     ours, theirs = _fit(present, members, patched), _fit(candidate, members, patched)
     return theirs > ours or (theirs == ours and imported)
 
 
 def _fit(version: Version, members: list[types.FunctionType], patched: PatchedCode) -> tuple[int, int]:
-    """How many functions have the code of a version, and how many have it on the lines of that version."""
+    """Returns how many functions have the code of a version, and how many have it on the lines of that version."""
     fitting = exact = 0
     for function in members:
         origin = patched.origin(function.__code__)

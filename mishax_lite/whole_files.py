@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all: under another name first, which is then changed.
+"""Writes files whole or not at all: under another name first, which then changes to the file's name.
 
-All packages write so and none may import another but this one, so it stands here, as `hashing` does.
+All packages write files this way, and this is the one package that all of them may import. `hashing` is here for the
+same reason.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ def replacing(path: Path, ending: str = ".new", *, exclusive: bool = False) -> I
     file is removed; a killed process leaves it, and the next one writes over it if the ending is the same.
 
     Args:
-        path: the file that is replaced. Its folder exists.
-        ending: of the new file's name, which begins with the name of `path`. Writers that may write at the same time
-            need one each.
-        exclusive: whether only a file that does not exist yet is made.
+        path: the file to replace. Its folder exists.
+        ending: the end of the new file's name, which begins with the name of `path`. Writers that may write at the same
+            time need different endings.
+        exclusive: whether to refuse a file that exists.
 
     Yields:
         The path of the new file, in the folder of `path`. The block writes it and closes it.

@@ -1,5 +1,5 @@
-"""Sparse autoencoders for any language model that speaks `LanguageModel`: harvesting activations, training on them,
-measuring and looking at what comes out."""
+"""Sparse autoencoders for any language model that speaks `LanguageModel`: this package harvests activations, trains
+autoencoders on them, measures and shows them, and puts them back into the running model."""
 
 from mishax_lite.hashing import fingerprint
 from sae.adapting import AdaptedModel
@@ -34,7 +34,8 @@ from sae.streaming import stream
 from sae.topk import TopK
 from sae.trainer.estimating import Estimate, estimate
 from sae.trainer.preemption import Preempted
-from sae.trainer.reporting import Report, TensorBoard, WeightsAndBiases
+from sae.trainer.reporting import Report
+from sae.trainer.trackers import TensorBoard, WeightsAndBiases
 from sae.training import TrainingWarning, train
 from sae.transcoder_set import TranscoderSet
 
@@ -102,9 +103,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Pages need packages that nothing else here does (the extra `pages`).
+    # Only pages need the packages of the extra `pages`.
     if name == "explore":
         from sae.explorer.building import explore
 
+        globals()[name] = explore
         return explore
     raise AttributeError(f"module 'sae' has no attribute {name!r}")

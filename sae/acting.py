@@ -1,7 +1,7 @@
-"""What `sae.interventions` does in a running model: which tokens are acted on, and what becomes of their activations.
+"""The edits of `sae.interventions` in a running model: the tokens at which they act, and the change of the activations.
 
-Everything here is a pytree whose numbers are leaves. Axis letters: B sequences, T tokens, A dim of the activation
-(heads joined), K latents that are acted on.
+Every class here is a pytree whose numbers are leaves. Axis letters: B sequences, T tokens, A dim of the activation
+(heads joined), K latents that an edit changes.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Integer
 
 from mishax_lite import Site
-from sae.released import Part, Released
+from mishax_lite.promotion import common_dtype
+from sae.released import Part, Released, plus, ranked
 
-Positions = int | slice | Sequence[int] | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array]
-# Of the activations [B, T, A] where the edit acts, and those [B, T, A] where the autoencoder reads, the new ones.
+Marks = Integer[jax.Array | np.ndarray, "..."] | Bool[jax.Array | np.ndarray, "B T"]
+Positions = int | slice | Sequence[int] | Marks | Callable[[jax.Array], jax.Array]
+# (activations [B, T, A] where the edit acts, activations [B, T, A] that the autoencoder reads) -> new activations.
 Change = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -26,19 +29,19 @@ Change = Callable[[jax.Array, jax.Array], jax.Array]
 class Steer:
     """Adds strengths [K] times rows [K, A]."""
 
-    rows: jax.Array
+    rows: jax.Array | np.ndarray
     strengths: jax.Array
 
     def __call__(self, x: jax.Array, _: jax.Array) -> jax.Array:
         if self.rows.shape[-1] != x.shape[-1]:
             raise ValueError(f"the autoencoder's output has dim {self.rows.shape[-1]}, the site {x.shape[-1]}")
-        return x + jnp.einsum("K,KA->A", self.strengths, self.rows, precision="highest")
+        return plus(x, jnp.einsum("K,KA->A", self.strengths, self.rows, precision="highest"))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splice:
-    """Puts the reconstruction in the place of the activation; with `error`, in its gradients alone."""
+    """Puts the reconstruction in the place of the activation; with `error`, in the gradients alone."""
 
     autoencoder: Released
     error: bool = dataclasses.field(metadata={"static": True})
@@ -47,19 +50,19 @@ class Splice:
         reconstruction = self.autoencoder(source)
         if not self.error:
             return reconstruction
-        # So that the value is x to the last bit; reconstruction + stop_gradient(x - reconstruction) rounds twice.
+        # The value is x to the last bit; reconstruction + stop_gradient(x - reconstruction) would round twice.
         return jax.lax.stop_gradient(x) + (reconstruction - jax.lax.stop_gradient(reconstruction))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Set:
-    """Sets latents to values [K], and leaves the reconstruction's error.
+    """Sets latents to values [K], and keeps the reconstruction's error.
 
     Attributes:
         autoencoder: with the K latents alone.
         values: [K], raw units.
-        active: only where the latent fires.
+        active: whether to act only where the latent fires.
     """
 
     autoencoder: Released | Part
@@ -68,19 +71,19 @@ class Set:
 
     def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
         f = self.autoencoder.encode(source)
-        values = jnp.where(f > 0, self.values, f) if self.active else self.values
+        values = jnp.where(f > 0, self.values, f) if self.active else ranked(self.values, f)
         return x + jnp.einsum("...K,KA->...A", values - f, self.autoencoder.W_dec, precision="highest")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
-    """Which tokens are acted on.
+    """The tokens at which an edit acts.
 
     Attributes:
-        narrowing: of positions [B, T] to bool [B, T]; None for no narrowing.
-        special_ids: tokens that never count; None where no rule is known: then those at positions above 0 count.
-        sink_norm: at the site that is read, the norm above which a token is an attention sink; None without a limit.
+        narrowing: a function of positions [B, T] to bool [B, T]; None for no narrowing.
+        special_ids: ids of tokens that never count. None without a rule: then tokens at positions above 0 count.
+        sink_norm: the norm, at the site that is read, above which a token is an attention sink; None without a limit.
     """
 
     narrowing: Any
@@ -88,7 +91,11 @@ class Tokens:
     sink_norm: float | None = dataclasses.field(metadata={"static": True})
 
     def mask(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """bool [B, T], as far as the text alone tells: without attention sinks."""
+        """Returns the tokens at which the edit acts, bool [B, T], by the text alone: attention sinks are not left out.
+
+        Raises:
+            ValueError: for positions that do not become bool [B, T].
+        """
         if self.special_ids is None:
             mask = positions > 0
         else:
@@ -107,11 +114,11 @@ class Tokens:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Intervention:
-    """A change at some tokens, before the text is known.
+    """A change at some tokens of a text that is not known yet.
 
     Attributes:
-        change: what becomes of the activations.
-        tokens: where.
+        change: the function that gives the new activations.
+        tokens: where the edit acts.
         reads: the site that the autoencoder reads; None where that is the site where the edit acts.
     """
 
@@ -120,7 +127,7 @@ class Intervention:
     reads: str | None = dataclasses.field(metadata={"static": True})
 
     def bind(self, tokens: jax.Array, positions: jax.Array) -> "Bound":
-        """The edit of the text with these tokens and positions, [B, T] each."""
+        """Returns the edit for a text with these tokens and positions, [B, T] each."""
         reads = () if self.reads is None else (self.reads,)
         return Bound(self.change, self.tokens.mask(tokens, positions), self.tokens.sink_norm, reads)
 
@@ -143,8 +150,8 @@ class Bound:
         for name in self.reads:
             if name not in getattr(site, "read", ()):
                 raise ValueError(
-                    f"this edit reads {name}, and the hooks of this model hand on no values of other sites: they can "
-                    "steer with a transcoder, and not splice, ablate or clamp"
+                    f"this edit reads {name}, and this model's hooks give an edit no value of another site. With a "
+                    "transcoder it can steer, but it cannot splice, ablate or clamp"
                 )
             source = self._joined(site.read[name])
         source = x if source is None else source
@@ -155,23 +162,23 @@ class Bound:
         return new.reshape(value.shape).astype(value.dtype)
 
     def _joined(self, value: jax.Array) -> jax.Array:
-        """[B, T, A] of a value, heads joined, in float32 at least."""
+        """Returns a value as [B, T, A], heads joined, in float32 or wider."""
         if value.ndim < 3 or value.shape[:2] != self.mask.shape:
             raise ValueError(
                 f"an autoencoder's edit acts on values [B, T, ...] of {list(self.mask.shape)} tokens, got "
                 f"{list(value.shape)}"
             )
-        return value.reshape(*self.mask.shape, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
+        return value.reshape(*self.mask.shape, -1).astype(common_dtype(value.dtype, jnp.float32))
 
 
 def narrowing(positions: Positions | None) -> Callable[[jax.Array], jax.Array] | None:
     """Returns positions as a pytree that is a function of positions [B, T] to bool [B, T].
 
     Args:
-        positions: an integer, several, a slice, an array bool [B, T], or a function already; None stays.
+        positions: an integer, several, a slice, an array bool [B, T], or a function; None stays None.
 
     Raises:
-        ValueError: for other kinds, and for negative positions: they mark padding, and do not count from the end.
+        ValueError: for another kind, and for negative positions: they mark padding and do not count from the end.
     """
     partial = jax.tree_util.Partial
     if positions is None or isinstance(positions, partial):
@@ -200,7 +207,7 @@ def _natural(numbers: Sequence[Any], positions: Any) -> np.ndarray:
             "positions are an integer, several, a slice, a function of positions [B, T] or an array bool [B, T], and "
             f"count from the first token, at 0; got {positions!r:.80}"
         )
-    return np.int32(numbers)
+    return np.asarray(numbers, np.int32)
 
 
 def _in_slice(bounds: jax.Array, positions: jax.Array) -> jax.Array:

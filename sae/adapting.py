@@ -1,29 +1,29 @@
-"""`AdaptedModel`: makes a `LanguageModel` of a forward pass with taps in it and a list of kinds of sites.
+"""`AdaptedModel`: a `LanguageModel` that is made of a forward pass with taps in it and a list of kinds of sites.
 
-What the protocol asks for beyond that follows from these: the records of sites, capturing and editing, `run` over
-texts, losses, the way of a direction to the logits, the fingerprint. It knows no framework: parameters are a pytree,
-and what a model computes is three functions of them.
+The rest of the protocol follows from these: the records of sites, capturing and editing, `run` over texts, losses, the
+way of a direction to the logits, the fingerprint. It knows no framework: parameters are a pytree, and a model is three
+functions of them.
 
 Axis letters: B sequences, T tokens, D width of the residual stream, V vocabulary, A length of the activation at a site.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Shaped
 
 import mishax_lite
 from mishax_lite import Edits
 from mishax_lite.applying import hooked
 from mishax_lite.compiling import jit_forward
 from mishax_lite.hashing import fingerprint
-from sae import sharding, site_kinds
-from sae.language_model import Site, Tokenizer, check_tokenizer
+from sae import model_inputs, site_kinds
+from sae.language_model import Site, Tokenizer
 from sae.site_kinds import SiteKind
 from sae.sites import dim, site_of
 
@@ -31,12 +31,12 @@ _STATIC = {"static": True}
 
 
 class AdaptedForward(NamedTuple):
-    """What `AdaptedModel.run` returns, as `sae.language_model.Forward` says: the logits, values, tokens and mask."""
+    """The result of `AdaptedModel.run`: logits, values, tokens and mask, as in `sae.language_model.Forward`."""
 
-    logits: jax.Array
-    values: dict[str, jax.Array]
-    tokens: jax.Array
-    mask: jax.Array
+    logits: Float32[jax.Array, "B T V"]
+    values: dict[str, Shaped[jax.Array, "B ..."]]
+    tokens: Int32[jax.Array, "B T"]
+    mask: Bool[jax.Array, "B T"]
 
 
 @jax.tree_util.register_dataclass
@@ -44,25 +44,26 @@ class AdaptedForward(NamedTuple):
 class AdaptedModel:
     """A language model made of functions of its parameters; it speaks `sae.LanguageModel`.
 
-    All but the parameters is static: functions are compared by identity, so that those of a module, or made once, keep
-    programs compiled. A subclass that is a registered dataclass too may have the protocol's optional methods.
+    All fields but the parameters are static. Functions are compared by identity, so a function of a module, or one that
+    is made once, keeps programs compiled. A subclass that is a registered dataclass may add the protocol's optional
+    methods.
 
     Attributes:
-        name: what people call it.
+        name: what people call the model.
         params: a pytree of arrays.
-        tokenizer: what `sae.Tokenizer` says, such as `gemma.load(...).tokenizer`.
+        tokenizer: an object with the methods of `sae.language_model.Tokenizer`, such as `gemma.load(...).tokenizer`.
         vocab_size: V.
         layers: the number of layers.
-        kinds: what is known about its sites, in the order of the forward pass, all but `logits`.
-        forward: (params, tokens [B, T]) -> logits [B, T, V]. Taps in it (`mishax_lite.tap`, `modules` or a `Patch`)
-            bear the names of the sites; the logits need none. Sequences are padded at their ends, so a causal model
-            needs no mask.
+        kinds: the kinds of its sites, in the order of the forward pass, without `logits`.
+        forward: (params, tokens [B, T]) -> logits [B, T, V]. Its taps (`mishax_lite.tap`, `modules` or a `Patch`) have
+            the names of the sites; the logits need no tap. Sequences are padded at their ends, so a causal model needs
+            no mask.
         readout: (params, residual [R, D], of R tokens) -> logits [R, V]: the last norm and the unembedding.
-        direct: (params, vectors [..., D]) -> [..., V]: `readout` without what depends on the token, which is the norm's
-            division and any softcap; linear in the vectors.
-        config: what decides about the forward pass beside the parameters, for the fingerprint: hashable, as a frozen
-            dataclass or a string is.
-        dtype: of the activations.
+        direct: (params, vectors [..., D]) -> [..., V]: `readout` without the steps that depend on the token (the norm's
+            division and any softcap); linear in the vectors.
+        config: all that decides the forward pass beside the parameters, for the fingerprint. Hashable, such as a frozen
+            dataclass or a string.
+        dtype: the dtype of the activations.
 
     Example:
         >>> model = sae.AdaptedModel(
@@ -96,7 +97,7 @@ class AdaptedModel:
 
     @property
     def sites(self) -> Mapping[str, Site]:
-        """The record of each site by name, in the order of the forward pass."""
+        """The record of each site, by name, in the order of the forward pass."""
         return site_kinds.records(self._all_kinds, self.layers)
 
     @property
@@ -110,41 +111,44 @@ class AdaptedModel:
         """sha256, in hex, of parameters and `config` (`sae.fingerprint`)."""
         return fingerprint(self.params, self.config)
 
-    def apply(self, tokens: jax.Array, *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
-        """Returns float32 logits [B, T, V]; with `capture`, the pair of them and {site: value}. Pure.
+    def apply(self, tokens: Integer[ArrayLike, "B T"], *, capture: str | Sequence[str] = (), edits: Any = None) -> Any:
+        """Returns float32 logits [B, T, V]; with `capture`, the pair of the logits and {site: value}. Pure.
 
         Args:
             tokens: integers [B, T], whole sequences.
             capture: names or patterns of sites.
-            edits: what `mishax_lite.Edits.of` takes. A result in a wider float than the site's is rounded to it.
+            edits: what `mishax_lite.Edits.of` takes. A result in a wider float than the site's is rounded to the
+                site's dtype.
 
         Raises:
-            ValueError: for tokens that are no integers [B, T] of the vocabulary, as far as they are known; for names
-                that match no tap; for values of another shape than their site's record says.
+            ValueError: for tokens that are no integers [B, T] of the vocabulary (traced ids are not checked), names
+                that match no tap, and values of another shape than their site's record says.
         """
-        tokens = self._checked(tokens)
-        return self._apply(tokens, _positions(tokens), capture, Edits.of(edits))
+        tokens = model_inputs.checked(self, tokens)
+        return self._apply(tokens, model_inputs.positions(tokens), capture, Edits.of(edits))
 
-    def losses(self, tokens: jax.Array, *, edits: Any = None) -> jax.Array:
+    def losses(self, tokens: Integer[ArrayLike, "B T"], *, edits: Any = None) -> Float32[jax.Array, "B T-1"]:
         """Returns the loss of every token but the first, float32 [B, T-1] in nats. Pure.
 
-        It holds all logits [B, T, V], as `forward` returns them: 4·B·T·V bytes, 16 GB for 16 sequences of 1024 tokens
-        and 250,000 words. Give it fewer sequences at a time, or let a subclass compute `losses` in blocks of tokens.
+        All logits [B, T, V] of `forward` are in memory: 4·B·T·V bytes, 16 GB for 16 sequences of 1024 tokens and
+        250,000 words. Give it fewer sequences at a time, or compute `losses` in blocks of tokens in a subclass.
 
         Raises:
             ValueError: as for `apply`, and for sequences of one token.
         """
-        tokens = self._checked(tokens)
+        tokens = model_inputs.checked(self, tokens)
         if tokens.shape[1] < 2:
-            raise ValueError(f"losses are of sequences of two tokens at least, got [B, T] = {list(tokens.shape)}")
+            raise ValueError(f"losses need sequences of at least two tokens, got [B, T] = {list(tokens.shape)}")
         log_probabilities = jax.nn.log_softmax(self.apply(tokens, edits=edits)[:, :-1])
         return -jnp.take_along_axis(log_probabilities, tokens[:, 1:, None], axis=-1)[..., 0]
 
     # For `mishax_lite.edit`: where edits find the text in the arguments.
-    apply.text_of = losses.text_of = lambda *args, tokens=None, **_: _text(args[-1] if tokens is None else tokens)
+    vars(apply)["text_of"] = vars(losses)["text_of"] = lambda *args, tokens=None, **_: model_inputs.bindable(
+        args[-1] if tokens is None else tokens
+    )
 
     def run(self, tokens_or_text: Any, *, capture: str | Sequence[str] = (), edits: Any = None) -> AdaptedForward:
-        """Runs the model by a program that is compiled once for each shape and set of names.
+        """Runs the model in a program that is compiled once for each shape and set of names.
 
         Args:
             tokens_or_text: a text, a list of texts, which are padded at the end, or tokens [B, T].
@@ -152,17 +156,17 @@ class AdaptedModel:
             edits: as for `apply`; positions are -1 at padding. Arrays in edits are arguments of the program.
 
         Raises:
-            ValueError: as for `apply`; for texts without a tokenizer; inside of `jax.jit`.
+            ValueError: as for `apply`, for texts where the model has no tokenizer, and inside of `jax.jit`.
         """
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.params)):
             raise ValueError("run compiles its own program: inside of jax.jit call model.apply, a pure function")
-        tokens, mask = self._placed(*self._read(tokens_or_text))
+        tokens, mask = model_inputs.placed(self.params, *model_inputs.read(self, tokens_or_text))
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         logits, values = _run(self, tokens, mask, Edits.of(edits), capture=names)
         order = [*(name for name in self.sites if name in values), *(name for name in values if name not in self.sites)]
         return AdaptedForward(logits, {name: values[name] for name in order}, tokens, mask)
 
-    def unembed(self, residual: jax.Array) -> jax.Array:
+    def unembed(self, residual: Float[ArrayLike, "*B D"]) -> Float32[jax.Array, "*B V"]:
         """Returns float32 logits [..., V] of the residual stream [..., D] after the last layer."""
         residual = jnp.asarray(residual)
         logits = self.readout(self.params, residual.reshape(-1, residual.shape[-1])).astype(jnp.float32)
@@ -175,7 +179,7 @@ class AdaptedModel:
             value: [..., D], or a pytree of such arrays, such as `forward.values`.
 
         Returns:
-            float32 [..., V] in the place of each array.
+            The value with float32 [..., V] in the place of each array.
 
         Example:
             >>> model = sae.AdaptedModel(
@@ -189,7 +193,7 @@ class AdaptedModel:
         """
         return jax.tree.map(self.unembed, value)
 
-    def logit_directions(self, site: str, vectors: jax.Array) -> jax.Array:
+    def logit_directions(self, site: str, vectors: Float[ArrayLike, "*B A"]) -> Float32[jax.Array, "*B V"]:
         """Returns how vectors [..., A] at a site move the logits to first order, float32 [..., V] of mean 0.
 
         Raises:
@@ -199,16 +203,21 @@ class AdaptedModel:
         return logits - logits.mean(axis=-1, keepdims=True)
 
     def direct_logits(
-        self, value: jax.Array, site: str | None = None, *, tokens: jax.Array | Sequence[int] | None = None
-    ) -> jax.Array:
+        self,
+        value: Float[ArrayLike, "..."],
+        site: str | None = None,
+        *,
+        tokens: Integer[ArrayLike, " K"] | Sequence[int] | None = None,
+    ) -> Float32[jax.Array, "..."]:
         """Returns what a component, a head or a latent adds to the logits by itself, by `direct`.
 
-        What depends on the token, such as the last norm's division, is left out, as an adapter does not say what it is.
+        The steps that depend on the token, such as the last norm's division, are left out: an adapter does not name
+        them.
 
         Args:
             value: [..., *shape] at the site. Heads [..., N, H] are taken one by one; joined, [..., N·H], together.
-            site: one that writes to the residual stream. None: a vector [..., D] of the stream itself.
-            tokens: ids [K] of the logits that are meant, all by default.
+            site: a site that writes to the residual stream. None: a vector [..., D] of the stream itself.
+            tokens: ids [K] of the wanted logits; all by default.
 
         Returns:
             float32 [..., V], or [..., K] with `tokens`; heads one by one, [..., N, V].
@@ -222,17 +231,17 @@ class AdaptedModel:
         if site is not None:
             vectors = self._added(site, site_kinds.one_by_one(vectors, tuple(site_of(self, site).shape)))
         logits = self.direct(self.params, vectors).astype(jnp.float32)
-        return logits if tokens is None else logits[..., self._checked(jnp.asarray(tokens)[None])[0]]
+        return logits if tokens is None else logits[..., model_inputs.checked(self, jnp.asarray(tokens)[None])[0]]
 
     def _added(self, site: str, vectors: jax.Array) -> jax.Array:
-        """What vectors [..., A] at a site add to the residual stream, [..., D]."""
+        """Returns what vectors [..., A] at a site add to the residual stream, [..., D]."""
         record = site_of(self, site)
         kind = next(kind for kind in self._all_kinds if kind.name == record.kind)
         if not kind.writes:
             writing = ", ".join(kind.name for kind in self.kinds if kind.writes)
             raise ValueError(
                 f"{site} does not write to the residual stream, so a vector there has no direct effect on logits: "
-                f"sites that do are {writing or 'none'}"
+                f"name a site that does ({writing or 'this model has none'})"
             )
         if vectors.shape[-1:] != (dim(record),):
             raise ValueError(f"vectors at {site} are [..., {dim(record)}], got {list(vectors.shape)}")
@@ -247,7 +256,7 @@ class AdaptedModel:
             self._check_shape(name, value, tokens.shape)
         return out
 
-    def _check_shape(self, name: str, value: Any, text: tuple[int, int]) -> None:
+    def _check_shape(self, name: str, value: Any, text: tuple[int, ...]) -> None:
         """Raises ValueError for a value at a site of another shape than its record says."""
         site = self.sites.get(name)
         if site is None:
@@ -257,59 +266,11 @@ class AdaptedModel:
         if getattr(value, "shape", None) != shape:
             raise ValueError(
                 f"the value at {name} has shape {list(jnp.shape(value))}, and its SiteKind says {list(shape)}: tap it "
-                "with its batch and text axes first, once in each layer, or mend the kind's shape"
+                "with its batch and text axes first, once in each layer, or correct the kind's shape"
             )
-
-    def _checked(self, tokens: Any) -> jax.Array:
-        """Returns tokens as an array of integers [B, T]; ids that are known are in the vocabulary."""
-        if not isinstance(tokens, jax.Array):
-            tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or not math.prod(tokens.shape):
-            raise ValueError(f"tokens are integers [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
-            ids = np.asarray(tokens)  # inside of jax.jit, the minimum of a JAX array would be traced
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"the token id {wrong} has no row: {self.name} has 0 to {self.vocab_size - 1}")
-        return jnp.asarray(tokens)
-
-    def _read(self, tokens_or_text: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns tokens int32 [B, T] and the mask [B, T] that is False at padding."""
-        texts = [tokens_or_text] if isinstance(tokens_or_text, str) else tokens_or_text
-        if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
-            check_tokenizer(self)
-            rows = [self.tokenizer.encode(text) for text in texts]
-            lengths = np.array([[len(row)] for row in rows])
-            tokens = np.full((len(rows), lengths.max()), self.tokenizer.pad, np.int32)
-            for row, ids in zip(tokens, rows, strict=True):
-                row[: len(ids)] = ids
-            return self._checked(tokens), jnp.asarray(np.arange(lengths.max()) < lengths)
-        tokens = self._checked(texts).astype(jnp.int32)
-        if self.tokenizer is None:
-            return tokens, jnp.ones(tokens.shape, bool)
-        # Padding at the end of a row is padding, wherever it stands before that it is a token.
-        return tokens, jnp.flip(jnp.cumsum(jnp.flip(tokens != self.tokenizer.pad, axis=1), axis=1), axis=1) > 0
-
-    def _placed(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns both over the mesh's axis `data`, where the parameters lie on a mesh whose axis divides them."""
-        where = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
-        if not isinstance(where, NamedSharding) or len(tokens) % sharding.ways(where.mesh):
-            return tokens, mask
-        return jax.device_put((tokens, mask), sharding.batch_sharding(where.mesh))
 
 
 @jit_forward(static_argnames="capture")
 def _run(model: AdaptedModel, tokens: jax.Array, mask: jax.Array, edits: Edits, *, capture: tuple[str, ...]):
-    out = model._apply(tokens, jnp.where(mask, _positions(tokens), -1), capture, edits)
+    out = model._apply(tokens, jnp.where(mask, model_inputs.positions(tokens), -1), capture, edits)
     return out if capture else (out, {})
-
-
-def _positions(tokens: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-
-
-def _text(tokens: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns tokens and their positions, for edits that must be bound to a text."""
-    tokens = jnp.asarray(tokens)
-    return tokens, _positions(tokens)

@@ -1,4 +1,4 @@
-"""The items of an iterator, computed one ahead in a thread that ends when its consumer does."""
+"""An iterator whose items a thread computes one ahead; the thread ends when its consumer does."""
 
 import concurrent.futures
 import threading
@@ -9,22 +9,22 @@ T = TypeVar("T")
 
 
 class Ahead(Iterator[T], Generic[T]):
-    """While one item is used, a thread computes the next. An error of the thread is raised where the item was wanted.
+    """An iterator: while one item is used, a thread computes the next. `next` raises the errors of the thread.
 
     It is a context manager. Left by an `Exception` or without one, it waits for the thread. Left by KeyboardInterrupt
-    or the like, it only tells the thread to end, so that what is worth saving is saved at once.
+    or the like, it only tells the thread to end, so that a run can save its state at once.
 
     Args:
-      make: called with `wanted`, a function that says whether anybody still wants the items; returns the iterator,
-        which asks it often, and ends when it says no: after `close`, and when the thread that used the items has ended,
-        as the main thread has when the program ends.
-      stop: called once when the items are wanted no more, to end what the iterator may be waiting for.
-      name: of the thread.
+        make: returns the iterator. It is called with `wanted`, a function that says whether the items are still wanted.
+            The iterator calls it often, and ends when it returns False: after `close`, and when the thread that used
+            the items has ended, as the main thread has when the program ends.
+        stop: called once when the items are wanted no more, to end any wait of the iterator.
+        name: the thread's name.
 
     Example:
-      >>> with Ahead(lambda wanted: iter("ab")) as letters:
-      ...     list(letters)
-      ['a', 'b']
+        >>> with Ahead(lambda wanted: iter("ab")) as letters:
+        ...     list(letters)
+        ['a', 'b']
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Ahead(Iterator[T], Generic[T]):
 
     def _begin(self) -> None:
         self._wanted.consumer = threading.current_thread()
-        # A thread for each item: one that waited for the next request would have to be told of the program's end.
+        # A thread for each item: a thread that waits for requests would have to be told of the program's end.
         self._coming: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._thread = threading.Thread(target=_compute, args=(self._items, self._coming), name=self._name)
         self._thread.start()
@@ -56,7 +56,7 @@ class Ahead(Iterator[T], Generic[T]):
         self.close(wait=kind is None or issubclass(kind, (Exception, GeneratorExit)))
 
     def close(self, wait: bool = True) -> None:
-        """Ends the thread, and waits until it has ended unless told not to."""
+        """Ends the thread, and by default waits until it has ended."""
         if not self._wanted.closed:
             self._wanted.closed = True
             self._stop()
@@ -65,8 +65,8 @@ class Ahead(Iterator[T], Generic[T]):
 
 
 class _Wanted:
-    """Whether the items are wanted. The thread has this and no reference to `Ahead`, so that one which is dropped is
-    closed by what holds it."""
+    """Says whether the items are wanted. The thread refers to this object and not to `Ahead`, so that an `Ahead` which
+    is dropped can be closed."""
 
     def __init__(self):
         self.closed = False

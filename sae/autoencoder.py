@@ -1,43 +1,51 @@
-"""The JumpReLU autoencoder: what `sae.train` returns, `sae.save` writes and `sae.load` reads.
+"""The JumpReLU autoencoder, which `sae.train` returns, `sae.save` writes and `sae.load` reads.
 
 f = z * 1[z > theta] with z = x W_enc + b_enc, and x^ = f W_dec + b_dec (arXiv 2408.05147, section 2.2). Axis letters:
-B any leading axes, A width of the activation, Z latents.
+B any leading axes, A dim of the activation, Z latents.
 """
 
 import dataclasses
 import json
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 
 from sae import showing
 from sae.counted import Counted, Sinks
 from sae.fields import check_fields, of_json
 from sae.records import Record
-from sae.released import Axes, Independent, Released, above, forms
+from sae.released import AnyArray, Axes, Independent, Released, above, forms, plus
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Where an autoencoder belongs and how it came about.
+    """The model and the sites of an autoencoder, and how it was trained.
 
     Attributes:
-      model: the model's name.
-      site: what goes in, for example `layer_3/resid_post`; several sites, in their order, for a crosscoder.
-      site_out: what comes out; the same for an autoencoder and a crosscoder, another site for a transcoder.
-      units: "raw" when activations go in and come out as the model computes them.
-      training: how it was trained, as the JSON of an object (the recipe, the scales).
-      counted: which tokens training counted; evaluation and pages follow it. None where this was not recorded.
-      record: the model and the text that it was trained on. None where this was not recorded.
-      shape: of one token's activation at `site`, as the model computes it: (A,), or (N, H) for heads, which are joined
-        to A. None where this was not recorded.
+        model: the model's name.
+        site: the site that goes in, such as `layer_3/resid_post`; several sites, in their order, for a crosscoder.
+        site_out: the site that comes out: the same for an autoencoder and a crosscoder, another for a transcoder.
+        units: "raw" where activations go in and come out as the model computes them.
+        training: how it was trained, as the JSON of an object (the recipe, the scales).
+        counted: which tokens training counted; evaluation and pages follow it. None where it was not recorded.
+        record: the model and the text of the training. None where it was not recorded.
+        shape: the shape of one token's activation at `site` in the model: (A,), or (N, H) for heads, which are joined
+            to A. None where it was not recorded.
 
     Raises:
-      ValueError: when made with a value of another type, which no file could hold.
+        ValueError: for a value of another type, which no file could hold.
+
+    Example:
+        >>> info = sae.Info("gemma2-tiny", "layer_3/mlp_in", "layer_3/mlp_out")
+        >>> info.label
+        'layer_3/mlp_in to layer_3/mlp_out of gemma2-tiny'
+        >>> autoencoder.info
+        Info(layer_1/resid_post of gemma2-tiny, raw units)
     """
 
     model: str
@@ -76,10 +84,10 @@ class Info:
 
     @classmethod
     def of_json(cls, facts: dict) -> "Info":
-        """Returns what an `info.json` says, also one of an earlier version, which has `rule` in place of `counted`.
+        """Returns the record in an `info.json`. One of an earlier version has `rule` in place of `counted`.
 
         Raises:
-          TypeError, ValueError: for what is no `Info`.
+            TypeError, ValueError: for an object that is no `Info`.
         """
         facts = dict(facts)
         if rule := facts.pop("rule", None):
@@ -92,7 +100,7 @@ class Info:
 
     @property
     def label(self) -> str:
-        """Where the autoencoder belongs, in words: `layer_3/mlp_in to layer_3/mlp_out of gemma2-tiny`."""
+        """The sites and the model in words: `layer_3/mlp_in to layer_3/mlp_out of gemma2-tiny`."""
         into = "" if self.site_out == self.site else f" to {showing.joined(self.site_out)}"
         return f"{showing.joined(self.site)}{into} of {self.model}"
 
@@ -104,18 +112,18 @@ class Info:
 class Largest:
     """The largest activation of each latent over some tokens: the measure for the strength of steering.
 
-    Training records it over its last tokens and more, with the autoencoder as it ends (`sae.finish`), and
-    `python -m experiments.evaluate` where no record is. Two are equal if their values are.
+    Training records it with the final autoencoder (`sae.finish`), and `python -m experiments.evaluate` records it where
+    it is missing. Two records are equal if their values are.
 
     Attributes:
         values: float32 [Z], raw units. 0 for a latent that fired on none of the tokens.
-        tokens: how many tokens there were.
+        tokens: the number of tokens.
 
     Raises:
-        ValueError: for values that are not [Z], not finite or below 0, or no tokens.
+        ValueError: for values that are not [Z], not finite or below 0, or for no tokens.
     """
 
-    values: np.ndarray
+    values: Float32[np.ndarray, " Z"]
     tokens: int
 
     def __post_init__(self):
@@ -143,16 +151,26 @@ class Largest:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class JumpReLU(Independent):
-    """A sparse autoencoder on raw activations; a pytree.
+    """A JumpReLU autoencoder on raw activations; a pytree.
 
     Attributes:
-      W_enc: [A, Z]. b_enc: [Z]. W_dec: [Z, A]. b_dec: [A]. threshold: [Z], theta, at least 0.
-      W_skip: [A, A], the affine skip of some transcoders, or None.
-      info: static; None where it is not known.
-      largest: static; the largest activation of each latent, None where nobody has recorded it.
+        W_enc: [A, Z].
+        b_enc: [Z].
+        W_dec: [Z, A].
+        b_dec: [A].
+        threshold: [Z], theta, at least 0.
+        W_skip: [A, A], the affine skip of some transcoders, or None.
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-      ValueError: when made with arrays whose shapes do not belong together.
+        ValueError: for arrays whose shapes do not belong together.
+
+    Example:
+        >>> eye, zero = jnp.eye(2), jnp.zeros(2)
+        >>> jumprelu = sae.JumpReLU(eye, zero, eye, zero, threshold=jnp.ones(2))
+        >>> jumprelu.encode(jnp.float32([0.5, 3])).tolist()
+        [0.0, 3.0]
     """
 
     axes: ClassVar[Axes] = {
@@ -175,26 +193,26 @@ class JumpReLU(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z], zero where the pre-activation is not above its threshold.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z] of raw activations [B, A]: 0 where a pre-activation is at most its threshold.
 
-        Axes of a token are joined: heads are taken as captured, [B, T, N, H].
+        Heads may come as captured, [B, T, N, H]: their axes are joined.
 
         Raises:
-          ValueError: for activations of another length.
+            ValueError: for activations of another length.
         """
-        z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         return above(z, self.threshold)
 
 
 def check_values(autoencoder: Released) -> None:
-    """Raises ValueError, naming the array, for an autoencoder by which nothing can be measured: one of several stacked
-    ones, values that are not finite, thresholds below 0."""
+    """Raises ValueError, naming the array, for an autoencoder that cannot be measured: stacked autoencoders, values
+    that are not finite, thresholds below 0."""
     arrays = autoencoder.arrays()
     for name, array in arrays.items():
         if (got := jnp.ndim(array)) != (rank := len(autoencoder.axes[name])):
             raise ValueError(
-                f"an autoencoder's {name} has {rank} axes, got {got}: of stacked ones, each goes by itself"
+                f"an autoencoder's {name} has {rank} axes, got {got}: give stacked autoencoders one at a time"
             )
     for name, array in arrays.items():
         if bad := int(jnp.sum(~jnp.isfinite(array))):
@@ -203,6 +221,6 @@ def check_values(autoencoder: Released) -> None:
 
 
 def bare(autoencoder: T) -> T:
-    """Returns an autoencoder without what is static and is no part of what it computes: those of one shape then share
-    compiled programs."""
-    return dataclasses.replace(autoencoder, info=None, largest=None)
+    """Returns an autoencoder without `info` and `largest`, so that all of one shape share compiled programs."""
+    changed: Any = autoencoder
+    return dataclasses.replace(changed, info=None, largest=None)

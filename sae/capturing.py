@@ -1,5 +1,7 @@
-"""The model's activations at some of its sites, computed only as deep as the deepest: jit drops all that no captured
-site depends on."""
+"""The model's activations at some of its sites. jit drops all that no captured site depends on, so the model is
+computed only up to the deepest site."""
+
+from collections.abc import Callable
 
 import jax
 
@@ -8,9 +10,11 @@ from sae.language_model import LanguageModel, lean
 
 
 def captured_at(model: LanguageModel, tokens: jax.Array, sites: tuple[str, ...]) -> dict[str, jax.Array]:
-    """{site: [B, T, A]} of tokens [B, T]; the axes of a token's activation (heads, say) are joined to A."""
+    """Returns {site: [B, T, A]} for tokens [B, T]; the axes of a token's activation (heads, say) are joined to A."""
     _, captured = lean(model).apply(tokens, capture=sites)
     return {site: captured[site].reshape(*tokens.shape, -1) for site in sites}
 
 
-activations_at = jit_forward(captured_at, static_argnames="sites")  # the same, compiled
+activations_at: Callable[..., dict[str, jax.Array]] = jit_forward(
+    captured_at, static_argnames="sites"
+)  # the same, compiled

@@ -1,7 +1,8 @@
-"""`sae.check`: is an autoencoder used as it was trained? The mistakes that users of published files make most are found
-by name: another site, a norm's gain, a transposed skip, a scale that was not folded in, BOS that must not count.
+"""`sae.check`: is an autoencoder used as it was trained? It names the mistakes that users of published files make most:
+another site, a norm's gain, a transposed skip, a scale that was not folded in, BOS that must not count.
 
-Where an autoencoder reconstructs what its file claims, nothing else is tried. Axis letters: A dim of the activation.
+Where an autoencoder reconstructs the site that its file claims, nothing else is tried. Axis letters: A dim of the
+activation.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Integer
 
 from sae import showing
 from sae.autoencoder import check_values
@@ -26,33 +28,50 @@ from sae.usage import Captured, Fit, Usage
 Problem = Literal["site", "gain", "skip", "scale", "BOS", "unknown"]
 TOKENS = 2048
 _LATENTS = 2**26  # tokens times latents of a trial: 65,536 latents are tried on 1,024 tokens, a million on 256
-_SPECIAL = 0.3  # error at BOS, of its spread, from which on and from twice the FVU on it is not what was trained on
+# The error at BOS, as a part of its spread, above which BOS was not trained on; it has to be twice the FVU, too.
+_SPECIAL = 0.3
+_LITTLE = 0.5  # FVU above which the usage that fits best explains little
 
 
 class CheckWarning(UserWarning):
-    """An autoencoder does not fit what its file claims; the message says what fits."""
+    """The warning that an autoencoder does not fit its file's claims; the message says what fits.
+
+    Example:
+        >>> import dataclasses, warnings
+        >>> info = dataclasses.replace(autoencoder.info, site="layer_0/resid_post", site_out="layer_0/resid_post")
+        >>> sae.save(dataclasses.replace(autoencoder, info=info), "claims_layer_0")
+        >>> with warnings.catch_warnings(record=True, action="always") as caught:
+        ...     _ = sae.load("claims_layer_0", check=(model, sequences))
+        >>> [warning.category.__name__ for warning in caught]
+        ['CheckWarning']
+    """
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Check:
-    """Whether an autoencoder fits what its file claims, and what fits.
+    """The result of `sae.check`: whether an autoencoder fits its file's claims, and which usage fits best.
 
     Attributes:
-        model: its name.
-        problems: what is wrong, by name; () where all is right. "site": another one goes in or comes out. "gain": a
-            norm's gain is in the input, or is not. "skip": `W_skip` has to be transposed. "scale": a scale of the
-            inputs is not folded in. "BOS": BOS and other special tokens must not count. "unknown": nothing that was
+        model: the model's name.
+        problems: the problems by name; () where there is none. "site": another site goes in or comes out. "gain": a
+            norm's gain is in the input, or is missing there. "skip": `W_skip` has to be transposed. "scale": a scale of
+            the inputs is not folded in. "BOS": BOS and other special tokens must not count. "unknown": nothing that was
             tried fits.
-        claimed: the fit of what the file claims, over all tokens that it counts; None where the model has no such site,
-            or one of another length.
-        best: the fit of what fits, without special tokens.
-        counted: which tokens count where it fits.
-        l0_claimed: the L0 that the file claims, None where it claims none.
+        claimed: the fit of the file's claims, over all tokens that the file counts; None where the model has no such
+            site, or one of another length.
+        best: the fit of the usage that fits best, without special tokens.
+        counted: which tokens count in that usage.
+        l0_claimed: the L0 that the file claims; None where it claims none.
         special_error: the squared error at BOS and other special tokens over their squared distance from the mean of
             the others; None where they do not count.
-        tried: all fits that were measured, in the order in which they were.
-        tokens: how many tokens these are over.
+        tried: all fits that were measured, in the order of measuring.
+        tokens: the number of tokens that were measured.
         text: the text in words.
+
+    Example:
+        >>> check = sae.check(autoencoder, model, sequences)
+        >>> check.problems, check.fits, check.best.usage.site
+        ((), True, 'layer_1/resid_post')
     """
 
     model: str
@@ -68,12 +87,12 @@ class Check:
 
     @property
     def fits(self) -> bool:
-        """Whether the autoencoder fits what its file claims."""
+        """Whether the autoencoder fits its file's claims. A high FVU may still say that it explains little."""
         return not self.problems
 
     def mended(self, autoencoder: Released) -> Released:
-        """Returns the autoencoder as it fits: with these sites and this rule in its `info`, its skip turned and its
-        scale folded in, where that was the problem.
+        """Returns the autoencoder without its problems: the sites and the rule of the best usage are in its `info`, its
+        skip is transposed and its scale is folded in, where that was a problem.
 
         Args:
             autoencoder: the one that was checked.
@@ -94,7 +113,8 @@ class Check:
     def __repr__(self) -> str:
         over = f"over {showing.count(self.tokens, 'token')} of {self.text}"
         if self.fits:
-            return f"Check({self.best.usage.words()} of {self.model} fits: {self._figures(self.best)}, {over})"
+            verdict = "fits best, yet explains little" if self.best.fvu > _LITTLE else "fits"
+            return f"Check({self.best.usage.words()} of {self.model} {verdict}: {self._figures(self.best)}, {over})"
         claim = (
             "the file claims no site that the model has"
             if self.claimed is None
@@ -105,9 +125,10 @@ class Check:
         sentences = ". ".join(self._sentence(problem) for problem in self.problems)
         if "unknown" in self.problems:
             return f"Check({claim}. {sentences}; {over})"
+        little = ", which still explains little" if self.best.fvu > _LITTLE else ""
         return (
-            f"Check({claim}. {sentences}. Then: {self._figures(self.best)}, {over}. "
-            "`check.mended(autoencoder)` puts it right)"
+            f"Check({claim}. {sentences}. Then: {self._figures(self.best)}{little}, {over}. "
+            "`check.mended(autoencoder)` returns it mended)"
         )
 
     def _figures(self, fit: Fit) -> str:
@@ -121,7 +142,7 @@ class Check:
         if problem == "site":
             return f"It reads {into}{out}"
         if problem == "gain":
-            return f"It reads {into}{out}, which differs from what is claimed by a norm's gain alone"
+            return f"It reads {into}{out}, which differs from the claimed site by a norm's gain alone"
         if problem == "skip":
             return "W_skip has to be transposed"
         if problem == "scale":
@@ -142,28 +163,30 @@ class Check:
 def check(
     autoencoder: Released,
     model: LanguageModel,
-    sequences: np.ndarray | Sequences | None = None,
+    sequences: Integer[np.ndarray, "S T"] | Sequences | None = None,
     site: str | Sites | None = None,
     *,
     tokens: int = TOKENS,
 ) -> Check:
     """Measures whether an autoencoder fits the sites and conventions that its file claims.
 
-    Where its FVU there is above 0.1, or its L0 is far from what the file says, every site of its length in the same
-    layer and the two beside it is tried, the skip transposed, and scales of the inputs. Another usage is named where
-    its FVU is at most 0.8 of the claimed one; a difference between the L0 and the file's counts by its root.
+    Where its FVU there is above 0.1, or its L0 is far from the file's, other usages are tried: every site of its length
+    in the same layer and the two layers beside it, the skip transposed, and scales of the inputs. Another usage is
+    named where its FVU is at most 0.8 of the claimed one; a difference between the L0 and the file's counts by its
+    root.
 
     Args:
         autoencoder: as `sae.load` returns it.
-        model: the one that it belongs to, with its tokenizer.
+        model: the autoencoder's model, with its tokenizer.
         sequences: a text: `sae.text.Sequences`, or tokens [S, T] int32; by default the text that comes with this
             package (`sae.text.sample`).
-        site: where it belongs, in place of what its `info` says; where neither says it, every site of the model is
+        site: the autoencoder's site, in place of that in its `info`. Where neither names one, every site of the model
+            is tried.
+        tokens: the most tokens to measure, spread over the text; fewer where many usages of a wide autoencoder are
             tried.
-        tokens: at most so many are measured, from all over the text; where much is tried with many latents, fewer.
 
     Returns:
-        What fits. Printed, it says so in a sentence or three.
+        The result. Printed, it is one to three sentences.
 
     Raises:
         ValueError: for an autoencoder of another model (by its fingerprint, or else its name), or with values that are
@@ -171,13 +194,15 @@ def check(
 
     Example:
         >>> print(sae.check(autoencoder, model, sequences))
+        Check(layer_1/resid_post of gemma2-tiny fits...: FVU 0..., L0 ..., over ... tokens of 8 of 197 sequences of 64
+        tokens)
     """
     check_tokenizer(model)
     check_values(autoencoder)
     text = SAMPLE if sequences is None else None
     sequences = sample(model) if sequences is None else as_sequences(sequences, model)
     info = autoencoder.info
-    with warnings.catch_warnings():  # of records that published files do not have: this is what replaces them
+    with warnings.catch_warnings():  # published files lack records; this check replaces them
         warnings.simplefilter("ignore", RecordWarning)
         check_model(info, model)
         rule = dataclasses.replace(counted_of(info, model), left_out=sequences.left_out is not None)
@@ -187,14 +212,16 @@ def check(
     elif info is not None:
         usage = Usage(info.site, info.site_out)
     if usage is None and autoencoder.several_sites():
-        raise ValueError(f"this {type(autoencoder).noun} does not say which sites it reads: name them")
+        raise ValueError(f"this {type(autoencoder).noun} does not say which sites it reads: name them (site=...)")
     l0_claimed = claimed_l0(autoencoder)
     names = () if usage is None else (*as_tuple(usage.site), *as_tuple(usage.site_out))
     capture = lambda sites: Captured.of(model, sequences, rule, sites, tokens)  # noqa: E731
     tried: list[Fit] = []
     claimed = None
+    # pyrefly: ignore[bad-argument-type]  not None here
     if names and _possible(autoencoder, model, usage):
         captured = capture(tuple(dict.fromkeys(names)))
+        # pyrefly: ignore[bad-argument-type]  not None here
         claimed = captured.fit(autoencoder, usage)
         tried.append(claimed)
     best = claimed
@@ -206,11 +233,14 @@ def check(
         tokens = min(tokens, _LATENTS // autoencoder.width)
         captured = capture(tuple(name for name in model.sites if name in every or name in names))
         pairs = without_copies(pairs, captured)
+        # pyrefly: ignore[bad-argument-type]  not None here
         best = claimed = None if claimed is None else captured.fit(autoencoder, usage)
         best = search(captured, autoencoder, usage, best, pairs, l0_claimed, tried)
+    # pyrefly: ignore[unbound-name]  set before it is read
     special_error = captured.special_error(autoencoder, best.usage)
     problems = _problems(captured, best, usage if claimed is not None else None, special_error)
     if claimed is not None:
+        # pyrefly: ignore[bad-argument-type]  not None here
         claimed = captured.fit(autoencoder, usage, special=True)
     if "BOS" in problems:
         rule = dataclasses.replace(rule, special_ids=tuple(sorted({*rule.special_ids, *model.tokenizer.special_ids})))
@@ -220,7 +250,7 @@ def check(
 
 
 def _possible(autoencoder: Released, model: LanguageModel, usage: Usage) -> bool:
-    """Whether the model has sites of these names and lengths."""
+    """Returns whether the model has sites of these names and lengths."""
     for sites, A in zip((as_tuple(usage.site), as_tuple(usage.site_out)), autoencoder.dims, strict=True):
         if len(sites) != autoencoder.site_count or not all(
             name in model.sites and (name,) in neighbours(model, None, A) for name in sites

@@ -1,7 +1,7 @@
-"""Which tokens count: `Counted`, the one rule of harvest, training, evaluation, pages and live use.
+"""`Counted`: the one rule of which tokens count, for harvest, training, evaluation, pages and live use.
 
-The harvest makes it, the store and the autoencoder record it, and every reader of tokens asks it. Nothing here knows of
-models: the norms by which attention sinks are told come from the caller.
+The harvest makes the rule, the store and the autoencoder record it, and every reader of tokens follows it. Nothing here
+knows of models: the norms by which attention sinks are recognised come from the caller.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 
 from sae.fields import check_fields, of_json
 from sae.text.sequences import is_text
@@ -16,27 +17,27 @@ from sae.text.sequences import is_text
 
 @dataclasses.dataclass(frozen=True)
 class Sinks:
-    """Attention sinks: tokens whose activation is far larger than the others', as the first of a text often is.
+    """The rule for attention sinks: tokens with a far larger activation than others, as the first of a text often has.
 
-    Before a harvest, `factor` and `sites` say what is asked for. A store or a run finds the `limits`, and evaluation
-    goes by them.
+    `factor` and `sites` are the request to a harvest. The store or the run computes the `limits`, which evaluation
+    follows.
 
     Attributes:
-      factor: a token is a sink where its norm is over this multiple of the median; None where this was not recorded.
-      sites: where norms are measured, in alphabetical order; a token is a sink if it is one at any of them. () before a
-        harvest: those of the harvested sites that are of the residual stream.
-      limits: (site, norm) pairs, by site; a dict is taken too. The norm, in raw units, over which a token is a sink.
-        None before a harvest.
+        factor: a token is a sink where its norm is over this multiple of the median; None where it was not recorded.
+        sites: the sites where norms are measured, in alphabetical order. A token is a sink if it is one at any of them.
+            () before a harvest: the harvested sites of the residual stream.
+        limits: (site, norm) pairs, by site, or a dict: the norm, in raw units, over which a token is a sink. None
+            before a harvest.
 
     Raises:
-      ValueError: for a factor that is not above 1, limits of other sites than `sites` or that are no norms, or neither
-        factor nor limits.
+        ValueError: for a factor that is not above 1, limits of other sites than `sites` or that are no norms, or
+            neither factor nor limits.
 
     Example:
-      >>> Sinks(4.0)
-      Sinks(factor=4.0, sites=(), limits=None)
-      >>> Sinks(4.0).with_limits({"embed": 90.0}).sites
-      ('embed',)
+        >>> sae.Sinks(4.0)
+        Sinks(factor=4.0, sites=(), limits=None)
+        >>> sae.Sinks(4.0).with_limits({"embed": 90.0}).sites
+        ('embed',)
     """
 
     factor: float | None = None
@@ -47,10 +48,10 @@ class Sinks:
         check_fields(self, ("factor", "sites"))
         object.__setattr__(self, "sites", tuple(sorted(self.sites)))
         if self.factor is not None and not self.factor > 1:
-            raise ValueError(f"the factor of sinks is a multiple of the median norm, more than 1; got {self.factor}")
+            raise ValueError(f"Sinks: factor is a multiple of the median norm, above 1; got {self.factor}")
         if self.limits is None:
             if self.factor is None:
-                raise ValueError("Sinks take a factor, a multiple of the median norm such as 4.0, or their limits")
+                raise ValueError("Sinks need a factor, a multiple of the median norm such as 4.0, or limits")
             return
         pairs = self.limits.items() if isinstance(self.limits, Mapping) else self.limits
         try:
@@ -71,7 +72,7 @@ class Sinks:
         object.__setattr__(self, "sites", self.sites or named)
 
     def with_limits(self, limits: Mapping[str, float]) -> "Sinks":
-        """Returns the same with the limits that a store or a run has found."""
+        """Returns the same rule with the limits that a store or a run has computed."""
         return dataclasses.replace(self, limits=tuple(limits.items()))
 
     def __str__(self) -> str:
@@ -82,18 +83,18 @@ class Sinks:
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """Which tokens of a text count.
+    """The rule of which tokens of a text count.
 
     Attributes:
-      special_ids: ids that never count: BOS, EOS, padding.
-      left_out: whether the text marks tokens that do not count (`Sequences.left_out`, such as all but the model's turns
-        of chats); None where this was not recorded: as the text says.
-      sinks: which tokens are attention sinks, and do not count; None: no token is one.
+        special_ids: ids that never count: BOS, EOS, padding.
+        left_out: whether the text marks tokens that do not count (`Sequences.left_out`, such as all but the model's
+            turns of chats). None where it was not recorded: the text decides.
+        sinks: the rule for attention sinks, which do not count; None: no token is a sink.
 
     Example:
-      >>> counted = Counted((0, 1))
-      >>> counted.text(np.array([[1, 5, 6, 0]]))
-      array([[False,  True,  True, False]])
+        >>> counted = sae.Counted((0, 1))
+        >>> counted.text(np.array([[1, 5, 6, 0]]))
+        array([[False,  True,  True, False]])
     """
 
     special_ids: tuple[int, ...]
@@ -112,14 +113,14 @@ class Counted:
         """(site, norm) pairs: the norms over which a token does not count.
 
         Raises:
-          ValueError: for sinks whose limits nobody has found yet.
+            ValueError: for sinks whose limits were not computed yet.
         """
         if self.sinks is None:
             return ()
         if self.sinks.limits is None:
             raise ValueError(
-                "these sinks have no limits yet: the store or stream that a harvest makes finds them. Take its "
-                "`counted`, or that of an autoencoder's `info`"
+                "these sinks have no limits yet: a harvest's store or a stream computes them. Take `counted` of that "
+                "store, or of an autoencoder's `info`"
             )
         return self.sinks.limits
 
@@ -129,36 +130,43 @@ class Counted:
         return () if self.sinks is None else self.sinks.sites
 
     def with_limits(self, limits: Mapping[str, float]) -> "Counted":
-        """Returns the same with the limits of sinks that a store or a run has found.
+        """Returns the same rule with the limits of sinks that a store or a run has computed.
 
         Args:
-          limits: {site: norm}; empty without sinks.
+            limits: {site: norm}; empty without sinks.
         """
         return self if self.sinks is None else dataclasses.replace(self, sinks=self.sinks.with_limits(limits))
 
-    def text(self, tokens: np.ndarray, left_out: np.ndarray | None = None) -> np.ndarray:
-        """Returns which tokens count as far as the text alone tells: all but sinks.
+    def text(
+        self, tokens: Integer[np.ndarray, "S T"], left_out: Bool[np.ndarray, "S T"] | None = None
+    ) -> Bool[np.ndarray, "S T"]:
+        """Returns which tokens count by the text alone: sinks count too.
 
         Args:
-          tokens: [S, T] int32.
-          left_out: [S, T] bool, the text's marks; None where it has none.
+            tokens: [S, T] int32.
+            left_out: [S, T] bool, the text's marks; None where it has none.
 
         Returns:
-          [S, T] bool.
+            [S, T] bool.
         """
         text = is_text(tokens, self.special_ids)
         return text if left_out is None else text & ~left_out
 
-    def mask(self, tokens: np.ndarray, left_out: np.ndarray | None, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    def mask(
+        self,
+        tokens: Integer[np.ndarray, "S T"],
+        left_out: Bool[np.ndarray, "S T"] | None,
+        norms: Mapping[str, Float[np.ndarray, "S T"]],
+    ) -> Bool[np.ndarray, "S T"]:
         """Returns which tokens count.
 
         Args:
-          tokens: [S, T] int32.
-          left_out: [S, T] bool, the text's marks; None where it has none.
-          norms: {site: [S, T]} of `sink_sites`, in raw units.
+            tokens: [S, T] int32.
+            left_out: [S, T] bool, the text's marks; None where it has none.
+            norms: {site: [S, T]} of `sink_sites`, in raw units.
 
         Returns:
-          [S, T] bool.
+            [S, T] bool.
         """
         counts = self.text(tokens, left_out)
         for site, limit in self.sink_limits:
@@ -166,13 +174,13 @@ class Counted:
         return counts
 
     def for_text(self, marked: bool) -> "Counted":
-        """Returns the rule for a text with marks, or without.
+        """Returns the rule for a text with marks, or for one without.
 
         Args:
-          marked: whether the text has a `left_out`.
+            marked: whether the text has a `left_out`.
 
         Raises:
-          ValueError: when the rule is for the other kind of text.
+            ValueError: when the rule is for the other kind of text.
         """
         if self.left_out is None or self.left_out == marked:
             return dataclasses.replace(self, left_out=marked)
@@ -185,31 +193,31 @@ class Counted:
 
     @classmethod
     def or_default(cls, counted: "Counted | None", special_ids: tuple[int, ...]) -> "Counted":
-        """Returns a rule that was given, or else all but a tokenizer's special ids and what the text leaves out.
+        """Returns the given rule. By default all tokens count but special ids and those that the text leaves out.
 
         Raises:
-          ValueError: for what is no rule.
+            ValueError: for a value that is no rule.
         """
         if not isinstance(counted, cls | None):
             raise ValueError(f"`counted` is a sae.Counted, or None for the default; got {counted!r:.60}")
         return cls(special_ids) if counted is None else counted
 
     def omissions(self, only_model_turns: bool = False) -> str:
-        """Returns in words, for people, what does not count.
+        """Returns the tokens that do not count, in words.
 
         Args:
-          only_model_turns: whether what the text marks is all but the model's turns of chats (`Origin`).
+            only_model_turns: whether the text marks all but the model's turns of chats (`Origin`).
 
         Example:
-          >>> Counted((0, 1, 2), left_out=False, sinks=Sinks(4.0)).omissions()
-          'special tokens such as BOS, EOS and padding; attention sinks (norms over 4 medians)'
+            >>> sae.Counted((0, 1, 2), left_out=False, sinks=sae.Sinks(4.0)).omissions()
+            'special tokens such as BOS, EOS and padding; attention sinks (norms over 4 medians)'
         """
         marks = {
             True: "users' turns and the template of chats (only_model_turns)"
             if only_model_turns
             else "what the text marks as left out",
             False: "",
-            None: "what the text marks as left out, if anything (not on record)",
+            None: "what the text marks as left out (not on record)",
         }
         factor = None if self.sinks is None else self.sinks.factor
         sinks = (

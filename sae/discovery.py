@@ -1,4 +1,4 @@
-"""Finds the modules of a package, so that a file which registers something is all that it takes to add it."""
+"""Imports all modules of a package, so that one file which registers itself is enough to add something."""
 
 import functools
 import importlib
@@ -10,7 +10,7 @@ def import_all(package: str) -> None:
     """Imports every module of a package, once.
 
     Args:
-        package: its name, such as `sae.formats`.
+        package: the package's name, such as `sae.formats`.
 
     Example:
         >>> import_all("sae.formats")

@@ -1,5 +1,5 @@
-"""The families of parts that a run has, the kinds that are chosen by name, and which part a change by the name of a
-field is meant for."""
+"""The families of parts of a run, kinds that are chosen by name, and the part that a change by a field's name is
+for."""
 
 import dataclasses
 import difflib
@@ -32,11 +32,11 @@ SEVERAL = ("sparsity", "finish")  # fields with a tuple of parts
 
 
 def recorded_fields(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of the run that the record of a released autoencoder has, by name, as JSON values; empty where
-    it has none.
+    """Returns the fields of the run in the record of a released autoencoder, by name, as JSON values; empty where the
+    record has no run.
 
     Args:
-      training: the object in `Info.training`, also of an earlier version, which has a flat `config`.
+        training: the object in `Info.training`. One of an earlier version has a flat `config`.
     """
     if isinstance(facts := training.get("run"), Mapping):
         values = {name: value for name, value in facts.items() if name not in FAMILIES and name != "format"}
@@ -54,10 +54,10 @@ def recorded_fields(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_aim(training: Mapping[str, Any]) -> float | None:
-    """Returns the L0 that the run of a record aimed at, or kept; None where it aimed at none, or nothing is recorded.
+    """Returns the L0 that the run in a record aimed at, or its k; None where the record has neither.
 
     Args:
-      training: as for `recorded_fields`.
+        training: as for `recorded_fields`.
     """
     fields = recorded_fields(training)
     return next((fields[name] for name in ("l0_target", "k") if fields.get(name) is not None), None)
@@ -67,24 +67,25 @@ Place = tuple[str, int | None]  # the name of the run's field, and the index whe
 
 
 def choose(parts: dict[str, Any], before: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
-    """Makes parts of the kinds that are given by name.
+    """Replaces names of kinds by parts.
 
-    A part of that kind in the run stays as it is. Another has its defaults, but for the fields that it has in common
-    with the part before it; of several parts, those alone that are shares of the run, as a coefficient is of its term.
-    An architecture that keeps k latents needs no terms, and has none unless they are given. A new part that aims at an
-    L0 aims at the one that the run aimed at, unless another is given.
+    Where the run has a part of that kind, it stays unchanged. Otherwise the new part has the kind's defaults, and the
+    values of the fields that it has in common with the part before it. In a field with several parts only fields that
+    are parts of the run (Fractions) are kept, since a coefficient, say, belongs to its own term. An architecture that
+    keeps k latents needs no terms, and has none unless they are given. A new part that aims at an L0 aims at the run's,
+    unless another is given.
 
     Args:
-      parts: by the names of the run's fields; a name, or a tuple with names in it, is replaced by parts.
-      before: the parts of the run.
-      changes: values by the names of fields of parts, for kinds that have no defaults.
+        parts: parts, or names of kinds, by the names of the run's fields. Names are replaced in place.
+        before: the parts of the run.
+        changes: values by the names of fields of parts, for kinds that have no defaults.
 
     Returns:
-      The names of the run's fields whose kinds were given by name.
+        The names of the run's fields whose kinds were given by name.
 
     Raises:
-      ValueError: for a kind that does not exist; it offers near names. For an architecture that needs a sparsity term,
-        by name, in a run that has none.
+        ValueError: for a kind that does not exist; it offers near names. For an architecture that needs a sparsity
+            term, by name, in a run that has none.
     """
     chosen = set()
     former = [part for place in FAMILIES for part in (before[place] if place in SEVERAL else (before[place],))]
@@ -115,17 +116,17 @@ def choose(parts: dict[str, Any], before: Mapping[str, Any], changes: Mapping[st
             parts["sparsity"] = ()
         elif kept.aim and not keeps.aim and not parts["sparsity"]:
             raise ValueError(
-                f"Run: {type(keeps).__name__} needs a sparsity term, and {type(kept).__name__} had none: give sparsity "
-                'too, such as sparsity=("controlled", "revival")'
+                f"Run: {type(keeps).__name__} needs a sparsity term, and this run of {type(kept).__name__} has none: "
+                'give one too, such as sparsity=("controlled", "revival")'
             )
     return chosen
 
 
 def check_several(place: str, value: Any) -> tuple:
-    """Returns the parts of a field that has several, as a tuple.
+    """Returns the value of a field with several parts as a tuple.
 
     Raises:
-      ValueError: for a value that is no tuple or list.
+        ValueError: for a value that is no tuple or list.
     """
     if not isinstance(value, (tuple, list)):
         raise ValueError(f"Run: {place} is a tuple of parts, got {showing.kind(value)}: put it in a tuple")
@@ -153,43 +154,44 @@ def _of_kind(place: str, name: str, before: Sequence[Part], changes: Mapping[str
 
 
 def _whole(value: Any, field: dataclasses.Field) -> Any:
-    """A whole number as an int, for a field that takes no other."""
+    """Returns a whole number as an int where the field takes ints alone; other values stay unchanged."""
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
+    # pyrefly: ignore[bad-argument-type]  a whole number
     return int(value) if whole and field.type is int else value
 
 
 def by_part(
-    parts: dict[str, Any], changes: Mapping[str, Any], own: Sequence[str], chosen: Collection[str] = ()
+    parts: dict[str, Any], changes: Mapping[str, Any], run_fields: Sequence[str], chosen: Collection[str] = ()
 ) -> dict[Place, dict[str, Any]]:
-    """Returns which part gets which changes.
+    """Returns the changes for each part.
 
     Args:
-      parts: by the names of the run's fields; parts that come in are put in it.
-      changes: values by the names of fields of parts: `beta2`, `optimizer.beta2` for the part in that field of the run,
-        or `adam.beta2` for the part of that kind. `l0_target` is the field of a part that is the L0 it aims at.
-      own: the names of the run's own fields, for an error that offers near names.
-      chosen: the names of the run's fields whose kinds the user has chosen: no other kind comes in.
+        parts: the parts by the names of the run's fields; new parts are added to it.
+        changes: values by the names of fields of parts: `beta2`, `optimizer.beta2` for the part in that field of the
+            run, or `adam.beta2` for the part of that kind. `l0_target` is the field with the L0 that a part aims at.
+        run_fields: the names of the run's own fields, for an error that offers near names.
+        chosen: the names of the run's fields whose kinds the user has chosen: no other kind is added there.
 
     Raises:
-      ValueError: for a field that no part has, or several, and for one that is given under two names.
+        ValueError: for a field that no part has, or several have, and for a field that is given under two names.
     """
     by_place: dict[Place, dict[str, Any]] = {}
     names: dict[tuple[Place, str], str] = {}
     for name, value in changes.items():
         places = places_of(parts, name)
         if not places:
-            _bring_in(parts, name, value, own, chosen)
+            _bring_in(parts, name, value, run_fields, chosen)
             places = places_of(parts, name)
         if len(places) > 1:
             several = ", ".join(place for place, _ in places)
             kinds = " or ".join(f"{kind}.{field_of(name)}" for kind in dict.fromkeys(_kinds_at(parts, places)))
             raise ValueError(
-                f"Run: several parts ({several}) have a field {name!r}: replace the part that is meant, or give {kinds}"
+                f"Run: several parts ({several}) have a field {name!r}: replace the part itself, or give {kinds}"
             )
         (place,) = places
         part = _at(parts, place)
         fields = {field.name: field for field in dataclasses.fields(part)}
-        field = field_of(name) if field_of(name) in fields else part.aim
+        field = field_of(name) if field_of(name) in fields else str(part.aim)
         if (before := names.setdefault((place, field), name)) != name:
             raise ValueError(
                 f"Run: {before!r} and {name!r} are the same field of {type(part).__name__}: give one of them"
@@ -204,14 +206,14 @@ def field_of(name: str) -> str:
 
 
 def kinds_with(name: str) -> list[tuple[str, type[Part]]]:
-    """Returns the kinds of part that have a field, each with the name of the run's field that takes it.
+    """Returns the kinds of parts that have a field, each with the name of the run's field that takes it.
 
     Args:
-      name: as of a change in `by_part`.
+        name: the name of a change, as in `by_part`.
 
     Example:
-      >>> [(place, kind.__name__) for place, kind in kinds_with("frequency_limit")]
-      [('sparsity', 'Frequency')]
+        >>> [(place, kind.__name__) for place, kind in kinds_with("frequency_limit")]
+        [('sparsity', 'Frequency')]
     """
     within, _, field = name.rpartition(".")
     return [
@@ -223,17 +225,17 @@ def kinds_with(name: str) -> list[tuple[str, type[Part]]]:
 
 
 def places_of(parts: Mapping[str, Any], name: str) -> list[Place]:
-    """Returns where the parts are that a change may be meant for.
+    """Returns the places of the parts that have the field of a change.
 
     Args:
-      parts: by the names of the run's fields.
-      name: as of a change in `by_part`.
+        parts: the parts by the names of the run's fields.
+        name: the name of a change, as in `by_part`.
     """
     within, _, field = name.rpartition(".")
     places: list[Place] = []
     for place in FAMILIES:
         for index, part in enumerate(parts[place] if place in SEVERAL else (parts[place],)):
-            if not isinstance(part, Part):  # which the run refuses
+            if not isinstance(part, Part):  # the run refuses it
                 continue
             names = {f.name for f in dataclasses.fields(part)} | ({"l0_target"} if part.aim else set())
             if field in names and (within in ("", place) or within == part.kind):
@@ -251,11 +253,12 @@ def _kinds_at(parts: Mapping[str, Any], places: Sequence[Place]) -> list[str]:
 
 
 def comes_in(name: str, chosen: Collection[str] = ()) -> bool:
-    """Returns whether a change that is meant for no part brings one in: where one kind of objective or sparsity term
-    alone has the field.
+    """Returns whether a change for which the run has no part adds one: if a single kind has the field, and the kind is
+    an objective or a sparsity term.
 
     Args:
-      name, chosen: as in `by_part`. The name of a kind before the field's is of a part that the run has.
+        name: the name of a change, as in `by_part`. A kind's name before the field adds no part.
+        chosen: as in `by_part`.
     """
     kinds = kinds_with(name)
     within = name.rpartition(".")[0]
@@ -263,24 +266,24 @@ def comes_in(name: str, chosen: Collection[str] = ()) -> bool:
     return place in ("objective", "sparsity") and place not in chosen and within in ("", place)
 
 
-def _bring_in(parts: dict[str, Any], name: str, value: Any, own: Sequence[str], chosen: Collection[str]) -> None:
-    """Puts the one kind of part that has a field in its place.
+def _bring_in(parts: dict[str, Any], name: str, value: Any, run_fields: Sequence[str], chosen: Collection[str]) -> None:
+    """Adds a part of the only kind that has a field.
 
     Raises:
-      ValueError: where no kind has it, or several have, and where another kind was chosen.
+        ValueError: where no kind has the field, or several have it, and where another kind was chosen.
     """
     kinds = kinds_with(name)
     if not kinds:
         names = {
             f.name for family in FAMILIES.values() for k in family.registry.values() for f in dataclasses.fields(k)
         }
-        near = difflib.get_close_matches(field_of(name), [*own, *sorted(names)], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "run.fields() has those that there are"
-        raise ValueError(f"Run has no field {name!r}, and no part has: {hint}")
+        near = difflib.get_close_matches(field_of(name), [*run_fields, *sorted(names)], n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "run.fields() lists all fields"
+        raise ValueError(f"Run has no field {name!r}, and no part has it: {hint}")
     place, kind = kinds[0]
     if len(kinds) > 1:
         names = ", ".join(kind.__name__ for _, kind in kinds)
-        raise ValueError(f"Run: no part has a field {name!r}, and {names} have: give {place} one of these")
+        raise ValueError(f"Run: no part has a field {name!r}, but the kinds {names} have it: give {place} one of these")
     field = field_of(name)
     if not comes_in(name, chosen):
         before = parts[place] if place in SEVERAL else (parts[place],)

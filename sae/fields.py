@@ -1,5 +1,5 @@
-"""What the fields of a frozen dataclass take: plain Python values of their types. Numbers of numpy and JAX become plain
-ones; everything else of another type is refused when the record is made, and not when it is written to a file."""
+"""Checks of the fields of frozen dataclasses: they take plain Python values of their types. Numbers of numpy and JAX
+become plain ones; other values of another type are refused when the record is made, and not when it is written."""
 
 import dataclasses
 import fractions
@@ -11,32 +11,38 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+_WORDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    types.NoneType: "None",
+}
 _WORDS[fractions.Fraction] = "a fraction such as Fraction(1, 4)"
 
 
 def check_fields(record, names: Collection[str] | None = None) -> None:
-    """Gives fields of a frozen dataclass plain values of their types; to be called in `__post_init__`.
+    """Gives fields of a frozen dataclass plain values of their types. `__post_init__` calls it.
 
-    Fields may be of type bool, int, float, str, Fraction, of tuples of one of these, and of unions. A whole number is
-    taken for a float, a list or a one-dimensional array for a tuple, and a number of numpy or JAX, or an array without
-    axes, for the number that it holds.
+    A field's type may be bool, int, float, str, Fraction, a tuple of one of these, or a union. A float field takes a
+    whole number too, a tuple field a list or a one-dimensional array, and a field of numbers a number of numpy or JAX,
+    or an array without axes.
 
     Args:
-      record: a frozen dataclass, whose fields are replaced.
-      names: which fields; all by default.
+        record: a frozen dataclass, whose fields are replaced.
+        names: the names of the fields; all by default.
 
     Raises:
-      ValueError: for a value of another type, or a number that is not finite; it names the class and the field.
+        ValueError: for a value of another type, or a number that is not finite; it names the class and the field.
 
     Example:
-      >>> @dataclasses.dataclass(frozen=True)
-      ... class Size:
-      ...     width: int
-      ...     def __post_init__(self):
-      ...         check_fields(self)
-      >>> Size(np.int64(3))
-      Size(width=3)
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Size:
+        ...     width: int
+        ...     def __post_init__(self):
+        ...         check_fields(self)
+        >>> Size(np.int64(3))
+        Size(width=3)
     """
     for field in dataclasses.fields(record):
         if names is not None and field.name not in names:
@@ -46,19 +52,19 @@ def check_fields(record, names: Collection[str] | None = None) -> None:
 
 
 def plain(name: str, value, kind):
-    """Returns a value, such as an argument that goes to a file, as a plain one of a type.
+    """Returns a value as a plain value of a type, for an argument that goes to a file, say.
 
     Args:
-      name: what errors call it.
-      value: anything.
-      kind: the type, as for the fields of `check_fields`.
+        name: what errors call the value.
+        value: any value.
+        kind: the type, as for the fields of `check_fields`.
 
     Raises:
-      ValueError: for a value of another type, or a number that is not finite.
+        ValueError: for a value of another type, or a number that is not finite.
 
     Example:
-      >>> plain("length", np.int64(3), int)
-      3
+        >>> plain("length", np.int64(3), int)
+        3
     """
     try:
         result = _plain(value, kind)
@@ -71,17 +77,21 @@ def plain(name: str, value, kind):
 
 
 def of_json(kind, facts: Mapping):
-    """Makes a frozen dataclass of the JSON object that a file has for it.
+    """Returns the frozen dataclass of a JSON object.
+
+    Args:
+        kind: the dataclass.
+        facts: the JSON object.
 
     Raises:
-      ValueError: naming the field that is missing or unknown.
+        ValueError: naming the field that is missing or unknown.
 
     Example:
-      >>> @dataclasses.dataclass(frozen=True)
-      ... class Size:
-      ...     width: int
-      >>> of_json(Size, {"width": 3})
-      Size(width=3)
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Size:
+        ...     width: int
+        >>> of_json(Size, {"width": 3})
+        Size(width=3)
     """
     names = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := [name for name in facts if name not in names]:
@@ -93,22 +103,22 @@ def of_json(kind, facts: Mapping):
 
 
 def options(kind) -> tuple:
-    """Returns the types that a field takes: those of a union, or the one, without what `typing.Annotated` says of it.
+    """Returns the types that a field takes: those of a union, or the single one, without `typing.Annotated`.
 
     Example:
-      >>> options(int | None)
-      (<class 'int'>, <class 'NoneType'>)
+        >>> options(int | None)
+        (<class 'int'>, <class 'NoneType'>)
     """
     kind = _bare(kind)
     return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
 
 
 def _plain(value, kind):
-    """The value as the type of a field, or TypeError."""
+    """Returns the value as a plain value of a type. Raises TypeError for a value of another type."""
     kind = _bare(kind)
     if isinstance(kind, types.UnionType):
         options = typing.get_args(kind)
-        if type(value) in options:  # a Fraction is a number, too
+        if type(value) in options:  # a Fraction is a number too, and stays a Fraction
             options = (type(value),)
         for option in options:
             try:
@@ -144,7 +154,7 @@ def _plain_tuple(value, kind) -> tuple:
 
 
 def _scalar(value):
-    """What an array without axes holds, of numpy, JAX or another library; other values as they are."""
+    """Returns the number in an array without axes, of numpy, JAX or another library; other values stay unchanged."""
     if not hasattr(value, "dtype"):
         return value
     array = np.asarray(value)
@@ -157,7 +167,7 @@ def _scalar(value):
 
 
 def _bare(kind):
-    """A type without what `typing.Annotated` says of it."""
+    """Returns a type without `typing.Annotated`."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
@@ -166,5 +176,5 @@ def _words(kind) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(_words(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return f"a tuple, each of it {_words(typing.get_args(kind)[0])}"
+        return f"a tuple, each item {_words(typing.get_args(kind)[0])}"
     return _WORDS[kind]

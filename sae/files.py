@@ -1,5 +1,5 @@
-"""Files on this machine: paths as the user gives them, files replaced whole, one or several of a folder together, JSON
-with errors that name the file, and whether a folder can be written."""
+"""Files on this machine: paths as the user gives them, whole replacement of one file or of several in a folder, JSON
+with errors that name the file, and checks of folders before they are written to."""
 
 import contextlib
 import json
@@ -15,51 +15,52 @@ from typing import BinaryIO
 
 from mishax_lite.whole_files import replacing
 
-NEW = ".new"  # ends the names of files that are not in their places yet
+NEW = ".new"  # the end of the names of files that are not in their places yet
 _JOURNAL = "replacing.json"
-# With one slash where pathlib has been.
+# pathlib makes one slash of two.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|hf|https?):/")
 
 
 def local_path(source: str | os.PathLike) -> Path:
-    """The path of a file or folder, where `~` and `~user` are the home of a user, as in a shell.
+    """Returns the path of a file or folder, where `~` and `~user` are the home of a user, as in a shell.
 
-    Shells leave `--out_dir=~/runs` as it is, and to the system that is a folder called `~`: `./~` names that one.
+    Shells leave `--out_dir=~/runs` unchanged, and the system would take it for a folder called `~`. Such a folder is
+    named by `./~`.
 
     Raises:
-      ValueError: for the home of a user that this machine does not have, the address of a bucket, and nothing.
+        ValueError: for the home of an unknown user, the address of a bucket, and an empty text.
 
     Example:
-      >>> local_path("~/runs") == Path.home() / "runs"
-      True
+        >>> local_path("~/runs") == Path.home() / "runs"
+        True
     """
     text, path = os.fspath(source), Path(source)
     if not text:
         raise ValueError("a path is empty: name a file or a folder, the working folder by '.'")
     if address := _ADDRESS.match(text):
         raise ValueError(
-            f"a file or a folder of this machine, or mounted, is needed here, no {address[0]}…; got {text}"
+            f"a path has to be on this machine, not at an address {address[0]}…; got {text}: download or mount it"
         )
     if not path.parts or not path.parts[0].startswith("~"):
         return path
     if not text.startswith("~"):
-        return path.absolute()  # pathlib drops the `./`, and the next to ask would see a home
+        return path.absolute()  # pathlib drops the `./`, and the next reader of the path would see a home
     try:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{text!r} begins with the home of a user that this machine does not have") from error
 
 
-# What zipfile and numpy raise of a damaged archive: its directory may call a member encrypted, say.
+# The errors of zipfile and numpy for a damaged archive; its directory may call a member encrypted, say.
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
-_DIRECTORY_BYTES = 1 << 18  # of an archive's list of members; one takes about a hundred
+_DIRECTORY_BYTES = 1 << 18  # the most bytes in an archive's list of members; a member takes about a hundred
 
 
 def check_archive(path: Path) -> None:
     """Raises ValueError for a zip archive whose list of members is longer than that of any file of arrays: reading the
-    list alone would fill the memory. What is no archive is left to who reads it."""
+    list alone would fill the memory. A file that is no archive passes; its reader refuses it."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 16) - 22))
@@ -76,7 +77,7 @@ def check_archive(path: Path) -> None:
 
 
 def read_json(path: Path):
-    """Raises ValueError, naming the file, when it is not JSON."""
+    """Returns the value in a JSON file. Raises ValueError, naming the file, where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -90,22 +91,23 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[BinaryIO], None] | None]) -> None:
-    """Replaces some files of a folder as one: after a crash at any point, `current` gives all old ones or all new ones.
+    """Replaces several files of a folder as one: after a crash at any point, `current` gives all old files or all new
+    ones.
 
-    The new files are written beside the old ones. Then `replacing.json` is, which lists them: from there on they count.
-    Then they are renamed, and the list is removed.
+    The new files are written beside the old ones. Then the journal `replacing.json` is written, which lists them: from
+    there on they count. Then they are renamed, and the journal is removed.
 
     Args:
-      folder: made where it is missing.
-      contents: by name what a file is to hold, or a function that writes that; None removes a file.
+        folder: the folder; it is made where it is missing.
+        contents: {name: the bytes of the file, or a function that writes them}; None removes a file.
 
     Raises:
-      OSError: when the disk is full, say; the old files are kept.
+        OSError: where the disk is full, say; the old files are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _finish(folder)  # what an earlier call was killed in
+    _finish(folder)  # a call that was killed
     new = {name: content for name, content in contents.items() if content is not None}
-    for name in contents.keys() - new.keys():  # of a call that was killed before it was in the journal
+    for name in contents.keys() - new.keys():  # left by a call that was killed before it wrote its journal
         (folder / f"{name}{NEW}").unlink(missing_ok=True)
     try:
         for name, content in new.items():
@@ -126,7 +128,8 @@ def replace_together(folder: Path, contents: Mapping[str, bytes | Callable[[Bina
 
 
 def current(folder: Path, name: str) -> Path | None:
-    """Where the contents of a file are that `replace_together` may have been killed over; None where it was removed."""
+    """Returns the path with a file's current contents, also after a killed `replace_together`; None where the file was
+    removed."""
     listed = _journal(folder)
     if name not in listed:
         return folder / name
@@ -137,7 +140,7 @@ def current(folder: Path, name: str) -> Path | None:
 
 
 def _finish(folder: Path) -> None:
-    """Puts into their places the files that the journal lists."""
+    """Moves the files that the journal lists into their places."""
     for name, kept in _journal(folder).items():
         if not kept:
             (folder / name).unlink(missing_ok=True)
@@ -148,7 +151,7 @@ def _finish(folder: Path) -> None:
 
 
 def _journal(folder: Path) -> dict[str, bool]:
-    """By name whether a file is to be there."""
+    """Returns {name: whether the file is to exist}; empty without a journal."""
     return read_json(folder / _JOURNAL) if (folder / _JOURNAL).exists() else {}
 
 
@@ -156,11 +159,11 @@ def check_folder(folder: Path, what: str) -> None:
     """Checks that files can be written to a folder, which need not exist yet; nothing is left behind.
 
     Args:
-      folder: where.
-      what: what is to go there, for the message.
+        folder: the folder.
+        what: the files in words, for the message.
 
     Raises:
-      ValueError: when the folder, or the nearest path above it that exists, is no folder or cannot be written to.
+        ValueError: where the folder, or the nearest path above it that exists, is no folder or cannot be written to.
     """
     above = _existing(folder)
     if not above.is_dir():
@@ -168,17 +171,17 @@ def check_folder(folder: Path, what: str) -> None:
     problem = f"{what} cannot go to {folder}: {above} cannot be written to. Name another folder"
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(problem)
-    try:  # of some file systems, such as /proc, the permissions alone do not tell
+    try:  # on some file systems, such as /proc, the permissions alone do not tell
         os.rmdir(tempfile.mkdtemp(dir=above))
     except (FileNotFoundError, PermissionError):
         raise ValueError(problem) from None
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of a folder, which need not exist yet."""
+    """Returns the free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest path above it that exists."""
+    """Returns the folder, or the nearest path above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())

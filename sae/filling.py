@@ -1,6 +1,6 @@
-"""The rows of segments, straight from the model: what harvesting writes and streaming trains on.
+"""The rows of segments, straight from the model. Harvesting writes them, streaming trains on them.
 
-While the device computes a batch, the one before it is copied to the host, and a segment before that is written or
+While the device computes a batch, the batch before it is copied to the host, and the segment before it is written or
 used: two segments are in memory, in buffers that are used again.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ from sae.text import Sequences, batch_at, segment
 
 BATCH = 16
 BUFFERS = 2
-# Of the memory allowed, what is left for batches on their way, shards being written and what malloc keeps of both, as
-# measured (experiments/benchmarks/store_cost.py); three quarters of it, where it is little.
+# The part of the allowed memory for batches on their way, shards being written and what malloc keeps of both, as
+# measured (experiments/benchmarks/store_cost.py); at most three quarters of the allowed memory.
 WORKING_BYTES = 384 << 20
 
 
@@ -32,10 +33,10 @@ class Filled:
     """The rows of a segment, in the order of its sequences.
 
     Attributes:
-      index: its number.
-      activations: site -> [rows, A] in the dtype in which the model has them, views of a buffer.
-      rows: `token`, `position` and `document` of every row, [rows] int32.
-      release: gives the buffer back; the activations are overwritten afterwards.
+        index: the segment's index.
+        activations: {site: [rows, A]} in the model's dtype, views of a buffer.
+        rows: `token`, `position` and `document` of every row, int32 [rows] each.
+        release: gives the buffer back, after which the activations are overwritten.
     """
 
     index: int
@@ -45,13 +46,19 @@ class Filled:
 
 
 def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, tuple[int, ...]]) -> int:
-    """How many sequences make a segment of so many rows at most, so that harvesting takes no more than the bytes.
+    """Returns the number of sequences of a segment, so that harvesting takes no more memory than allowed.
 
-    Numbers count as float32, whatever the model's dtype: with bfloat16 half of the bytes are enough, and segments of
-    both have the same sequences.
+    Numbers count as float32 in every dtype of the model: with bfloat16 half of the bytes are enough, and segments of
+    both dtypes have the same sequences.
+
+    Args:
+        bytes_in_memory: the allowed memory.
+        rows: the most rows of a segment.
+        length: T, tokens of a sequence.
+        sites: {site: shape of one token's activation}.
 
     Raises:
-      ValueError: when not even one sequence fits.
+        ValueError: where not even one sequence fits.
     """
     row_bytes = 4 * sum(int(np.prod(shape)) for shape in sites.values())
     working = min(WORKING_BYTES, bytes_in_memory // 4 * 3)
@@ -60,10 +67,10 @@ def sequences_in(bytes_in_memory: int, rows: int, length: int, sites: dict[str, 
         needed = 4 * BUFFERS * row_bytes * (length - 1)
         raise ValueError(
             f"shuffling in {bytes_in_memory:,} bytes has no room for one sequence: {length - 1} rows of {row_bytes:,} "
-            f"bytes, {BUFFERS} times, and thrice as much to work. Give {needed:,} bytes at least, or fewer sites"
+            f"bytes, {BUFFERS} times, and three times as much to work. Give at least {needed:,} bytes, or fewer sites"
         )
     sequences = max(1, min(fit, -(-rows // (length - 1))))
-    # Whole batches, as one that is mostly padding costs as much as a full one.
+    # Whole batches, as a batch of mostly padding costs as much as a full one.
     return sequences if sequences < BATCH else sequences // BATCH * BATCH
 
 
@@ -75,16 +82,20 @@ def filled_segments(
     *,
     mesh: Mesh | None = None,
     buffers: "Buffers | None" = None,
-    started: Callable[[int], None] = lambda index: None,
+    started: Callable[[int], Any] = lambda index: None,
     progress: Callable[..., Iterable] = lambda steps, **_: steps,
 ) -> Iterator[Filled]:
-    """Computes segments, one after another. A segment depends on the arguments and its number alone.
+    """Computes segments, one after another. A segment depends on the arguments and its index alone.
 
     Args:
-      started: called with a segment's number before any of it is computed.
-      mesh: where given, a batch is spread over its `data` axis.
-      buffers: to use again those of a call before.
-      progress: called with the batches to come, and `total` and `desc`, as tqdm is.
+        model: with its tokenizer.
+        sequences: the token sequences.
+        manifest: the sites, the seed, and which tokens count.
+        indices: the indices of the segments.
+        mesh: where given, a batch is spread over its `data` axis.
+        buffers: buffers of an earlier call, to use again.
+        started: called with a segment's index before its first batch is computed.
+        progress: called as tqdm is, with the batches to come, `total` and `desc`.
     """
     batch = rounded_up(BATCH, mesh)
     place = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=batch_sharding(mesh))
@@ -95,7 +106,8 @@ def filled_segments(
     size = manifest.sequences_per_segment
     batches = {index: -(-min(size, len(sequences) - index * size) // batch) for index in indices}
     steps = ((index, number) for index in indices for number in range(batches[index]))
-    part = running = last = None
+    part: Any = None
+    running = last = None
     for index, number in progress(steps, total=sum(batches.values()), desc="harvest"):
         _check_follows(last, (index, number), batches)
         last = (index, number)
@@ -121,9 +133,9 @@ def _check_follows(last: tuple[int, int] | None, step: tuple[int, int] | None, b
     """Raises ValueError where a progress has left out a batch of a segment, whose rows would be missing.
 
     Args:
-      last: (segment, batch), the step before; None before the first.
-      step: what the progress gave; None at its end.
-      batches: how many each segment has.
+        last: (segment, batch) of the step before; None before the first.
+        step: (segment, batch) that the progress gave; None at its end.
+        batches: the number of batches of each segment.
     """
     segment_ended = last is None or last[1] + 1 == batches[last[0]]
     right = step is None or step[1] == 0 if segment_ended else step == (last[0], last[1] + 1)
@@ -135,19 +147,20 @@ def _check_follows(last: tuple[int, int] | None, step: tuple[int, int] | None, b
 
 
 class Closed(Exception):
-    """Nobody wants the segment any more that was to be filled."""
+    """The segment that was to be filled is wanted no more."""
 
 
 class Buffers:
-    """Memory for two segments, and the rows of the one that is coming in, batch by batch.
+    """Memory for two segments, and the rows of the segment that is being filled, batch by batch.
 
     Args:
-      count: how many segments are in memory at once; by default two, or one for a text that makes only one.
+        manifest: the sizes of segments.
+        count: the number of segments in memory at once; by default two, or one for a text of a single segment.
     """
 
     def __init__(self, manifest: Manifest, count: int | None = None):
         self._manifest = manifest
-        # With BOS, in case it counts: pages that nobody writes to cost nothing.
+        # With room for BOS, in case it counts: pages that are never written cost nothing.
         self._rows = min(manifest.sequences_per_segment, manifest.sequences) * manifest.length
         self._free: queue.Queue[dict[str, np.ndarray] | None] = queue.Queue()
         for _ in range(count or min(BUFFERS, manifest.segments)):
@@ -161,13 +174,13 @@ class Buffers:
         self._free.put(None)
 
     def take(self, index: int, part: Sequences, start: int, stop: int, captured: dict) -> Filled | None:
-        """The text rows of a batch; the segment, once it has all of them.
+        """Takes the rows of a batch in, and returns the segment once it has all of its rows.
 
         Raises:
-          Closed: when there is no buffer, and `close` was called.
+            Closed: where no buffer is free, and `close` was called.
         """
         if self._buffer is None:
-            self._buffer = self._free.get()  # waits until a segment before is done with
+            self._buffer = self._free.get()  # waits until an earlier segment is released
             if self._buffer is None:
                 self._free.put(None)
                 raise Closed
@@ -179,8 +192,8 @@ class Buffers:
             values = np.asarray(values)
             values = values.reshape(-1, values.shape[-1])
             if site not in self._buffer:
-                # As the model computes them, so that float32 and bfloat16 are moved once and converted never. Empty
-                # pages cost nothing until they are written.
+                # In the model's dtype, so that float32 and bfloat16 are moved once and never converted. Empty pages
+                # cost nothing until they are written.
                 self._buffer[site] = np.empty((self._rows, values.shape[-1]), values.dtype)
             out = self._buffer[site][self._count : self._count + count]
             # mode="clip" is far faster than a mask: it moves whole rows.

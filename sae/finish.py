@@ -1,6 +1,6 @@
-"""What comes after the last step: measures of the released autoencoders on the batches that would have come next.
+"""The finish of a run: measures of the released autoencoders on the batches after the last step.
 
-What latents did earlier, with other weights, says nothing of them.
+Measures from earlier steps would be of other weights.
 """
 
 import abc
@@ -26,43 +26,43 @@ T = TypeVar("T")
 
 
 class Finish(Part, abc.ABC):
-    """Sees batches after the last step, and changes what is released."""
+    """A part that sees batches after the last step, and changes the released autoencoder."""
 
     registry: ClassVar[Registry] = FINISHES
 
     @abc.abstractmethod
     def batches(self, sizes: Sizes) -> int:
-        """Returns how many batches it sees."""
+        """Returns the number of batches that it sees."""
 
     @abc.abstractmethod
     def begin(self, autoencoder) -> Any:
-        """Returns what it keeps from batch to batch, before the first."""
+        """Returns its state before the first batch."""
 
     @abc.abstractmethod
-    def see(self, kept: Any, autoencoder, values: tuple[jax.Array, ...], mesh: Mesh) -> Any:
-        """Returns what it keeps after a batch.
+    def see(self, kept: Any, autoencoder, values: tuple[Any, ...], mesh: Mesh) -> Any:
+        """Returns its state after a batch.
 
         Args:
-          kept: after the batch before.
-          autoencoder: on raw activations, on the mesh.
-          values: [B, A] of each site that goes in, raw, on the mesh.
-          mesh: of the run.
+            kept: the state before the batch.
+            autoencoder: on raw activations, on the mesh.
+            values: raw activations [B, A] of each input site, on the mesh.
+            mesh: the run's mesh.
         """
 
     @abc.abstractmethod
     def end(self, kept: Any, autoencoder: T, sizes: Sizes) -> T:
-        """Returns the autoencoder with what was measured."""
+        """Returns the autoencoder with the measures."""
 
 
 @register("largest")
 @dataclasses.dataclass(frozen=True)
 class LargestActivations(Finish):
-    """Records the largest activation of each latent, the measure for steering.
+    """A finish that records the largest activation of each latent, the measure for steering.
 
     Attributes:
-      largest_batches: a number of batches, or a share of the run's. A tenth, as one product for each is a fiftieth of
-        the run's work.
-      largest_tokens: tokens at most.
+        largest_batches: the number of batches, or a part of the run's. A tenth of them is a fiftieth of the run's work,
+            as each takes one product.
+        largest_tokens: the most tokens.
     """
 
     largest_batches: Steps = Fraction(1, 10)
@@ -78,13 +78,13 @@ class LargestActivations(Finish):
     def begin(self, autoencoder) -> np.ndarray:
         return np.zeros(autoencoder.width, np.float32)
 
-    def see(self, kept: jax.Array, autoencoder, values: tuple[jax.Array, ...], mesh: Mesh) -> jax.Array:
+    def see(self, kept: Any, autoencoder, values: tuple[Any, ...], mesh: Mesh) -> jax.Array:
         peaks = _peaks(mesh)(bare(autoencoder), values, kept)
         if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
             peaks.block_until_ready()  # collectives in flight starve each other there
         return peaks
 
-    def end(self, kept: jax.Array, autoencoder: T, sizes: Sizes) -> T:
+    def end(self, kept: jax.Array, autoencoder: Any, sizes: Sizes) -> Any:
         largest = Largest(np.asarray(kept), self.batches(sizes) * sizes.batch_size)
         return dataclasses.replace(autoencoder, largest=largest)
 

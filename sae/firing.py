@@ -1,4 +1,4 @@
-"""`sae.top_latents`: the latents that fire on a text, with the tokens that they fire on.
+"""`sae.top_latents`: the latents that fire on a text, each with the tokens on which it fires.
 
 Axis letters: T tokens, A dim of the activation, L sites of a crosscoder.
 """
@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Integer
 
 from sae import showing
 from sae.evaluation.counting import Sites
@@ -22,26 +23,31 @@ class Firing:
     """One latent on one text.
 
     Attributes:
-        latent: its number.
+        latent: the latent's number.
         activation: its largest activation on the text, raw units.
-        position: where that is, counted from 0.
+        position: the position of that activation, counted from 0.
         token: the token there, as a person reads it.
         activations: float32 [T], raw units; 0 at tokens that do not count.
-        tokens: all tokens of the text on which it fires, in their order.
+        tokens: all tokens of the text on which the latent fires, in the order of the text.
+
+    Example:
+        >>> firing = sae.top_latents(autoencoder, model, "And the king said")[0]
+        >>> bool(firing.activations[firing.position] == firing.activation)
+        True
     """
 
     latent: int
     activation: float
     position: int
     token: str
-    activations: np.ndarray = dataclasses.field(repr=False, compare=False)
+    activations: Float32[np.ndarray, " T"] = dataclasses.field(repr=False, compare=False)
     tokens: tuple[str, ...] = ()
 
 
 def top_latents(
     autoencoder: Released,
     model: LanguageModel,
-    text: str | jax.Array | np.ndarray,
+    text: str | Integer[jax.Array | np.ndarray, "..."],
     count: int = 10,
     *,
     site: str | Sites | None = None,
@@ -49,27 +55,27 @@ def top_latents(
     """Returns the latents that fire most strongly on a text, the strongest first.
 
     Args:
-        autoencoder: on raw activations. What its training did not count (BOS, say) does not count here.
+        autoencoder: on raw activations. Tokens that its training did not count, such as BOS, do not count here.
         model: with its tokenizer.
         text: a text, or the ids of one sequence, [T] or [1, T].
         count: the most that are returned; fewer where fewer fire.
-        site: where the autoencoder belongs; by default what its `info` says.
+        site: the autoencoder's site; by default that of its `info`.
 
     Returns:
         A `Firing` for each latent.
 
     Raises:
-        ValueError: for an autoencoder of another model or width, an unknown site, several sequences, and a count below
-            1.
+        ValueError: for an autoencoder of another model or dim, an unknown site, several sequences, and a count below 1.
 
     Warns:
         RecordWarning: where the autoencoder does not record which tokens its training counted.
 
     Example:
-        >>> for latent in sae.top_latents(autoencoder, model, "And the king said", 2):
-        ...     print(latent.latent, latent.token)  # doctest: +SKIP
-        17 ▁king
-        4 ▁said
+        >>> firings = sae.top_latents(autoencoder, model, "And the king said", 2)
+        >>> [(firing.latent, firing.token) for firing in firings]  # doctest: +SKIP
+        [(19, ' king'), (47, ' the')]
+        >>> firings[0].activation >= firings[1].activation
+        True
     """
     sites, _ = check_fits(autoencoder, model, site)
     check_tokenizer(model)

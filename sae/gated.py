@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, above, forms
+from sae.released import AnyArray, Axes, Independent, above, forms, plus, ranked
 
 
 @forms.register("Gated")
@@ -22,16 +23,21 @@ class Gated(Independent):
     """A gated autoencoder on raw activations; a pytree.
 
     Attributes:
-        W_enc: [A, Z]. b_gate, r_mag, b_mag: [Z]. W_dec: [Z, A]. b_dec: [A].
-        info: static; None where it is not known.
-        largest: static; the largest activation of each latent, None where nobody has recorded it.
+        W_enc: [A, Z].
+        b_gate: [Z], the bias of the gates.
+        r_mag: [Z], the logarithm of the magnitudes' scale.
+        b_mag: [Z], the bias of the magnitudes.
+        W_dec: [Z, A].
+        b_dec: [A].
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-        ValueError: when made with arrays whose shapes do not belong together.
+        ValueError: for arrays whose shapes do not belong together.
 
     Example:
         >>> eye, zero = jnp.eye(2), jnp.zeros(2)
-        >>> gated = Gated(eye, jnp.float32([-2, 0]), jnp.log(jnp.float32([1, 2])), zero, eye, zero)
+        >>> gated = sae.Gated(eye, jnp.float32([-2, 0]), jnp.log(jnp.float32([1, 2])), zero, eye, zero)
         >>> gated.encode(jnp.float32([[1, 1], [3, -1]])).tolist()
         [[0.0, 2.0], [3.0, 0.0]]
     """
@@ -56,34 +62,35 @@ class Gated(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z], zero where the gate is shut.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z] of raw activations [B, A]: 0 where the gate is shut.
 
         Raises:
             ValueError: for activations of another length.
         """
         z = jnp.matmul(self.joined(x), self.W_enc, precision="highest")
-        magnitude = z * jnp.exp(self.r_mag) + self.b_mag
-        return above(z + self.b_gate, 0.0, jnp.maximum(magnitude, 0.0))
+        magnitude = plus(z * ranked(jnp.exp(self.r_mag), z), self.b_mag)
+        return above(plus(z, self.b_gate), 0.0, jnp.maximum(magnitude, 0.0))
 
-    def shifted(self, shift: jax.Array) -> "Gated":
-        """Returns what has the same latents where a shift [A] was added to activations."""
+    def shifted(self, shift: Float[AnyArray, " A"]) -> "Gated":
+        """Returns the autoencoder whose latents are the same where a shift [A] was added to activations."""
         z = jnp.matmul(shift, self.W_enc, precision="highest")
         return dataclasses.replace(self, b_gate=self.b_gate - z, b_mag=self.b_mag - z * jnp.exp(self.r_mag))
 
-    def scaled(self, gain: jax.Array) -> "Gated":
-        """Returns it with both biases multiplied by a gain, [] or [Z]; the two encoders are one, scaled by r_mag."""
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> "Gated":
+        """Returns the autoencoder with both biases multiplied by a gain, [] or [Z]."""
         return dataclasses.replace(self, b_gate=gain * self.b_gate, b_mag=gain * self.b_mag)
 
     def jumprelu(self) -> JumpReLU:
-        """The same function as a JumpReLU, for formats that hold only those; equal up to rounding at the thresholds.
+        """Returns the same function as a JumpReLU, for formats that hold nothing else; equal up to rounding at the
+        thresholds.
 
         In units of the magnitude u = z exp(r_mag) + b_mag the gate opens at b_mag - exp(r_mag) b_gate (arXiv
         2404.16014, appendix).
         """
         scale = jnp.exp(self.r_mag)
         return JumpReLU(
-            self.W_enc * scale,
+            self.W_enc * scale[None],
             self.b_mag,
             self.W_dec,
             self.b_dec,

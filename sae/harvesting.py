@@ -1,4 +1,4 @@
-"""`sae.harvest`: running the model over text and storing what is at some of its sites."""
+"""`sae.harvest`: runs the model over text and stores the activations at some of its sites."""
 
 import concurrent.futures
 import dataclasses
@@ -25,7 +25,7 @@ from sae.text.checking import require_sequences
 
 SHUFFLE_ROWS = 1 << 20
 SHUFFLE_BYTES = 4 << 30
-_COUNTED = 4096  # sequences whose text tokens are counted at a time
+_COUNTED = 4096  # sequences whose tokens are counted at a time
 
 
 def plan(
@@ -39,12 +39,12 @@ def plan(
     shuffle_bytes: int = SHUFFLE_BYTES,
     counted: Counted | None = None,
 ) -> Manifest:
-    """What a harvest with these arguments would write; nothing is computed.
+    """Returns the manifest of a harvest with these arguments (`harvest`), without computing anything.
 
     Raises:
-      ValueError: for a site that the model lacks (the nearest are named), or one with no vector for each token; a seed
-        that is not from 0 to 2^32 - 1, or another argument that is not possible; no sequences, or sequences that are
-        not of this model's tokenizer (`sae.text.check_sequences`).
+        ValueError: for a site that the model lacks (it offers the nearest), or one without a vector for each token; a
+            seed that is not from 0 to 2^32 - 1, or another argument out of its range; no sequences, or sequences that
+            another tokenizer made (`sae.text.check_sequences`).
     """
     seed, shuffle_rows, shuffle_bytes = (
         manifests.whole(name, value)
@@ -54,14 +54,14 @@ def plan(
     require_sequences(sequences)
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites:
-        raise ValueError("name one site at least, for example layer_0/resid_post")
+        raise ValueError("a harvest needs at least one site, such as layer_0/resid_post")
     if shuffle_rows < 1:
         raise ValueError(f"shuffle_rows must be at least 1, got {shuffle_rows}")
     shapes = {site: tuple(token_site(model, site).shape) for site in sites}
     length = sequences.tokens.shape[1]
     if not len(sequences) or length < 2:
         raise ValueError(
-            f"a harvest needs sequences of BOS and one token at least, got [S, T] = {[len(sequences), length]}: give "
+            f"a harvest needs sequences of at least BOS and one token, got [S, T] = {[len(sequences), length]}: give "
             "more text"
         )
     check_sequences(sequences, model)
@@ -85,11 +85,11 @@ def plan(
 
 
 def _counted(counted: Counted | None, model: LanguageModel, sequences: Sequences, sites: Sequence[str]) -> Counted:
-    """Returns the rule of a harvest, complete but for the limits of sinks, which its segments find.
+    """Returns the rule of a harvest, complete but for the limits of sinks, which its segments compute.
 
     Raises:
-      ValueError: for sinks whose factor is missing, limits that another harvest found, sites that are not harvested, or
-        a rule for the other kind of text (`Counted.for_text`).
+        ValueError: for sinks without a factor, limits of another harvest, sites that are not harvested, or a rule for
+            the other kind of text (`Counted.for_text`).
     """
     counted = Counted.or_default(counted, model.tokenizer.special_ids).for_text(sequences.left_out is not None)
     sinks = counted.sinks
@@ -97,12 +97,14 @@ def _counted(counted: Counted | None, model: LanguageModel, sequences: Sequences
         return counted
     if sinks.factor is None or sinks.limits is not None:
         raise ValueError(
-            f"`counted` has the limits of another harvest's sinks, {sinks}, and a harvest finds its own: give "
-            "Sinks(factor, sites) without limits"
+            f"`counted` has the limits of another harvest's sinks, {sinks}, and each harvest computes its own limits: "
+            "give Sinks(factor, sites) without limits"
         )
     if missing := [site for site in sinks.sites if site not in sites]:
-        raise ValueError(f"the sites of sinks have {missing[0]!r}, which is not harvested: {', '.join(sites)}")
-    # Sinks have their large norms in the residual stream; without a site of it, norms are measured at all.
+        raise ValueError(
+            f"the sites of sinks have {missing[0]!r}, which is not harvested: name some of {', '.join(sites)}"
+        )
+    # Sinks have their large norms in the residual stream; where none of its sites is harvested, all sites count.
     default = tuple(site for site in sites if is_residual(model.sites[site])) or tuple(sites)
     return dataclasses.replace(counted, sinks=dataclasses.replace(sinks, sites=sinks.sites or default))
 
@@ -123,50 +125,54 @@ def harvest(
     mesh: Mesh | None = None,
     progress: Progress | bool | None = None,
 ) -> ActivationStore:
-    """Writes the activations of `sites` over `sequences` to a store, or what is missing of it.
+    """Writes the activations of `sites` over `sequences` to a store, or the segments that it still lacks.
 
-    The sequences are put into a random order, a segment takes the next ones, and its rows are shuffled again: any run
-    of rows is a mixture of the whole text. A segment depends on the arguments and its number alone, and is there whole
-    or not at all, so that a harvest that was stopped, however it was, goes on to the same store, byte for byte.
+    The sequences are put into a random order, each segment takes the next ones, and its rows are shuffled again: any
+    run of rows is a mixture of the whole text. A segment depends on the arguments and its index alone, and exists
+    either whole or not at all. So a harvest that was stopped in any way goes on to the same store, byte for byte.
 
-    The model's dtype is the activations', and recorded: float32 and bfloat16 activations never share a store.
+    The activations have the model's dtype, which is recorded: float32 and bfloat16 activations never share a store.
 
     Several workers, on one machine or many, divide a harvest without talking to each other: each takes its part of the
-    segments. Should two have the same index, or one be suspended and another launched in its place, the store is the
-    same too: one of them gets an error. Nothing is written before all arguments are checked.
+    segments. If two have the same index, or one is suspended and another launched in its place, the store is still the
+    same, and one of them gets an error. Nothing is written before all arguments are checked.
 
     Args:
-      model: with its tokenizer.
-      sequences: from `sae.text.cut`.
-      sites: names such as `layer_3/resid_post`, or one.
-      path: a folder, gs://bucket/folder or s3://bucket/folder.
-      seed: of both shufflings.
-      dtype: of the stored rows: "float32", "bfloat16", "float16", "int8" (with a scale for each row), or another
-        registered codec (`sae.store.codec`).
-      shuffle_rows: rows that a segment has and that are shuffled together, as far as memory allows.
-      shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written, and for
-        the work on them (384 MiB, or three quarters of it all if that is less).
-      counted: which tokens have a row; by default all but the tokenizer's special ids and what the text leaves out.
-        `Counted(ids, sinks=Sinks(4.0))` leaves out attention sinks too: rows whose norm is over 4 times the segment's
-        median, by default at those of `sites` that are of the residual stream.
-      worker: (index, count) of this process among those that divide the harvest: it writes every segment whose number
-        leaves the remainder `index` when divided by `count`.
-      silent_seconds: after which a process on another machine that has begun a segment, and that nothing was heard of,
-        counts as gone. No two clocks need to agree.
-      mesh: where given, a batch is spread over its `data` axis. Its devices are this process's own.
-      progress: by default a line that says what is to come (how many sequences of how many, tokens, bytes) and a bar,
-        on standard error, where that is a terminal or this is a notebook. True shows them everywhere, False nowhere. Or
-        a function that is called with the batches to come, and `total` and `desc`, as tqdm is.
+        model: with its tokenizer.
+        sequences: the token sequences, from `sae.text.cut`.
+        sites: names such as `layer_3/resid_post`, or one name.
+        path: a folder, gs://bucket/folder or s3://bucket/folder.
+        seed: seed of both shufflings.
+        dtype: how rows are stored: "float32", "bfloat16", "float16", "int8" (with a scale for each row), or another
+            registered codec (`sae.store.codec`).
+        shuffle_rows: rows of a segment, which are shuffled together, as far as memory allows.
+        shuffle_bytes: memory on the host for the rows of the two segments that are being filled and written, and for
+            the work on them (384 MiB, or three quarters of this number if that is less).
+        counted: which tokens have a row; by default all but the tokenizer's special ids and those that the text leaves
+            out. `Counted(ids, sinks=Sinks(4.0))` leaves out attention sinks too: rows whose norm is over 4 times the
+            segment's median, by default at those of `sites` that are in the residual stream.
+        worker: (index, count) of this process among those that divide the harvest: it writes every segment whose index
+            leaves the remainder `index` when divided by `count`.
+        silent_seconds: seconds of silence after which a process on another machine that has begun a segment counts as
+            gone. No two clocks need to agree.
+        mesh: where given, a batch is spread over its `data` axis. Its devices are this process's own.
+        progress: by default a line with the work to come (sequences, tokens, bytes) and a bar, on standard error, where
+            that is a terminal or this is a notebook. True shows them everywhere, False nowhere. Or a function that is
+            called as tqdm is, with the batches to come, `total` and `desc`.
 
     Returns:
-      The store, opened; while other workers' segments are missing, as a growing one.
+        The open store; a growing one while other workers' segments are missing.
 
     Raises:
-      ValueError: for unknown sites, text of another tokenizer or with no token that counts, a store there with other
-        contents, a disk too small for what is to come (all before anything is written), or activations that are not
-        finite.
-      OSError: when the disk fills up all the same, or another process writes the same segment; finished segments are
-        kept.
+        ValueError: for unknown sites, text of another tokenizer or without a token that counts, a store at `path` with
+            other contents, too small a disk (all before anything is written), or activations that are not finite.
+        OSError: where the disk fills up all the same, or another process writes the same segment; finished segments are
+            kept.
+
+    Example:
+        >>> store = sae.harvest(model, sequences, ["layer_0/mlp_out", "layer_1/resid_post"], "runs/store")
+        >>> store
+        ActivationStore(runs/store: ... tokens at layer_0/mlp_out, layer_1/resid_post of gemma2-tiny, float32)
     """
     progress = chosen(progress)
     manifest = plan(
@@ -181,7 +187,7 @@ def harvest(
     )  # before anything is written
     if mesh is not None and jax.tree.leaves(model.params)[0].sharding.device_set != set(mesh.devices.flat):
         raise ValueError(
-            "the model's parameters are not on the mesh's devices: load the model onto them, as "
+            "the model's parameters are not on the mesh's devices: load the model onto the mesh, as "
             "gemma.load(…, mesh=mesh) does"
         )
     index, count = (manifests.whole("worker", part) for part in worker)
@@ -203,7 +209,7 @@ def harvest(
 
 
 def _takes(sequences: Sequences, manifest: Manifest, store: Place, tokens: int, missing: list[int]) -> str:
-    """What a harvest is, and what is to come of it, in a line. `tokens` are those of all segments, sinks among them."""
+    """Returns a line with the harvest and the work to come. `tokens` is the number in all segments, with sinks."""
     whole = showing.size(writing.bytes_of(manifest, manifest.segments, tokens))
     text = (
         f"harvest: {sequences.size}, {showing.count(tokens, 'token')} at {manifest.label}, {manifest.dtype}, "
@@ -213,7 +219,7 @@ def _takes(sequences: Sequences, manifest: Manifest, store: Place, tokens: int, 
         return text
     if not missing:
         return f"{text}; nothing is left to do here"
-    # Segments are of one size but for the last; their tokens are estimated from the mean.
+    # All segments but the last have one size; their tokens are estimated from the mean.
     size = manifest.sequences_per_segment
     part = sum(min(size, manifest.sequences - index * size) for index in missing)
     about = tokens * part // manifest.sequences
@@ -224,7 +230,7 @@ def _takes(sequences: Sequences, manifest: Manifest, store: Place, tokens: int, 
 
 
 def _write_segments(model, sequences, manifest, missing, store, silent_seconds, mesh, progress) -> None:
-    """Fills segments here while a thread writes the one before."""
+    """Fills segments in this thread while another thread writes the segment before."""
     held = claims.Claims(store, silent_seconds)
 
     def write(filled: filling.Filled) -> None:
@@ -251,17 +257,17 @@ def _write_segments(model, sequences, manifest, missing, store, silent_seconds, 
 
 
 def text_tokens(sequences: Sequences, manifest: Manifest) -> np.ndarray:
-    """[S] rows that each sequence gives.
+    """Returns the number of rows of each sequence, [S].
 
     Raises:
-      ValueError: when no sequence gives any.
+        ValueError: where no sequence has a row.
     """
     parts = (sequences.take(slice(start, start + _COUNTED)) for start in range(0, len(sequences), _COUNTED))
     rows = np.concatenate([manifest.counted.text(part.tokens, part.left_out).sum(axis=1) for part in parts])
     if not rows.any():
         raise ValueError(
-            f"none of the tokens in {len(sequences)} sequences counts: all are special ids ("
-            f"{', '.join(map(str, manifest.counted.special_ids))}) or left out by the text (`Sequences.left_out`), so "
-            "there is nothing to harvest"
+            f"none of the tokens in {showing.count(len(sequences), 'sequence')} counts: all are special ids ("
+            f"{', '.join(map(str, manifest.counted.special_ids))}) or left out by the text (`Sequences.left_out`). "
+            "Give text with tokens that count"
         )
     return rows

@@ -16,11 +16,11 @@ register = INITIALISATIONS.register
 @register("tied")
 @dataclasses.dataclass(frozen=True)
 class Initialisation(Part):
-    """W_dec He-uniform with rows then of unit norm, W_enc its transpose (arXiv 2408.05147, section 3). For transcoders,
-    whose widths may differ, W_enc is drawn in the same way on its own.
+    """Tied weights: W_dec is He-uniform, its rows scaled to unit norm, and W_enc is its transpose (arXiv 2408.05147,
+    section 3). For transcoders, whose dims may differ, W_enc is drawn separately in the same way.
 
     Attributes:
-      encoder_init: the norm of each latent's encoder at the start, where its decoder's is 1.
+        encoder_init: the norm of each latent's encoder at the start, where its decoder's is 1.
     """
 
     registry: ClassVar[Registry] = INITIALISATIONS

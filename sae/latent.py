@@ -1,19 +1,19 @@
-"""What is known of one latent, in words: what `sae.latents` gives and explainers read."""
+"""One latent in words: the record that `sae.latents` gives and explainers read."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Where a latent fires strongly.
+    """A place in a text where a latent fires strongly.
 
     Attributes:
-        activation: at the peak, raw units.
-        token: at the peak, as a person reads it.
+        activation: the activation at the peak, raw units.
+        token: the token at the peak, as a person reads it.
         text: the sequence, decoded, without padding.
         document: the id of the token's document.
-        sequence: the number of the sequence.
-        position: of the token in the sequence.
+        sequence: the index of the sequence.
+        position: the position of the token in the sequence.
     """
 
     activation: float
@@ -26,18 +26,18 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
-    """What is known of one latent.
+    """One latent in words.
 
     Attributes:
-        latent: its number.
+        latent: the latent's number.
         frequency: the share of the tokens on which it fires.
-        largest: its largest activation, raw units; 0 for one that does not fire.
-        examples: the strongest first, one of each sequence at most.
-        promoted: (token, effect on its logit), the greatest first; empty where the site does not write to the residual
-            stream.
-        suppressed: the same of the least effects.
+        largest: its largest activation, raw units; 0 where it does not fire.
+        examples: the strongest first, at most one from each sequence.
+        promoted: (token, effect on its logit), the greatest effect first; empty where the site does not write to the
+            residual stream.
+        suppressed: (token, effect on its logit), the least effect first.
         neighbours: (latent, cosine of the decoder rows), the nearest first.
-        explanation: what an explainer makes of the rest; None where none was asked for.
+        explanation: an explainer's text; None without an explainer.
     """
 
     latent: int

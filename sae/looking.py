@@ -1,14 +1,16 @@
-"""`sae.latents`: what is known of each latent of an autoencoder: how often and where it fires, which tokens it
-promotes, which latents are like it.
+"""`sae.latents`: how often and where each latent of an autoencoder fires, which tokens it promotes, and which latents
+are like it.
 
-Axis letters: T tokens of a sequence, Z latents, K neighbours, E examples and tokens that are kept for each latent.
+Axis letters: T tokens of a sequence, Z latents, K neighbours, E examples (or tokens) of each latent.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32, Integer
 
 from sae import showing
 from sae.evaluation.fidelity import check_fits
@@ -27,26 +29,37 @@ NEIGHBOURS = 5  # of each latent
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Latents:
-    """What `latents` returns: arrays over all latents; `latents[z]` is one of them in words, and iterating goes through
-    those that fire, the most frequent first.
+    """Arrays over all latents of an autoencoder; `sae.latents` returns them.
+
+    `latents[z]` is latent z in words (`sae.latent.Latent`). Iteration goes through the latents that fire, the most
+    frequent first.
 
     Attributes:
-        site: where the autoencoder reads.
-        statistics: over the text (`LatentStatistics`), with the examples' places.
+        site: the site that the autoencoder reads.
+        statistics: statistics over the text (`LatentStatistics`), with the examples' places.
         effects: the tokens that each latent promotes and suppresses (`TopTokens`); None where the site does not write
             to the residual stream.
-        neighbours: int32 [Z, K], the latents whose decoder rows are most like each one's.
-        similarity: float32 [Z, K], the cosines.
+        neighbours: int32 [Z, K], the latents with the most similar decoder rows.
+        similarity: float32 [Z, K], the cosines of the rows.
         sequences: the text.
         tokenizer: the model's.
-        explainer: what puts each latent into words, when it is first looked at; None for no explanations.
+        explainer: puts a latent into words when `latents[z]` is first read; None for no explanations.
+
+    Example:
+        >>> latents = sae.latents(autoencoder, model, sequences)
+        >>> latents
+        Latents(layer_1/resid_post: ... of 64 latents fired on ... tokens)
+        >>> latents.neighbours.shape
+        (64, 5)
+        >>> len(latents[0].promoted)
+        10
     """
 
     site: str
     statistics: LatentStatistics
     effects: TopTokens | None
-    neighbours: np.ndarray
-    similarity: np.ndarray
+    neighbours: Int32[np.ndarray, "Z K"]
+    similarity: Float32[np.ndarray, "Z K"]
     sequences: Sequences
     tokenizer: Tokenizer
     explainer: Explainer | None = None
@@ -94,7 +107,7 @@ class Latents:
     def _tokens(self, ids: np.ndarray, effects: np.ndarray) -> tuple[tuple[str, float], ...]:
         return tuple((self.tokenizer.piece(int(i)), float(x)) for i, x in zip(ids, effects, strict=True))
 
-    def _example(self, latent: int, e: int) -> Example:
+    def _example(self, latent: int, e: Any) -> Example:
         s = self.statistics
         row, peak = int(s.example_sequence[latent, e]), int(s.example_peak[latent, e])
         tokens = self.sequences.tokens[row]
@@ -113,7 +126,7 @@ class Latents:
 def latents(
     autoencoder: Released,
     model: LanguageModel,
-    sequences: Sequences | np.ndarray,
+    sequences: Sequences | Integer[np.ndarray, "S T"],
     *,
     examples: int = 8,
     tokens: int = 10,
@@ -121,29 +134,29 @@ def latents(
     explainer: Explainer | str | None = None,
     progress: Progress | bool | None = None,
 ) -> Latents:
-    """Looks at each latent of an autoencoder over a text, in one pass.
+    """Returns what each latent of an autoencoder does over a text, which is read once.
 
     Args:
         autoencoder: on raw activations; a transcoder's latents fire at its input site and promote tokens from its
             output site.
         model: with its tokenizer.
         sequences: as for `sae.evaluate`; the same tokens count.
-        examples: the most that are kept of each latent, [Z, E, T] numbers in memory; 0 keeps none, here and below.
-        tokens: how many tokens are kept at either end of what a latent promotes.
-        neighbours: how many latents are kept that are most like each.
-        explainer: what puts each latent into words (`sae.explainers`), by its name or itself; None for no words.
+        examples: the most examples of each latent, [Z, E, T] numbers in memory; 0 keeps none, here and below.
+        tokens: the number of tokens that a latent promotes most, and of those that it suppresses most.
+        neighbours: the number of most similar latents for each latent.
+        explainer: puts each latent into words (`sae.explainers`): its name, or the object; None for no words.
         progress: as for `sae.evaluate`.
 
     Returns:
-        Arrays over all latents, of which `[z]` gives one in words.
+        Arrays over all latents; `[z]` gives latent z in words.
 
     Raises:
         ValueError: as for `sae.evaluate`; for a crosscoder, an autoencoder that does not say its site, a number below
             0, and an unknown explainer.
 
     Example:
-        >>> found = sae.latents(autoencoder, model, sequences)
-        >>> latent = next(iter(found))  # the most frequent
+        >>> latents = sae.latents(autoencoder, model, sequences)
+        >>> latent = next(iter(latents))  # the most frequent
         >>> len(latent.examples), len(latent.promoted), len(latent.neighbours)
         (8, 10, 5)
         >>> sae.latents(autoencoder, model, sequences, explainer="tokens")[latent.latent].explanation[:8]

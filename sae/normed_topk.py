@@ -1,10 +1,10 @@
-"""The released TopK autoencoder of normalised tokens: each token has its mean taken off and is divided by its deviation
-before the encoder, and gets them back after the decoder (OpenAI's, arXiv 2406.04093).
+"""The released TopK autoencoder of normalised tokens (OpenAI's, arXiv 2406.04093). A token's mean is subtracted and the
+token is divided by its deviation before the encoder; both steps are undone after the decoder.
 
-With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees) + 1e-5, theirs is
-z = the k largest of max((x - m) / s W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m. Here f = s z, in raw units:
-x^ = f W_dec + (s b_dec + m), so that what a latent adds to an activation is f W_dec, as of every form. What is in the
-brackets depends on the token and not on its latents: it is counted as the skip, which `decode` leaves out.
+With the mean m over the A values of a token and s their standard deviation (over A - 1 degrees), OpenAI has z = the k
+largest of max((x - m) / (s + 1e-5) W_enc + b_enc, 0) and x^ = (z W_dec + b_dec) s + m, without 1e-5 on the way out.
+Here f = s z, in raw units: x^ = f W_dec + (s b_dec + m), so that a latent adds f W_dec to an activation, as in every
+form. The sum in brackets depends on the token and not on its latents: it counts as the skip, which `decode` leaves out.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, Largest
-from sae.released import Axes, Released, forms
+from sae.released import AnyArray, Axes, Released, forms, ranked
 from sae.topk import check_k, keep_largest
 
 _EPSILON = 1e-5
@@ -27,18 +28,22 @@ class NormedTopK(Released):
     """A TopK autoencoder that normalises each token, on raw activations; a pytree.
 
     Attributes:
-        W_enc: [A, Z]. b_enc: [Z], added after the normalisation. W_dec: [Z, A]. b_dec: [A], in normalised units.
-        k: static; how many latents a token has at most, 1 to Z.
-        info: static; None where it is not known.
-        largest: static; the largest activation of each latent, None where nobody has recorded it.
+        W_enc: [A, Z].
+        b_enc: [Z], added after the normalisation.
+        W_dec: [Z, A].
+        b_dec: [A], in normalised units.
+        k: static; the most latents that a token has, 1 to Z.
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-        ValueError: when made with arrays whose shapes do not belong together, or with another k.
+        ValueError: for arrays whose shapes do not belong together, and for another k.
 
     Example:
         >>> eye = jnp.eye(3)
-        >>> normed = NormedTopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1)
-        >>> normed.encode(jnp.float32([1, 2, 6])).tolist(), normed(jnp.float32([1, 2, 6])).tolist()
+        >>> normed = sae.NormedTopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1)
+        >>> x = jnp.float32([1, 2, 6])
+        >>> normed.encode(x).round().tolist(), normed(x).round().tolist()
         ([0.0, 0.0, 3.0], [3.0, 3.0, 6.0])
     """
 
@@ -55,37 +60,37 @@ class NormedTopK(Released):
     def __post_init__(self):
         check_k(self)
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z] in raw units, zero but for the k largest above 0.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z], in raw units, of raw activations [B, A]: all but the k largest above 0 are 0.
 
         Raises:
             ValueError: for activations of another length.
         """
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        z = jnp.matmul(flat - mean, self.W_enc, precision="highest") + deviation * self.b_enc
-        return keep_largest(jnp.maximum(z, 0.0), self.k)
+        normed = (flat - mean) / (deviation + _EPSILON)
+        z = jnp.matmul(normed, self.W_enc, precision="highest") + ranked(self.b_enc, flat)
+        return deviation * keep_largest(jnp.maximum(z, 0.0), self.k)
 
-    def decode(self, f: jax.Array) -> jax.Array:
-        """Latents [B, Z] -> what they add to raw activations, [B, A], without what the token's mean and deviation
-        add."""
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B A"]:
+        """Returns what latents [B, Z] add to raw activations, [B, A]; the token's mean and deviation add the rest."""
         return jnp.matmul(f, self.W_dec, precision="highest")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction [B, A] of [B, A]."""
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
+        """Returns the reconstruction [B, A] of raw activations [B, A]."""
         flat = self.joined(x)
         mean, deviation = _moments(flat)
-        return (self.decode(self.encode(flat)) + deviation * self.b_dec + mean).reshape(jnp.shape(x))
+        return (self.decode(self.encode(flat)) + deviation * ranked(self.b_dec, flat) + mean).reshape(jnp.shape(x))
 
-    def shifted(self, shift: jax.Array) -> Self:
+    def shifted(self, shift: Float[AnyArray, " A"]) -> Self:
         """Raises ValueError: a shift of activations moves their means and deviations."""
         raise ValueError("an autoencoder of normalised tokens has no bias that a shift of activations goes into")
 
-    def scaled(self, gain: jax.Array) -> Self:
-        """Returns it with its bias multiplied by a gain, [] or [Z]."""
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> Self:
+        """Returns the autoencoder with its bias multiplied by a gain, [] or [Z]."""
         return dataclasses.replace(self, b_enc=gain * self.b_enc)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Means and deviations [B, 1] of tokens [B, A]."""
-    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1) + _EPSILON
+def _moments(x: AnyArray) -> tuple[jax.Array, jax.Array]:
+    """Returns the means and deviations [B, 1] of tokens [B, A]."""
+    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1)

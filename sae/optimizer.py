@@ -1,4 +1,4 @@
-"""The optimizer: an optax chain, with schedules of learning rates and what keeps decoder rows at unit norm."""
+"""The optimizer: an optax chain with schedules of learning rates, which keeps decoder rows at unit norm."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -22,12 +22,12 @@ class Adam(Part):
     """Adam; the defaults are Gemma Scope's (arXiv 2408.05147, section 3).
 
     Attributes:
-      learning_rate: of everything but the parameters for which the architecture has a rate of its own.
-      learning_rate_warmup: cosine, from a tenth, over so many steps, or over such a share of the run.
-      learning_rate_decay: linearly to zero, over so many last steps, or such a share.
-      beta1: of the first moment.
-      beta2: of the second moment.
-      decoder_rate_factor: W_dec and b_dec learn at so many times the learning rate.
+        learning_rate: the rate of all parameters for which the architecture has no rate of its own.
+        learning_rate_warmup: steps, or a part of the run, in which the rate grows from a tenth (cosine).
+        learning_rate_decay: last steps, or last part of the run, in which the rate falls linearly to 0.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        decoder_rate_factor: the factor on the learning rate of W_dec and b_dec.
     """
 
     registry: ClassVar[Registry] = OPTIMIZERS
@@ -47,16 +47,16 @@ class Adam(Part):
                 raise ValueError(f"Adam: {name} must be from 0 to below 1, got {getattr(self, name)}")
 
     def warmup_steps(self, steps: int) -> int:
-        """Of the learning rate, in a run of so many steps."""
+        """Returns the steps of the learning rate's warm-up in a run of `steps` steps."""
         return steps_of(self.learning_rate_warmup, steps, least=1)
 
     def decay_steps(self, steps: int) -> int:
-        """Of the learning rate, in a run of so many steps."""
+        """Returns the steps of the learning rate's decay in a run of `steps` steps."""
         return steps_of(self.learning_rate_decay, steps)
 
     def schedule(self, peak: jax.Array | float, steps: int) -> optax.Schedule:
-        """Returns the learning rate by step: cosine warm-up from a tenth of the peak, then constant, then (if asked
-        for) linear decay to zero at the end."""
+        """Returns the learning rate by step: cosine warm-up from a tenth of the peak, then constant, then linear decay
+        to 0 where `learning_rate_decay` is set."""
         warmup, decay = self.warmup_steps(steps), self.decay_steps(steps)
 
         def rate(step):
@@ -70,24 +70,33 @@ class Adam(Part):
         return rate
 
     def moments(self) -> optax.GradientTransformation:
-        """Adam's with eps = 1e-8, before the learning rate. With Gemma Scope's beta1 of 0, RMSProp with bias correction
-        is that, without a stored first moment."""
+        """Returns Adam's scaling with eps = 1e-8, before the learning rate. With Gemma Scope's beta1 of 0 it is RMSProp
+        with bias correction, which stores no first moment."""
         if self.beta1:
-            return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=1e-8)
-        return optax.scale_by_rms(decay=self.beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+            adam = optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=1e-8)
+        else:
+            adam = optax.scale_by_rms(decay=self.beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            # optax takes a Python float to the power of its count, an int32, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                return adam.update(updates, state, params)
+
+        return optax.GradientTransformation(adam.init, update)
 
     def chain(self, step: jax.Array, architecture: Architecture, sizes: Sizes) -> optax.GradientTransformation:
-        """Returns the whole transformation as of a step. Its state is that of `moments` in a chain of three."""
+        """Returns the whole transformation at a step. Its state is that of `moments` in a chain of three."""
         peaks = architecture.learning_rates()
 
-        def descend(updates: NamedTuple, params: Any = None) -> NamedTuple:
-            common = self.schedule(self.learning_rate, sizes.steps)(step)
-            rates = {name: self.schedule(peak, sizes.steps)(step) for name, peak in peaks.items()}
+        def descend(updates: Any, params: Any = None) -> Any:
+            common: Any = self.schedule(self.learning_rate, sizes.steps)(step)
+            rates: dict[str, Any] = {name: self.schedule(peak, sizes.steps)(step) for name, peak in peaks.items()}
             scaled = {
                 name: None if update is None else -rates.get(name, common) * update
                 for name, update in updates._asdict().items()
             }
             if self.decoder_rate_factor != 1.0:
+                # pyrefly: ignore[unsupported-operation]  not None here
                 scaled |= {name: self.decoder_rate_factor * scaled[name] for name in ("W_dec", "b_dec")}
             return type(updates)(**scaled)
 
@@ -106,9 +115,9 @@ class Adam(Part):
         architecture: Architecture,
         sizes: Sizes,
     ) -> tuple[NamedTuple, optax.OptState]:
-        """Returns the parameters after an update, within what the architecture lets them be, and the state."""
+        """Returns the parameters after an update, projected by the architecture, and the state."""
         updates, state = self.chain(step, architecture, sizes).update(grads, state, params)
-        # Not as a last transformation: its update, applied, would be rounded once more.
+        # The projection is no last transformation: applied as an update it would be rounded once more.
         return architecture.project(optax.apply_updates(params, updates)), state
 
     def beforehand(self, sizes: Sizes) -> dict[str, str]:
@@ -128,7 +137,7 @@ class Adam(Part):
         return {}
 
     def warnings(self, course: Course) -> dict[str, str]:
-        """Of an FVU that is above 1, or has risen: what comes of a learning rate."""
+        """Returns a warning of an FVU that is above 1 or has risen, which a wrong learning rate causes."""
         last, first, steps = course.last, course.first, course.sizes.steps
         if last["fvu"] > 1 and (course.ended or last["fvu"] > 1.1 * first["fvu"]):
             advice = f"lower the learning rate, now {self.learning_rate:g}"
@@ -140,7 +149,7 @@ class Adam(Part):
             }
         warm = [r for r in course.records[:-1] if r["step"] >= course.warm]
         best = min(warm, key=lambda r: r["fvu"], default=last)
-        # Fewer active latents are a reason for a larger error; where there are as many, training has come apart.
+        # Fewer active latents explain a larger error; with as many active latents, training diverges.
         if last["fvu"] > 2 * best["fvu"] + 0.05 and last["l0"] >= 0.8 * best["l0"]:
             return {
                 "fvu": f"the FVU has risen from {best['fvu']:.3g} at step {best['step']} to {last['fvu']:.3g} with as "
@@ -150,10 +159,10 @@ class Adam(Part):
 
 
 def across_decoder_rows() -> optax.GradientTransformation:
-    """Removes the part of W_dec's gradient that is along its rows, whose norm is fixed (arXiv 2408.05147, section
-    3)."""
+    """Returns a transformation that removes the part of W_dec's gradient along its rows, whose norm is fixed (arXiv
+    2408.05147, section 3)."""
 
-    def remove(updates: NamedTuple, params: Any = None) -> NamedTuple:
+    def remove(updates: Any, params: Any = None) -> Any:
         along = jnp.einsum("ZA,ZA->Z", updates.W_dec, params.W_dec)
         return updates._replace(W_dec=updates.W_dec - along[:, None] * params.W_dec)
 

@@ -1,8 +1,8 @@
-"""What a run is put together from: parts, frozen dataclasses that check themselves and own their code.
+"""Parts, from which a run is put together: frozen dataclasses that check themselves and own their code.
 
 A part that is compiled into a training step is a pytree. Its fields of type `Number` are the leaves: runs that differ
-in these alone share one compiled program, and inside it each field reads the number of the run that is computed.
-All other fields are compiled in. Parts see the `Sizes` of a run and nothing else of it.
+in these alone share one compiled program, in which such a field has the number of the run that is computed. All other
+fields are compiled in. Parts see the `Sizes` of a run and nothing else of it.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from sae.registry import Registry
 T = TypeVar("T")
 
 Number = Annotated[float, "may differ between the runs of one compiled program"]
-Steps = int | Fraction  # a number of steps (or tokens), or a share of the run's
-MOST_TOKENS = 2**31 - 2**24  # where counting of tokens stops on the device, so that it does not overflow
+Steps = int | Fraction  # a number of steps (or tokens), or a part of the run's
+MOST_TOKENS = 2**31 - 2**24  # counters of tokens on the device stop here, so that they do not overflow
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What parts know of the run that they are in; compiled in.
+    """The numbers of a run that its parts know; compiled in.
 
     Attributes:
-      width: Z, the number of latents.
-      steps: optimizer steps of the run.
-      batch_size: B, tokens of a step.
-      dead_tokens: a latent that was silent for so many tokens is dead.
-      sites: how many sites go in, joined along A; more than one for a crosscoder.
-      transcodes: whether what comes out is another site than what goes in.
+        width: Z, the number of latents.
+        steps: optimizer steps of the run.
+        batch_size: B, tokens of a step.
+        dead_tokens: the number of silent tokens after which a latent is dead.
+        sites: the number of input sites, joined along A; more than one for a crosscoder.
+        transcodes: whether the output site is another one than the input site.
     """
 
     width: int
@@ -48,18 +48,18 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return self.steps * self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """How a run has gone, for the parts that warn.
+    """The history of a run so far, for the parts that warn.
 
     Attributes:
-      records: of one run, in order, at least one; dicts of plain numbers as in the history.
-      sizes: of the run.
-      warm: the step from which every sparsity term has its full strength.
+        records: the records of one run, in order, at least one; dicts of plain numbers as in the history.
+        sizes: the sizes of the run.
+        warm: the step from which every sparsity term has its full strength.
     """
 
     records: Sequence[Mapping]
@@ -81,21 +81,23 @@ class Course:
 
     @property
     def settled(self) -> bool:
-        """Whether L0, FVU and dead latents say something yet: lambda has its full strength, or the run has ended."""
+        """Whether L0, FVU and dead latents mean something yet: lambda has its full strength, or the run has ended."""
         return self.ended or self.last["step"] >= self.warm
 
 
 class Part:
-    """Base of all parts. A subclass is a frozen dataclass of at most eight fields and registers in its family.
+    """The base of all parts. A subclass is a frozen dataclass of at most eight fields and registers in its family.
 
     Attributes:
-      registry: the names of the kinds of one family of parts.
-      aim: the name of the field that is the L0 at which the part aims, which a run calls `l0_target`; None for a kind
-        that aims at none.
+        registry: the registry of one family of parts.
+        aim: the name of the field with the L0 that the part aims at (a run calls it `l0_target`); None for a kind that
+            aims at no L0.
     """
 
     registry: ClassVar[Registry]
     aim: ClassVar[str | None] = None
+    if typing.TYPE_CHECKING:  # subclasses are dataclasses
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -107,22 +109,22 @@ class Part:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for fields that are out of range, or do not go together."""
+        """Raises ValueError for a field out of its range, and for fields that exclude one another."""
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ValueError for a run that this part cannot be in."""
 
     @property
     def l0_aim(self) -> float | None:
-        """The L0 that this part aims at; None for a part that aims at none."""
+        """The L0 that this part aims at; None for a part without an aim."""
         return None if self.aim is None else float(getattr(self, self.aim))
 
     def beforehand(self, sizes: Sizes) -> dict[str, str]:
-        """What the fields alone say will go wrong, in words, by kind; empty when nothing does."""
+        """Returns what will go wrong by the fields alone, in words, by the kind of problem; empty when all is well."""
         return {}
 
     def warnings(self, course: Course) -> dict[str, str]:
-        """What is off about a run, in words, by kind; empty when nothing is."""
+        """Returns what is wrong with a run, in words, by the kind of problem; empty when all is well."""
         return {}
 
     @property
@@ -131,16 +133,16 @@ class Part:
         return self.registry.name_of(type(self))
 
     def json(self) -> dict[str, Any]:
-        """Its kind and its fields, as JSON has them; a Fraction as the text "1/4"."""
+        """Returns the kind and the fields as JSON values; a Fraction is the text "1/4"."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"kind": self.kind} | {name: plain_json(value) for name, value in values.items()}
 
     @classmethod
     def of_json(cls, facts: Mapping[str, Any]) -> "Part":
-        """The part of a family that `json` has written.
+        """Returns the part, of this family, that `json` has written.
 
         Raises:
-          ValueError: for a kind or a field that does not exist, and a value of another type.
+            ValueError: for a kind or a field that does not exist, and a value of another type.
         """
         facts = dict(facts)
         kind = cls.registry[facts.pop("kind", None)]
@@ -159,22 +161,22 @@ class Part:
             if getattr(self, name) < 0:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {getattr(self, name)}")
 
-    def _one_of(self, name: str, known: Sequence[str]) -> None:
-        if getattr(self, name) not in known:
-            raise ValueError(f"{type(self).__name__}: {name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
+    def _one_of(self, name: str, choices: Sequence[str]) -> None:
+        if (value := getattr(self, name)) not in choices:
+            raise ValueError(f"{type(self).__name__}: {name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def steps_of(value: Steps, whole: int, least: int = 0) -> int:
-    """Returns a number of steps: itself, or that of a share of the whole, rounded down.
+    """Returns a number of steps: the value itself, or a Fraction of the whole, rounded down.
 
     Args:
-      value: a number of steps, or a Fraction.
-      whole: the steps (or tokens) that a Fraction is a share of.
-      least: what a Fraction gives at least.
+        value: a number of steps, or a Fraction.
+        whole: the number of steps (or tokens) of which a Fraction is a part.
+        least: the least result for a Fraction.
 
     Example:
-      >>> steps_of(100, 600), steps_of(Fraction(1, 4), 600), steps_of(Fraction(1, 20), 10, least=1)
-      (100, 150, 1)
+        >>> steps_of(100, 600), steps_of(Fraction(1, 4), 600), steps_of(Fraction(1, 20), 10, least=1)
+        (100, 150, 1)
     """
     return max(least, int(value * whole)) if isinstance(value, Fraction) else value
 
@@ -190,22 +192,22 @@ def number_names(kind: type[Part]) -> tuple[str, ...]:
 
 
 def plain_json(value):
-    """A field's value as JSON has it: a Fraction is the text "1/4", and the whole of the run is "1/1"."""
+    """Returns a field's value as a JSON value: a Fraction is the text "1/4", and the whole run is "1/1"."""
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
     return list(map(plain_json, value)) if isinstance(value, tuple) else value
 
 
 def of_plain_json(value, kind=Steps):
-    """A field's value, from JSON.
+    """Returns a field's value, of a JSON value.
 
     Args:
-      value: as `plain_json` returns it.
-      kind: the field's type, which says whether "1/4" is a Fraction or a text.
+        value: as `plain_json` returns it.
+        kind: the field's type, which decides whether "1/4" is a Fraction or a text.
 
     Example:
-      >>> of_plain_json("1/4", int | Fraction), of_plain_json("1/4", str)
-      (Fraction(1, 4), '1/4')
+        >>> of_plain_json("1/4", int | Fraction), of_plain_json("1/4", str)
+        (Fraction(1, 4), '1/4')
     """
     kinds = options(kind)
     if isinstance(value, list):
@@ -218,16 +220,16 @@ def of_plain_json(value, kind=Steps):
 
 @functools.cache
 def _split(kind: type[Part]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of a part's numbers, and those of its other fields."""
+    """Returns the names of a part's numbers, and the names of its other fields."""
     fields = dataclasses.fields(kind)
     if any(isinstance(f.type, str) for f in fields):
         raise TypeError(
-            f"{kind.__name__}: the annotations of a part are types and not texts, as `Number` is found by them: leave "
-            "out `from __future__ import annotations`"
+            f"{kind.__name__}: the annotations of a part have to be types, not texts, since they tell a `Number`: "
+            "leave out `from __future__ import annotations`"
         )
     if both := [f.name for f in fields if {str, Fraction} <= set(options(f.type))]:
         raise TypeError(
-            f"{kind.__name__}: {both[0]} takes texts and fractions, which are one thing in JSON: choose one of them"
+            f"{kind.__name__}: {both[0]} takes texts and fractions, which JSON cannot tell apart: choose one of them"
         )
     return tuple(f.name for f in fields if f.type is Number), tuple(f.name for f in fields if f.type is not Number)
 

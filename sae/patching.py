@@ -14,42 +14,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Float, Float32, Integer
 
 from mishax_lite.compiling import jit_forward
 from sae import showing
 from sae.language_model import LanguageModel, check_tokenizer, lean, require_model
 from sae.sites import matching
 
-TOKENS = 2048  # of the patches that are computed together
-LOGITS = 2**27  # of these, at most so many numbers: 512 MiB
+TOKENS = 2048  # in the patches that are computed together
+LOGITS = 2**27  # numbers in the logits of these patches at most: 512 MiB
 
 
 def patch_grid(
     model: LanguageModel,
-    clean: str | Sequence[int] | jax.Array,
-    corrupt: str | Sequence[int] | jax.Array,
-    score: Callable[[jax.Array], jax.Array],
+    clean: str | Sequence[int] | Integer[jax.Array | np.ndarray, "..."],
+    corrupt: str | Sequence[int] | Integer[jax.Array | np.ndarray, "..."],
+    score: Callable[[Float32[jax.Array, "T V"]], Float[jax.Array, "..."]],
     site: str | Sequence[str],
     positions: int | Sequence[int] | None = None,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "L P ..."]:
     """Scores the corrupt run with one value of the clean run in it, for every site and position.
 
     Each of the L times P patches is one sequence of a batch, and the site and the position are numbers within the
     program: it is compiled once for a model, a length, a score and sites. The clean values take one more sequence.
 
     Args:
-        model: the clean values and the scores are of its fastest form (`lean`).
+        model: its fastest form (`lean`) computes the clean values and the scores.
         clean: a text, or the ids of one sequence, [T] or [1, T].
-        corrupt: another with as many tokens.
-        score: of the logits float32 [T, V] of one sequence; it may be `jax.tree_util.Partial`, whose arrays are
-            arguments of the program. A function that is new on each call is compiled on each call.
+        corrupt: another text, or ids, with as many tokens.
+        score: a function of the logits float32 [T, V] of one sequence. It may be a `jax.tree_util.Partial`, whose
+            arrays are arguments of the program. A function that is new on each call is compiled on each call.
         site: a kind of site, such as "resid_post", for all layers; a name, a pattern, or several of these. Each needs a
             value for each token.
         positions: where to patch, counted from 0; by default at every token.
 
     Returns:
-        float32 [L, P], and the score's own axes where it has any: the sites in the order of the forward pass within
-        each of `site`, the positions as given.
+        float32 [L, P], followed by the axes of the score where it is no scalar. The sites are in the order of the
+        forward pass within each item of `site`, the positions as given.
 
     Raises:
         ValueError: for texts of different numbers of tokens, a text without a tokenizer, several sequences, positions
@@ -84,10 +85,10 @@ def patch_grid(
 
 
 def together(patches: int, length: int, vocab_size: int) -> int:
-    """Returns how many patches are computed at a time, so that memory is bounded and the last batch is nearly full.
+    """Returns how many patches to compute at a time, so that memory is bounded and the last batch is nearly full.
 
     Args:
-        patches: their number.
+        patches: the number of patches.
         length: T.
         vocab_size: V.
 
@@ -102,13 +103,14 @@ def together(patches: int, length: int, vocab_size: int) -> int:
 
 @jit_forward(static_argnames="sites")
 def _grid(model, clean, corrupt, rows, columns, score, *, sites):
-    """Scores [batches, B, ...] of patches in batches: the sites' numbers and the positions, [batches, B] each."""
+    """Returns scores [batches, B, ...] of patches: `rows` has the sites' indices, `columns` the positions, [batches, B]
+    each."""
     model = lean(model)
     _, values = model.apply(clean, capture=sites)
 
     def patched(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         row, column = batch
-        here = jnp.arange(clean.shape[1]) == column[:, None]
+        here = jnp.arange(clean.shape[1])[None] == column[:, None]
 
         def put(number: int) -> Callable[[jax.Array, Any], jax.Array]:
             def edit(value: jax.Array, _: Any) -> jax.Array:
@@ -151,7 +153,7 @@ def _positions(positions: int | Sequence[int] | None, T: int) -> np.ndarray:
 
 
 def _sites(model: LanguageModel, site: str | Sequence[str]) -> list[str]:
-    """The names of sites, in the order of the forward pass within each of `site`."""
+    """Returns the names of sites, in the order of the forward pass within each item of `site`."""
     names: list[str] = []
     for wanted in [site] if isinstance(site, str) else site:
         of_kind = [name for name, record in model.sites.items() if record.kind == wanted]

@@ -1,8 +1,8 @@
-"""Progress bars, and the words around them: by default where a person looks at standard error, else nothing.
+"""Progress bars, and the words around them: by default only where a person looks at standard error.
 
-A progress is called with the items to come, and `total`, `desc` and `initial`, and returns them, as `tqdm.tqdm` does.
-Where it is a `Telling`, as tqdm is, it is told in words what is to come and what came out; where what it returns is
-`Labelled`, as a bar of tqdm is, that gets the metrics.
+A progress is a function of the items to come, and of `total`, `desc` and `initial`. It returns the items, as
+`tqdm.tqdm` does. A progress that is a `Telling`, as tqdm is, is also told in words what comes and what the result is. A
+`Labelled` result, as a bar of tqdm is, shows the metrics.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Progress = Callable[..., Iterable]
 
 @runtime_checkable
 class Telling(Protocol):
-    """A progress that takes words, as the class `tqdm` does."""
+    """A progress that also takes words, such as the class `tqdm`."""
 
     def write(self, s: str) -> None:
         """Shows a line."""
@@ -27,21 +27,22 @@ class Telling(Protocol):
 
 @runtime_checkable
 class Labelled(Protocol):
-    """A bar that has a text beside it, as one of tqdm."""
+    """A bar with a text beside it, such as one of tqdm."""
 
     def set_postfix_str(self, s: str, refresh: bool = True) -> None:
         """Changes the text, and shows it now or with the next item."""
 
     def close(self) -> None:
-        """Called when nothing more comes."""
+        """Ends the bar after the last item."""
 
 
 class Bar(tqdm):
-    """A bar on standard error that is gone when it is full; none where there is nothing to do."""
+    """A bar on standard error that vanishes when it is full, and that does not appear for no items."""
 
     def __init__(self, items: Iterable | None = None, **about):
         nothing = about.get("total") == about.get("initial", 0)
         usual = {"mininterval": 0.5, "leave": False, "disable": nothing, **_size()}
+        # pyrefly: ignore[no-matching-overload]  tqdm's own arguments
         super().__init__(items, **usual | about)
 
     @classmethod
@@ -51,7 +52,8 @@ class Bar(tqdm):
 
 
 def _size() -> dict:
-    """Of the bar, for tqdm. Some terminals, in containers, say that they have no lines: tqdm would show nothing."""
+    """Returns tqdm's arguments for the bar's size. Some terminals in containers claim to have no lines, where tqdm
+    would show nothing."""
     try:
         columns, lines = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, AttributeError, ValueError):
@@ -60,16 +62,16 @@ def _size() -> dict:
 
 
 def silent(items: Iterable, **_) -> Iterable:
-    """No progress at all."""
+    """Returns the items and shows nothing."""
     return items
 
 
 def watched() -> bool:
-    """Whether somebody is looking: standard error is a terminal, or this is a notebook."""
+    """Returns whether a person may be looking: standard error is a terminal, or this is a notebook."""
     try:
         if sys.stderr.isatty():
             return True
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # standard error is missing or closed
         return False
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
@@ -77,14 +79,15 @@ def watched() -> bool:
 
 
 def chosen(progress: Progress | bool | None) -> Progress:
-    """What an argument `progress` asks for: None a bar where somebody is looking, True a bar, False none.
+    """Returns the progress of an argument `progress`: None is a bar where a person may be looking, True a bar, False
+    none. A function stays as it is.
 
     Raises:
-      ValueError: for anything else that cannot be called.
+        ValueError: for another value that cannot be called.
 
     Example:
-      >>> list(chosen(False)([1, 2]))
-      [1, 2]
+        >>> list(chosen(False)([1, 2]))
+        [1, 2]
     """
     if callable(progress):
         return progress
@@ -94,18 +97,18 @@ def chosen(progress: Progress | bool | None) -> Progress:
 
 
 def every(steps: Iterable[T], items: Sequence[T]) -> Iterator[T]:
-    """Yields what a progress gives back of some items, which has to be each of them in their order.
+    """Yields the items that a progress returns, which have to be the items that it was given, in their order.
 
     Args:
-      steps: what the progress returned.
-      items: what it was called with.
+        steps: the items that the progress returned.
+        items: the items that it was called with.
 
     Raises:
-      ValueError: where it skips one, gives another, or ends early: figures would be over a part, and not say so.
+        ValueError: where it skips an item, gives another, or ends early: measures would silently be over fewer items.
 
     Example:
-      >>> list(every([1, 2], [1, 2]))
-      [1, 2]
+        >>> list(every([1, 2], [1, 2]))
+        [1, 2]
     """
     rule = "it has to give every one that it was called with, in their order"
     count = 0
@@ -120,7 +123,7 @@ def every(steps: Iterable[T], items: Sequence[T]) -> Iterator[T]:
 
 
 def say(progress: Progress, text: str) -> None:
-    """Tells a progress something in words, if it takes them. A terminal that cannot show them ends no run."""
+    """Shows a text by a progress that takes words. A terminal that cannot show it does not end the run."""
     if isinstance(progress, Telling):
         with contextlib.suppress(OSError, UnicodeError):
             progress.write(text)

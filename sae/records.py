@@ -1,4 +1,4 @@
-"""Which model and text an autoencoder was trained on. `sae.evaluation.matching` compares it with what is given."""
+"""The record of the model and the text of a training. `sae.evaluation.matching` compares it with a model and a text."""
 
 import dataclasses
 
@@ -8,17 +8,17 @@ from sae.text.origin import Origin
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A part of an autoencoder's `Info`.
+    """A part of an autoencoder's `Info`: the model and the text of its training. Unknown fields are None.
 
     Attributes:
-      model_fingerprint: of the model's parameters and config (`model.fingerprint`); None where unknown, as in records
-        of earlier versions and of autoencoders trained on a store of format 2 or 3.
-      corpus_sha256: over the token sequences that were harvested (`Sequences.fingerprint`); None where unknown.
-      tokenizer_sha256: of the tokenizer; None where unknown.
-      parameters_dtype: of the parameters that were hashed; None where unknown.
-      origin: how the text was cut and where it is from; None where nobody has said.
-      model_sha256: where there is no fingerprint: over the model's parameters alone, as earlier versions have it; None
-        where unknown.
+        model_fingerprint: `model.fingerprint`, of parameters and config. None in records of earlier versions and of
+            autoencoders trained on a store of format 2 or 3.
+        corpus_sha256: `Sequences.fingerprint` of the harvested token sequences.
+        tokenizer_sha256: `Tokenizer.sha256`.
+        parameters_dtype: the dtype of the parameters that were hashed.
+        origin: how the text was cut, and its source.
+        model_sha256: where the fingerprint is missing: a hash of the model's parameters alone, as earlier versions have
+            it.
     """
 
     model_fingerprint: str | None = None

@@ -1,6 +1,6 @@
-"""Kinds of a thing by name: architectures, sparsity terms, objectives, file formats, codecs. One file adds one.
+"""Registries: architectures, sparsity terms, objectives, file formats or codecs by name. One file adds one.
 
-It knows nothing of what it holds.
+A registry knows nothing of its entries.
 """
 
 import difflib
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """A mapping of names to types or functions, filled by a decorator.
+    """A mapping of names to types or functions, which a decorator fills.
 
     Attributes:
-      noun: what errors call one entry, such as "architecture".
+        noun: what errors call an entry, such as "architecture".
 
     Example:
-      >>> shapes = Registry("shape")
-      >>> @shapes.register("circle")
-      ... class Circle:
-      ...     pass
-      >>> shapes["circle"] is Circle, shapes.name_of(Circle), list(shapes)
-      (True, 'circle', ['circle'])
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("circle")
+        ... class Circle:
+        ...     pass
+        >>> shapes["circle"] is Circle, shapes.name_of(Circle), list(shapes)
+        (True, 'circle', ['circle'])
     """
 
     def __init__(self, noun: str):
@@ -30,14 +30,14 @@ class Registry(Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Returns a decorator that puts a type or a function under a name, and returns it unchanged.
+        """Returns a decorator that registers a type or a function under a name, and returns it unchanged.
 
         Args:
-          name: the name in files, flags and messages.
+            name: the name in files, flags and messages.
 
         Raises:
-          ValueError: for a name that another entry has, or an entry that has another name. An entry with the module and
-            the qualified name of the one before replaces it, as when a notebook's cell or a module runs again.
+            ValueError: for a name that another entry has, or an entry that has another name. An entry with the module
+                and the qualified name of an old one replaces it, as when a notebook's cell or a module runs again.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a registered {self.noun} is a text, got {name!r}")
@@ -50,25 +50,26 @@ class Registry(Mapping[str, T]):
                 )
             for other, value in self._entries.items():
                 if value is entry and other != name:
-                    raise ValueError(f"{entry.__qualname__} is the {self.noun} {other!r} already")
+                    entry_name = getattr(entry, "__qualname__", entry)
+                    raise ValueError(f"{entry_name} is the {self.noun} {other!r} already: register it once")
             self._entries[name] = entry
             return entry
 
         return decorate
 
     def remove(self, name: str) -> None:
-        """Takes an entry out, such as one that a test or a notebook has added.
+        """Removes an entry, such as one that a test or a notebook has added.
 
         Raises:
-          UnknownName: for a name that no entry has.
+            UnknownName: for a name that no entry has.
         """
-        del self._entries[self._known(name)]
+        del self._entries[self._checked(name)]
 
     def name_of(self, entry: T) -> str:
         """Returns the name of an entry.
 
         Raises:
-          ValueError: for one that is not registered.
+            ValueError: for an entry that is not registered.
         """
         for name, value in self._entries.items():
             if value is entry:
@@ -82,11 +83,11 @@ class Registry(Mapping[str, T]):
         """Returns the entry of a name.
 
         Raises:
-          UnknownName: a ValueError and a KeyError, for a name that no entry has; it offers near names.
+            UnknownName: a ValueError and a KeyError, for a name that no entry has; it offers near names.
         """
-        return self._entries[self._known(name)]
+        return self._entries[self._checked(name)]
 
-    def _known(self, name: str) -> str:
+    def _checked(self, name: str) -> str:
         try:
             self._entries[name]
             return name
@@ -105,7 +106,7 @@ class Registry(Mapping[str, T]):
 
 
 class UnknownName(ValueError, KeyError):
-    """No entry has the name; as text it is the message alone, which a bare KeyError would put in quotes."""
+    """The error for a name that no entry has. As text it is the message alone, which a KeyError would put in quotes."""
 
     __str__ = ValueError.__str__
 

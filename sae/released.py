@@ -1,21 +1,23 @@
-"""What all released autoencoders have in common: arrays with named axes, by which they are checked, spread over a mesh,
-cut to some latents, and written to files.
+"""The base of all released autoencoders: arrays with named axes. By the names they are checked, spread over a mesh, cut
+to some latents, and written to files.
 
-A released form is a frozen dataclass that derives from `Released`, is registered as a pytree and in `forms`; one file
-adds one (`sae/topk.py` is the shortest). This file knows none of them. Axis letters: B any leading axes, A dim of the
-activation, L sites, Z latents.
+A released form is a frozen dataclass that derives from `Released` and is registered as a pytree and in `forms`. One
+file adds one (`sae/topk.py` is the shortest). This file knows none of them. Axis letters: B any leading axes, A dim of
+the activation, L sites, Z latents.
 """
 
 import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
+from mishax_lite.promotion import common_dtype
 from sae import showing
 from sae.registry import Registry
 
@@ -23,26 +25,36 @@ if TYPE_CHECKING:
     from sae.autoencoder import Info, Largest
 
 
+AnyArray = jax.Array | np.ndarray
 Axes = Mapping[str, tuple[str, ...]]
 
 
 def above(z: jax.Array, threshold: jax.Array | float, values: jax.Array | None = None) -> jax.Array:
-    """Returns values, by default z itself, where z is above a threshold or is not a number, which stays visible; else
-    0."""
-    return jnp.where(z <= threshold, 0.0, z if values is None else values)
+    """Returns values, by default z itself, where z is above a threshold, else 0. A z that is not a number stays."""
+    return jnp.where(z <= ranked(threshold, z), 0.0, z if values is None else values)
+
+
+def ranked(values: Any, x: AnyArray) -> Any:
+    """Returns values [*shape] with axes of one before theirs, as many as x [..., *shape] has; a scalar as it is."""
+    return jnp.expand_dims(values, tuple(range(x.ndim - jnp.ndim(values)))) if jnp.ndim(values) else values
+
+
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns x [..., *shape] plus a bias [*shape]."""
+    return x + ranked(bias, x)
 
 
 class Released(abc.ABC):
     """A released autoencoder: raw activations go in and come out.
 
-    A form has the fields of its `axes`, those of its `numbers`, `info` and `largest`, and calls `check_shapes` when it
-    is made.
+    A form has the fields of its `axes`, those of its `numbers`, `info` and `largest`. It calls `check_shapes` in
+    `__post_init__`.
 
     Attributes:
-        axes: {array: its axes}, of "A" (what goes in), "A'" (what comes out), "L" and "Z"; along "Z" an array may be
-            spread over a mesh and cut. An array may be None where the class has that as its default.
+        axes: {array: its axes}. The axes are "A" (of inputs), "A'" (of outputs), "L" and "Z". Along "Z" an array may be
+            spread over a mesh and cut. An array may be None where the class has None as its default.
         numbers: names of static fields that are plain numbers, such as k.
-        noun: what errors call it.
+        noun: what errors call the form.
     """
 
     axes: ClassVar[Axes]
@@ -53,10 +65,12 @@ class Released(abc.ABC):
     b_dec: jax.Array
     info: "Info | None"
     largest: "Largest | None"
+    if TYPE_CHECKING:  # forms are dataclasses
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     @abc.abstractmethod
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z], at least 0; [B, L, A] of several sites.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z], at least 0, of raw activations [B, A], or [B, L, A] of several sites.
 
         Raises:
             ValueError: for activations of another length.
@@ -64,12 +78,12 @@ class Released(abc.ABC):
 
     @classmethod
     def optional(cls) -> set[str]:
-        """The fields that may be None."""
+        """Returns the names of the fields that may be None."""
         return {field.name for field in dataclasses.fields(cls) if field.default is None}
 
     @classmethod
     def several_sites(cls) -> bool:
-        """Whether it reads several sites at once."""
+        """Returns whether the form reads several sites at once."""
         return "L" in cls.axes["W_enc"]
 
     @property
@@ -79,74 +93,77 @@ class Released(abc.ABC):
 
     @property
     def dims(self) -> tuple[int, int]:
-        """A of what goes in, and of what comes out."""
+        """A of the inputs, and A of the outputs."""
         return self.W_enc.shape[-2], self.b_dec.shape[-1]
 
     @property
     def site_count(self) -> int:
-        """L, how many sites it reads."""
+        """L, the number of sites that it reads."""
         return self.W_enc.shape[0] if self.several_sites() else 1
 
     @property
-    def thresholds(self) -> jax.Array:
-        """[Z]: an activation of a latent is above this, or 0. Zeros where a form has no array `threshold`."""
+    def thresholds(self) -> Float[AnyArray, " Z"]:
+        """[Z]: a latent's activation is above its threshold, or 0. Zeros where a form has no array `threshold`."""
         return getattr(self, "threshold", jnp.zeros(self.width))
 
-    def decode(self, f: jax.Array) -> jax.Array:
-        """Latents [B, Z] -> raw activations [B, A], without the skip."""
-        return jnp.matmul(f, self.W_dec, precision="highest") + self.b_dec
+    def decode(self, f: Float[AnyArray, "*B Z"]) -> Float[jax.Array, "*B A"]:
+        """Returns raw activations [B, A], without the skip, of latents [B, Z]."""
+        return plus(jnp.matmul(f, self.W_dec, precision="highest"), self.b_dec)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction [B, A] of [B, A]. Heads that were joined are apart again, unless A is another at the
-        output."""
+    def __call__(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "..."]:
+        """Returns the reconstruction [B, A] of raw activations [B, A]. Joined heads are separated again, unless the
+        output has another A."""
         flat = self.joined(x)
         out, skip = self.decode(self.encode(flat)), getattr(self, "W_skip", None)
         out = out if skip is None else out + jnp.matmul(flat, skip, precision="highest")
         return out.reshape(jnp.shape(x)) if out.shape == flat.shape else out
 
-    def rows(self, latents: jax.Array) -> jax.Array:
-        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K ..."]:
+        """Returns W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
         return self.W_dec[latents]
 
-    def part(self, latents: jax.Array) -> "Released | Part":
-        """Some latents [K] alone, whose activations stay the same: something with `encode`, `W_dec` and `width`."""
+    def part(self, latents: Integer[AnyArray, " K"]) -> "Released | Part":
+        """Returns latents [K] alone, with the same activations: an object with `encode`, `W_dec` and `width`."""
         return Part(dataclasses.replace(self, info=None, largest=None), latents)
 
-    def reordered(self, order: jax.Array) -> Self:
-        """Returns it with its latents in another order, [Z] of their numbers; without `largest`."""
+    def reordered(self, order: Integer[AnyArray, " Z"]) -> Self:
+        """Returns the autoencoder with its latents in another order, without `largest`. `order` [Z] has their
+        numbers."""
         return dataclasses.replace(self, **self._taken(order), largest=None)
 
-    def shifted(self, shift: jax.Array) -> Self:
-        """Returns what has the same latents where a shift [A] was added to activations. By default, the bias is
-        `b_enc`."""
-        return dataclasses.replace(self, b_enc=self.b_enc - jnp.matmul(shift, self.W_enc, precision="highest"))
+    def shifted(self, shift: Float[AnyArray, " A"]) -> Self:
+        """Returns the autoencoder whose latents are the same where a shift [A] was added to activations. A form with
+        another bias than `b_enc` overrides this."""
+        b_enc = self.arrays()["b_enc"]
+        return dataclasses.replace(self, b_enc=b_enc - jnp.matmul(shift, self.W_enc, precision="highest"))
 
-    def scaled(self, gain: jax.Array) -> Self:
-        """Returns it with what is in units of the latents, beside the weights, multiplied by a gain, [] or [Z]. By
-        default, `b_enc` and the thresholds, where the form has an array of that name."""
+    def scaled(self, gain: Float[AnyArray, ""] | Float[AnyArray, " Z"]) -> Self:
+        """Returns the autoencoder with its biases and thresholds, which are in units of the latents, multiplied by a
+        gain, [] or [Z]. A form with others than `b_enc` and `threshold` overrides this."""
         names = [name for name in ("b_enc", "threshold") if name in self.axes]
         return dataclasses.replace(self, **{name: gain * getattr(self, name) for name in names})
 
-    def _taken(self, latents: jax.Array) -> dict[str, jax.Array]:
-        """The arrays that have latents, with some of these alone, or in another order."""
+    def _taken(self, latents: AnyArray) -> dict[str, jax.Array]:
+        """Returns the arrays that have an axis Z, with these latents alone, in this order."""
         return {
             name: jnp.take(array, latents, axis=self.axes[name].index("Z"))
             for name, array in self.arrays().items()
             if "Z" in self.axes[name]
         }
 
-    def joined(self, x: jax.Array) -> jax.Array:
-        """Activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A]."""
-        return with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
+    def joined(self, x: Float[AnyArray, "..."]) -> Float[AnyArray, "... A"]:
+        """Returns activations as the autoencoder takes them: heads joined, [B, T, N, H] to [B, T, A], and in its dtype
+        where that is wider."""
+        flat = with_axes_joined(x, self.W_enc.shape[-3 if self.several_sites() else -2 : -1], self.info)
+        return flat.astype(common_dtype(flat.dtype, self.W_enc.dtype))
 
     def arrays(self) -> dict[str, jax.Array]:
-        """The arrays by name, without those that are None."""
+        """Returns the arrays by name, without those that are None."""
         return {name: array for name in self.axes if (array := getattr(self, name)) is not None}
 
     @classmethod
     def check_arrays(cls, values: Mapping[str, np.ndarray | jax.Array]) -> None:
-        """Raises ValueError, naming the array, for values that this form cannot have; by default, for an array
-        `threshold` with values below 0."""
+        """Raises ValueError, naming the array, for values that this form cannot have, such as thresholds below 0."""
         if "threshold" in values and (low := int((values["threshold"] < 0).sum())):
             raise ValueError(
                 f"threshold must be at least 0, got {low:,} below it, the least {float(values['threshold'].min()):g}: "
@@ -154,9 +171,9 @@ class Released(abc.ABC):
             )
 
     def check_shapes(self) -> None:
-        """Raises ValueError for arrays whose shapes do not belong together; of tracers, placeholders of a
-        transformation and stacked autoencoders, it says nothing."""
-        shapes = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
+        """Raises ValueError for arrays whose shapes do not belong together. It passes tracers, placeholders of a
+        transformation and stacked autoencoders."""
+        shapes: dict[str, Any] = {name: getattr(getattr(self, name), "shape", None) for name in self.axes}
         shapes = {name: shape for name, shape in shapes.items() if shape is not None or name not in self.optional()}
         if None in shapes.values() or any(len(shapes[name]) != len(self.axes[name]) for name in shapes):
             return
@@ -184,51 +201,51 @@ forms: Registry[type[Released]] = Registry("form of autoencoder")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """Some latents [K] of an autoencoder in which the activation of one depends on others."""
+    """Latents [K] of an autoencoder in which the activation of one latent depends on others."""
 
     autoencoder: Released
-    latents: jax.Array
+    latents: AnyArray
 
     @property
     def width(self) -> int:
         return self.latents.shape[-1]
 
     @property
-    def W_dec(self) -> jax.Array:
+    def W_dec(self) -> AnyArray:
         return self.autoencoder.rows(self.latents)
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, K]."""
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... K"]:
+        """Returns the latents [B, K] of raw activations [B, A]."""
         return self.autoencoder.encode(x)[..., self.latents]
 
 
 class Independent(Released):
     """A released autoencoder in which no latent's activation depends on another latent."""
 
-    def rows(self, latents: jax.Array) -> jax.Array:
-        """W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
+    def rows(self, latents: Integer[AnyArray, " K"]) -> Float[AnyArray, "K ..."]:
+        """Returns W_dec's rows of latents [K]: [K, A], or [K, L, A] of several sites."""
         return self.W_dec[latents]
 
-    def part(self, latents: jax.Array) -> Self:
-        """Some latents [K] alone, cut out of the arrays."""
-        cut = self._taken(latents)
+    def part(self, latents: Integer[AnyArray, " K"]) -> Self:
+        """Returns latents [K] alone, cut out of the arrays."""
+        cut: dict[str, Any] = {**self._taken(latents)}
         if "W_skip" in self.axes:
             cut["W_skip"] = None  # moves no latent
         return dataclasses.replace(self, **cut, info=None, largest=None)
 
 
-def with_axes_joined(x: jax.Array, shape: tuple[int, ...], info: "Info | None") -> jax.Array:
-    """Activations [..., *shape], where they may have been given as the model computes them: [..., N, H] for N * H.
+def with_axes_joined(x: Any, shape: tuple[int, ...], info: "Info | None") -> Any:
+    """Returns activations [..., *shape] of activations as the model computes them: [..., N, H] becomes [..., N * H].
 
     Args:
-        x: as captured.
-        shape: what an autoencoder takes for one token: (A,), or (L, A) for a crosscoder.
-        info: the autoencoder's. Where it does not record the shape of a token's activation, the last axes are joined
-            that make A, and two axes at least, B and T, have to come before: else tokens might be taken for heads,
-            [4, 192] for 768.
+        x: activations as captured, or with their axes joined already.
+        shape: an autoencoder's input for one token: (A,), or (L, A) for a crosscoder.
+        info: the autoencoder's. Where it does not record the shape of a token's activation, the last axes that make A
+            are joined, and at least two axes, B and T, have to come before them. Otherwise tokens might be taken for
+            heads, [4, 192] for 768.
 
     Raises:
-        ValueError: for activations that are neither.
+        ValueError: for activations of another shape.
     """
     given = jnp.shape(x)
     if given[-len(shape) :] == shape:

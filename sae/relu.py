@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, JumpReLU, Largest
-from sae.released import Axes, Independent, forms
+from sae.released import AnyArray, Axes, Independent, forms, plus
 
 
 @forms.register("ReLU")
@@ -21,17 +22,20 @@ class ReLU(Independent):
     """A ReLU autoencoder on raw activations; a pytree.
 
     Attributes:
-        W_enc: [A, Z]. b_enc: [Z]. W_dec: [Z, A]. b_dec: [A].
+        W_enc: [A, Z].
+        b_enc: [Z].
+        W_dec: [Z, A].
+        b_dec: [A].
         W_skip: [A, A], the affine skip of some transcoders, or None.
-        info: static; None where it is not known.
-        largest: static; the largest activation of each latent, None where nobody has recorded it.
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-        ValueError: when made with arrays whose shapes do not belong together.
+        ValueError: for arrays whose shapes do not belong together.
 
     Example:
         >>> eye = jnp.eye(2)
-        >>> ReLU(eye, jnp.zeros(2), eye, jnp.ones(2))(jnp.float32([-1, 3])).tolist()
+        >>> sae.ReLU(eye, jnp.zeros(2), eye, jnp.ones(2))(jnp.float32([-1, 3])).tolist()
         [1.0, 4.0]
     """
 
@@ -53,15 +57,16 @@ class ReLU(Independent):
     def __post_init__(self):
         self.check_shapes()
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z], at least 0.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z], at least 0, of raw activations [B, A].
 
         Raises:
             ValueError: for activations of another length.
         """
-        return jnp.maximum(jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc, 0.0)
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
+        return jnp.maximum(z, 0.0)
 
     def jumprelu(self) -> JumpReLU:
-        """The same function as a JumpReLU with thresholds of 0, for formats that hold only those."""
+        """Returns the same function as a JumpReLU with thresholds of 0, for formats that hold nothing else."""
         arrays = self.arrays() | {"threshold": jnp.zeros(self.width)}
         return JumpReLU(**arrays, info=self.info, largest=self.largest)

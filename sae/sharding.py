@@ -1,7 +1,7 @@
-"""Where token sequences lie on a mesh of devices: over its axis `data`.
+"""Token sequences on a mesh of devices: they are spread over its axis `data`.
 
-Where parameters and activations lie beside that is the model's business; autoencoders have rules of their own
-(`sae.evaluation.programs.Layout`, `sae.trainer.programs`).
+The model decides where its parameters and activations lie. The latents of released autoencoders lie over the mesh's
+other axes (`latent_sharding`); training has rules of its own (`sae.trainer.programs`).
 """
 
 import jax
@@ -11,17 +11,18 @@ DATA = "data"
 
 
 def ways(mesh: Mesh | None) -> int:
-    """Returns how many parts a batch has; their number has to divide that of its sequences."""
+    """Returns the number of parts of a batch, which has to divide the number of its sequences."""
     return 1 if mesh is None else mesh.shape.get(DATA, 1)
 
 
 def rounded_up(sequences: int, mesh: Mesh | None) -> int:
-    """Returns the next number of sequences that can be a batch on a mesh."""
+    """Returns the least number of sequences, from the given one on, that can be a batch on a mesh."""
     return -(-sequences // ways(mesh)) * ways(mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where tokens [B, T] lie: their first axis over `data`. A mesh without that axis has a copy everywhere.
+    """Returns the sharding of tokens [B, T]: their first axis over `data`, or a copy on every device of a mesh without
+    that axis.
 
     Raises:
         ValueError: for a mesh with explicit axes.
@@ -32,3 +33,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
             "jax.make_mesh makes explicit ones unless told otherwise, jax.sharding.Mesh(devices, names) automatic ones"
         )
     return NamedSharding(mesh, PartitionSpec(DATA) if DATA in mesh.shape else PartitionSpec())
+
+
+def latent_sharding(mesh: Mesh, axes: tuple[str, ...], width: int) -> NamedSharding:
+    """Returns where an array of a released autoencoder lies: its axis Z over all axes of the mesh but `data`.
+
+    Args:
+        mesh: the mesh. One whose devices, but for `data`, do not divide the width has a copy everywhere.
+        axes: the array's axes, as `Released.axes` names them.
+        width: Z.
+    """
+    rest = tuple(name for name in mesh.axis_names if name != DATA)
+    divided = bool(rest) and width % (mesh.size // ways(mesh)) == 0
+    return NamedSharding(mesh, PartitionSpec(*(rest if divided and axis == "Z" else None for axis in axes)))

@@ -1,34 +1,36 @@
-"""One line for what a user prints, also where its arrays are tracers, shapes or placeholders of a transformation.
+"""One-line texts for the objects that a user prints, also where arrays are tracers, shapes or placeholders of a
+transformation.
 
-It knows nothing of what it shows: classes hand over names and arrays.
+It knows nothing of the objects: classes hand over names and arrays.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-_SITES = 3  # named one by one; more are counted
+_SITES = 3  # up to three sites are named; more are counted
 _FEW = 3
 _CHARACTERS = 40
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun.
+    """Returns a number with its noun.
 
     Example:
-      >>> count(1, "segment"), count(2000, "segment")
-      ('1 segment', '2,000 segments')
+        >>> count(1, "segment"), count(2000, "segment")
+        ('1 segment', '2,000 segments')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def documents(number: int, rows: bool) -> str:
-    """So many documents, or rows of an array that stand for them.
+    """Returns a number of documents, or of rows of an array that stand for documents.
 
     Example:
-      >>> documents(2, rows=False), documents(2, rows=True)
-      ('2 documents', '2 rows taken for documents')
+        >>> documents(2, rows=False), documents(2, rows=True)
+        ('2 documents', '2 rows taken for documents')
     """
     if not rows:
         return count(number, "document")
@@ -36,32 +38,32 @@ def documents(number: int, rows: bool) -> str:
 
 
 def joined(sites: str | Sequence[str]) -> str:
-    """Sites by name, or their number where they are many.
+    """Returns the names of sites, or their number where they are many.
 
     Example:
-      >>> joined(["layer_0/mlp_out", "layer_1/mlp_out"])
-      'layer_0/mlp_out, layer_1/mlp_out'
+        >>> joined(["layer_0/mlp_out", "layer_1/mlp_out"])
+        'layer_0/mlp_out, layer_1/mlp_out'
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     return ", ".join(sites) if len(sites) <= _SITES else count(len(sites), "site")
 
 
 def short(text: str, characters: int = _CHARACTERS) -> str:
-    """A text in quotes, cut where it is long.
+    """Returns a text in quotes, cut where it is long.
 
     Example:
-      >>> short("And the king said", 7)
-      "'And the...'"
+        >>> short("And the king said", 7)
+        "'And the...'"
     """
     return repr(text if len(text) <= characters else f"{text[:characters]}...")
 
 
 def size(number: float) -> str:
-    """A number of bytes for people, in powers of a thousand.
+    """Returns a number of bytes in words, in powers of a thousand.
 
     Example:
-      >>> size(1_152_000_000), size(999)
-      ('1.15 GB', '999 bytes')
+        >>> size(1_152_000_000), size(999)
+        ('1.15 GB', '999 bytes')
     """
     for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= power:
@@ -69,12 +71,12 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
-def kind(value: object) -> str:
-    """What something is, for an error that says what was got in place of something else.
+def kind(value: Any) -> str:
+    """Returns a value's kind in words, for errors ("got ...").
 
     Example:
-      >>> kind("my.csv"), kind(["one", "two"]), kind(np.zeros((2, 3)))
-      ("the text 'my.csv'", 'a list of 2 str', 'an array float64 [2, 3]')
+        >>> kind("my.csv"), kind(["one", "two"]), kind(np.zeros((2, 3)))
+        ("the text 'my.csv'", 'a list of 2 str', 'an array float64 [2, 3]')
     """
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
@@ -84,28 +86,28 @@ def kind(value: object) -> str:
         return f"an array {np.dtype(value.dtype).name} {list(value.shape)}"
     name = type(value).__name__
     article = "an" if name[0] in "AEIOUaeiou" else "a"
-    if type(value) in (list, tuple):  # and no named tuple, which has a name of its own
+    if type(value) in (list, tuple):  # a named tuple has a name of its own
         return f"{article} {name} of {len(value):,} {type(value[0]).__name__}" if value else f"an empty {name}"
     return f"{article} {name}"
 
 
-def is_array(value: object) -> bool:
-    """Whether a value has a shape and a dtype: an array, a tracer, or the shape of one."""
+def is_array(value: Any) -> bool:
+    """Returns whether a value has a shape and a dtype: an array, a tracer, or the shape of one."""
     return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype")
 
 
 def dtypes(arrays: Sequence) -> str:
-    """The dtypes of some arrays, each once, in the order in which they come."""
+    """Returns the dtypes of arrays, each once, in the order of the arrays."""
     return " and ".join(dict.fromkeys(np.dtype(array.dtype).name for array in arrays))
 
 
-def fields(value: object) -> str:
-    """A dataclass by its fields, arrays by dtype and shape: for what a transformation has put in their places.
+def fields(value: Any) -> str:
+    """Returns a dataclass by its fields, arrays by dtype and shape, also where a transformation has replaced arrays.
 
     Example:
-      >>> import jax, sae
-      >>> jax.tree.map(lambda array: array.ndim, sae.JumpReLU(*[np.zeros(s) for s in ((2, 3), 3, (3, 2), 2, 3)]))
-      JumpReLU(W_enc=2, b_enc=1, W_dec=2, b_dec=1, threshold=1)
+        >>> import jax, sae
+        >>> jax.tree.map(lambda array: array.ndim, sae.JumpReLU(*[np.zeros(s) for s in ((2, 3), 3, (3, 2), 2, 3)]))
+        JumpReLU(W_enc=2, b_enc=1, W_dec=2, b_dec=1, threshold=1)
     """
     parts = []
     for field in dataclasses.fields(value):
@@ -121,8 +123,8 @@ def fields(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def with_short_texts(value: object) -> str:
-    """A dataclass as Python shows it, with long texts cut and said how long they are, and of many things the number."""
+def with_short_texts(value: Any) -> str:
+    """Returns a dataclass as Python shows it. Long texts are cut and long tuples counted."""
     parts = []
     for field in dataclasses.fields(value):
         if not field.repr:
@@ -137,13 +139,13 @@ def with_short_texts(value: object) -> str:
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-def autoencoder(value: object, names: Sequence[str], ranks: Sequence[int]) -> str:
-    """An autoencoder or a crosscoder: where it belongs, its widths, its dtype.
+def autoencoder(value: Any, names: Sequence[str], ranks: Sequence[int]) -> str:
+    """Returns an autoencoder or a crosscoder in words: its sites and model, its sizes, its dtype.
 
     Args:
-      value: with `info`, and the arrays `names`.
-      names: the first is W_enc's, [..., A, Z], and the third W_dec's, [Z, ..., A].
-      ranks: the number of axes of each array; axes before them are those of stacked autoencoders.
+        value: an object with `info` and the arrays `names`.
+        names: the arrays' names; the first is W_enc [..., A, Z], the third W_dec [Z, ..., A].
+        ranks: the number of axes of each array; axes before them are those of stacked autoencoders.
     """
     arrays = [getattr(value, name) for name in names]
     stacked = [len(a.shape) - rank if is_array(a) else -1 for a, rank in zip(arrays, ranks, strict=True)]

@@ -1,4 +1,4 @@
-"""What an adapter says of its sites: one `SiteKind` for each kind, from which the record of every site derives."""
+"""Kinds of sites: an adapter gives one `SiteKind` for each kind, from which the record of every site derives."""
 
 import collections
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.language_model import Site
 
@@ -18,14 +19,14 @@ Map = Callable[[Any, int | None], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SiteKind:
-    """What is known about the sites of one kind, in every layer.
+    """The sites of one kind, one in every layer.
 
     Attributes:
-        name: what people call it, such as `resid_post`. Kinds of the residual stream itself begin with `resid`.
-        shape: of the value without its batch and text axes: (D,), (N, H), (V,), (1,); of pairs of tokens, (N,).
+        name: what people call the kind, such as `resid_post`. Kinds of the residual stream itself begin with `resid`.
+        shape: the value's shape without its batch and text axes: (D,), (N, H), (V,), (1,); (N,) for pairs of tokens.
         writes: how a value at the site reaches the residual stream. True: it is added as it is. A function of
-            (parameters, layer): it is added through the matrix [*shape, D] that this returns. False: it does not reach
-            it by itself.
+            (parameters, layer): it is added through the matrix [*shape, D] that the function returns. False: it does
+            not reach the stream by itself.
         in_layers: whether each layer has one; otherwise the model has one.
         per_token: False for a value [B, ..., T, T] for each pair of tokens, such as attention scores.
         frozen: whether a linear circuit holds the site still: attention patterns, norms' scales.
@@ -35,8 +36,9 @@ class SiteKind:
         description: the value in words.
 
     Example:
-        >>> SiteKind("attn_z", (4, 16), writes=lambda params, layer: params[f"block_{layer}"]["out"]).name
-        'attn_z'
+        >>> kind = sae.SiteKind("attn_z", (4, 16), writes=lambda params, layer: params[f"block_{layer}"]["out"])
+        >>> kind.site(layer=3).name
+        'layer_3/attn_z'
     """
 
     name: str
@@ -56,14 +58,15 @@ class SiteKind:
                 f"{'needs' if self.in_layers else 'has no'} {{}}, which stands for the layer's index"
             )
 
-    def added(self, params: Any, layer: int | None, vectors: jax.Array) -> jax.Array:
+    def added(self, params: Any, layer: int | None, vectors: Float[jax.Array, "*B A"]) -> Float[jax.Array, "*B D"]:
         """Returns what vectors [..., A] at the site add to the residual stream, [..., D].
 
         Raises:
-            ValueError: for a matrix of another shape than the site's and D.
+            ValueError: for a matrix whose shape is not [*shape, D].
         """
         if self.writes is True:
             return vectors
+        # pyrefly: ignore[not-callable]  a function, where anything is added
         matrix = self.writes(params, layer)
         if matrix.shape[:-1] != self.shape:
             raise ValueError(
@@ -73,7 +76,7 @@ class SiteKind:
         return vectors @ matrix.reshape(-1, matrix.shape[-1])
 
     def site(self, layer: int | None) -> Site:
-        """Returns the record of this kind's site in a layer; outside of layers, None."""
+        """Returns the record of this kind's site in a layer; `layer` is None for a kind outside of layers."""
         path = self.path or (f"layer_{{}}/{self.name}" if self.in_layers else self.name)
         return Site(
             name=path.format(layer),
@@ -88,8 +91,8 @@ class SiteKind:
 
 
 def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns heads [..., N, H] as vectors [..., N, N·H], each with zeros in the place of the others; other values as
-    they are.
+    """Returns heads [..., N, H] as vectors [..., N, N·H], each with zeros in the place of the other heads. Values of
+    another shape stay unchanged.
 
     Example:
         >>> one_by_one(jnp.array([[1, 2], [3, 4]]), (2, 2)).tolist()
@@ -98,7 +101,8 @@ def one_by_one(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if len(shape) != 2 or value.shape[-2:] != shape:
         return value
     N, H = shape
-    return (value[..., None, :] * jnp.eye(N, dtype=value.dtype)[:, :, None]).reshape(*value.shape[:-1], N * H)
+    eye = jnp.expand_dims(jnp.eye(N, dtype=value.dtype), (*range(value.ndim - 2), value.ndim))
+    return (value[..., None, :] * eye).reshape(*value.shape[:-1], N * H)
 
 
 @functools.lru_cache(64)
@@ -106,7 +110,7 @@ def records(kinds: tuple[SiteKind, ...], layers: int) -> Mapping[str, Site]:
     """Returns the record of every site by name, in the order of the forward pass.
 
     Args:
-        kinds: in that order: those before the layers, those of a layer, those after the layers.
+        kinds: kinds before the layers, kinds of a layer, kinds after the layers.
         layers: the number of layers.
 
     Raises:
@@ -124,5 +128,5 @@ def records(kinds: tuple[SiteKind, ...], layers: int) -> Mapping[str, Site]:
     ]
     twice = [name for name, count in collections.Counter(site.name for site in sites).items() if count > 1]
     if twice:
-        raise ValueError(f"two site kinds have the site {twice[0]!r}: name each kind once; `logits` is there already")
+        raise ValueError(f"two site kinds have the site {twice[0]!r}: name each kind once; `logits` exists already")
     return types.MappingProxyType({site.name: site for site in sites})

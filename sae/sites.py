@@ -1,4 +1,4 @@
-"""What is asked of a model's sites: the record of one, those that patterns match, those of the residual stream."""
+"""Functions of a model's sites: the record of one, the sites that match patterns, the sites of the residual stream."""
 
 import difflib
 import fnmatch
@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Iterable
 
-from sae.language_model import LanguageModel, Site
+from sae.language_model import LanguageModel, SiteRecord
 
-NEAR = 3  # names that an error offers
+NEAR = 3  # the number of names that an error offers
 
 
-def site_of(model: LanguageModel, name: str) -> Site:
+def site_of(model: LanguageModel, name: str) -> SiteRecord:
     """Returns the record of a site.
 
     Raises:
@@ -20,7 +20,7 @@ def site_of(model: LanguageModel, name: str) -> Site:
     sites = model.sites
     if name in sites:
         return sites[name]
-    # The same name but for its numbers: another layer.
+    # Names that differ in numbers alone: the same kind in another layer.
     alike = [other for other in sites if _without_numbers(other) == _without_numbers(name)]
     near = difflib.get_close_matches(name, sites, n=NEAR, cutoff=0.4) or list(sites)[:NEAR]
     if alike:
@@ -30,7 +30,7 @@ def site_of(model: LanguageModel, name: str) -> Site:
     raise ValueError(f"no site {name!r} in {model.name}: {hint}")
 
 
-def token_site(model: LanguageModel, name: str) -> Site:
+def token_site(model: LanguageModel, name: str) -> SiteRecord:
     """Returns the record of a site that has a vector for each token, on which an autoencoder can be trained.
 
     Raises:
@@ -38,11 +38,14 @@ def token_site(model: LanguageModel, name: str) -> Site:
     """
     site = site_of(model, name)
     if not site.per_token:
-        raise ValueError(f"{name} has a value for every pair of tokens, not a vector for each token: it has no length")
+        raise ValueError(
+            f"{name} has a value for every pair of tokens, and an autoencoder needs a vector for each token: name "
+            "another site"
+        )
     return site
 
 
-def dim(site: Site) -> int:
+def dim(site: SiteRecord) -> int:
     """Returns A, the length of the activation of one token, with its axes joined.
 
     Example:
@@ -56,11 +59,11 @@ def matching(model: LanguageModel, patterns: Iterable[str]) -> list[str]:
     """Returns the names of the sites with a vector for each token that match patterns.
 
     Args:
-        model: whose sites.
-        patterns: names, or patterns as of `fnmatch` (`*` crosses `/`).
+        model: the model.
+        patterns: names, or patterns of `fnmatch` (`*` crosses `/`).
 
     Returns:
-        Each name once, in the order of the patterns and, within one, of the forward pass.
+        Each name once, in the order of the patterns and, within one pattern, of the forward pass.
 
     Raises:
         ValueError: for a pattern that matches no site with a vector for each token.
@@ -69,13 +72,13 @@ def matching(model: LanguageModel, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         hits = [name for name in fnmatch.filter(model.sites, pattern) if model.sites[name].per_token]
         if not hits:
-            # Of a name, and of a pattern for sites of pairs alone, the error says what it is.
+            # Raises the error of a missing site, or of a site of pairs of tokens.
             token_site(model, next(iter(fnmatch.filter(model.sites, pattern)), pattern))
         names.update(dict.fromkeys(hits))
     return list(names)
 
 
-def is_residual(site: Site) -> bool:
+def is_residual(site: SiteRecord) -> bool:
     """Returns whether a site is the residual stream itself, in which attention sinks have their large norms."""
     return site.kind.startswith("resid")
 

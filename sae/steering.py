@@ -1,4 +1,4 @@
-"""Steering with one latent as a person asks for it: a strength in words, checks before anything runs, and a title."""
+"""Steering with one latent, with a strength in words ("3max"), checks before anything runs, and a title."""
 
 import dataclasses
 import math
@@ -14,10 +14,10 @@ from sae.sites import token_site
 
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """What `steering` returns.
+    """Edits that steer, and their title. `steering` returns one.
 
     Attributes:
-        title: what is added, in words.
+        title: the vector that is added, in words.
         edits: for `run`, `generate` and `mishax_lite.edit`.
     """
 
@@ -26,14 +26,14 @@ class Steering:
 
 
 def parse_strength(text: str, subject: str = "a strength is") -> float | OfMax:
-    """Returns a strength as `sae.steer` takes it, of words such as "20", "3max" or "max".
+    """Returns the strength, as `sae.steer` takes it, that a text such as "20", "3max" or "max" says.
 
     Args:
         text: a number in raw units, or a multiple of a latent's largest recorded activation.
-        subject: begins the error.
+        subject: the words with which an error begins.
 
     Raises:
-        ValueError: for anything else, and a number that is not finite.
+        ValueError: for another text, and a number that is not finite.
 
     Example:
         >>> parse_strength("20"), parse_strength("3max")
@@ -57,11 +57,12 @@ def check_steers(autoencoder: Released, model: LanguageModel, latent: int, name:
 
     Args:
         autoencoder: it says its site.
-        model: that is steered.
+        model: the model to steer.
         latent: the latent's number.
         name: what errors call the autoencoder.
-        argument: what they call the latent's number.
+        argument: what errors call the latent's number.
     """
+    # pyrefly: ignore[missing-attribute]  not None here
     site = autoencoder.info.site_out
     check_model(autoencoder.info, model, name)
     if autoencoder.several_sites():
@@ -84,7 +85,7 @@ def steering(
 
     Args:
         autoencoder: it says its site.
-        model: that is steered.
+        model: the model to steer.
         latent: the latent's number.
         strength: as for `parse_strength`.
         name: what errors call the autoencoder.
@@ -102,9 +103,11 @@ def steering(
     title = f"with {strength} of latent {latent}"
     if isinstance(amount, OfMax):
         raw, record = amount.of(autoencoder, latent), autoencoder.largest
+        # pyrefly: ignore[missing-attribute]  not None here
         most = f"{record.values[latent]:.4g}"
         title += (
             f": {amount.factor:g} x {most} = {raw:.4g} in raw units; {most} is its largest activation over the "
+            # pyrefly: ignore[missing-attribute]  not None here
             f"{showing.count(record.tokens, 'token')} of its record"
         )
     else:

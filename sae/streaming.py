@@ -1,4 +1,4 @@
-"""`sae.stream`: the batches of a store that is never written, straight from the model, for those who cannot store."""
+"""`sae.stream`: batches straight from the model, without a store, for those who lack the disk."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float64
 
 from sae import filling, harvesting
 from sae.ahead import Ahead
@@ -33,12 +34,32 @@ def stream(
     counted: Counted | None = None,
     mesh: Mesh | None = None,
 ) -> "ActivationStream":
-    """What `sae.train` reads in place of a store. The arguments are those of `sae.harvest`.
+    """Returns a source for `sae.train` that computes its batches, in place of a store.
 
     Each epoch runs the model over the text again, in another order.
 
+    Args:
+        model: with its tokenizer.
+        sequences: the token sequences, from `sae.text.cut`.
+        sites: names such as `layer_3/resid_post`, or one name.
+        seed: as for `sae.harvest`.
+        shuffle_rows: as for `sae.harvest`.
+        shuffle_bytes: as for `sae.harvest`.
+        counted: as for `sae.harvest`.
+        mesh: as for `sae.harvest`.
+
+    Returns:
+        The source. Nothing is computed before it is read.
+
     Raises:
-      ValueError: as `sae.harvest` does for sites, arguments and text.
+        ValueError: as `sae.harvest` does for sites, arguments and text.
+
+    Example:
+        >>> source = sae.stream(model, sequences, "layer_1/resid_post")
+        >>> batches = source.batches(64)
+        >>> next(batches)["layer_1/resid_post"].shape
+        (64, 192)
+        >>> batches.close()
     """
     manifest = harvesting.plan(
         model,
@@ -53,16 +74,16 @@ def stream(
 
 
 class ActivationStream(Source):
-    """Activations of one or more sites over the same rows, computed when they are asked for. `sae.stream` makes one.
+    """Activations of one or more sites over the same rows, computed when they are read. `sae.stream` makes one.
 
-    The statistics are those of the first segment with a row, which is computed for them.
+    The statistics are those of the first segment with a row, which is computed for this purpose.
 
     Attributes:
-      manifest: model, tokenizer, sites, units, text, order.
-      rows: text tokens of the sequences, sinks among them.
+        manifest: model, tokenizer, sites, units, text, order.
+        rows: the number of tokens that count, sinks among them.
 
     Raises:
-      ValueError: when none of the sequences' tokens counts.
+        ValueError: where none of the sequences' tokens counts.
     """
 
     kind = "stream"
@@ -81,22 +102,22 @@ class ActivationStream(Source):
         return "the stream"
 
     def mean_squared_norm(self, site: str) -> float:
-        """E||x||^2, in raw units."""
+        """Returns E||x||^2, in raw units."""
         self.check_sites([site])
         return self._statistics[site]["mean_squared_norm"]
 
-    def mean(self, site: str) -> np.ndarray:
-        """E[x], [A] float64, in raw units."""
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
+        """Returns E[x], float64 [A], in raw units."""
         self.check_sites([site])
         return np.asarray(self._statistics[site]["mean"])
 
     def median_norm(self, site: str) -> float:
-        """The median of ||x||, in raw units."""
+        """Returns the median of ||x||, in raw units."""
         self.check_sites([site])
         return self._statistics[site]["median_norm"]
 
     def sink_limits(self) -> dict[str, float]:
-        """{site: the norm over which a row is a sink}, of the segment that the statistics are of."""
+        """Returns {site: the norm over which a row is a sink}, from the segment of the statistics."""
         return {site: self._statistics[site]["sink_limit"] for site in self.manifest.counted.sink_sites}
 
     @functools.cached_property
@@ -112,21 +133,21 @@ class ActivationStream(Source):
         }
 
     def _rows_of(self, seed: int, index: int) -> int:
-        """Rows of a segment, sinks among them, in the order that a seed gives the sequences."""
+        """Returns the number of rows of a segment, with sinks, in the order that a seed gives the sequences."""
         part = numbers(len(self._text), seed, index, self.manifest.sequences_per_segment)
         return int(self._text[part].sum())
 
     @property
     def rows(self) -> int:
-        """Text tokens of the sequences, sinks among them."""
+        """The number of tokens that count, sinks among them."""
         return int(self._text.sum())
 
     def batches_per_pass(self, batch_size: int) -> int:
-        """Batches in one epoch. They have every row; the last is filled up with rows of the one before it. In the place
-        of a sink stands another row of its segment.
+        """Returns the number of batches in one epoch. They have every row; the last is filled up with rows of the batch
+        before it. Another row of its segment stands in the place of a sink.
 
         Raises:
-          ValueError: when the text has fewer rows than one batch.
+            ValueError: where the text has fewer rows than one batch.
         """
         if not 1 <= batch_size <= self.rows:
             raise ValueError(f"batch_size must be from 1 to the stream's {self.rows} rows, got {batch_size}")
@@ -142,25 +163,25 @@ class ActivationStream(Source):
         sharding: jax.sharding.NamedSharding | None = None,
         passes: Sequence[Pass] = (),
     ) -> Batches:
-        """As `ActivationStore.batches`; to begin late costs one segment. While a segment is used, a thread computes
-        the next; it ends when the batches are closed or dropped.
+        """Returns batches as `ActivationStore.batches` does. A late start costs one segment. While a segment is used, a
+        thread computes the next; it ends when the batches are closed or dropped.
 
         Raises:
-          ValueError: for a site that is missing, or a batch larger than the text.
+            ValueError: for a site that is missing, or a batch larger than the text.
         """
-        names = self.asked(batch_size, sites, start_step)
+        names = self.checked_names(batch_size, sites, start_step)
         return Generated(self._batches(batch_size, names, seed, start_step, sharding))
 
     def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:
         number, first = divmod(start_step, self.batches_per_pass(batch_size))
         segment, skipped = self._place(self._seed(seed, number), joining.start_of(batch_size, self.rows, first))
-        # Two, also where the text makes one segment: the next epoch over it is computed while this one is used.
+        # Two buffers, also for a text of one segment: the next epoch over it is computed while this one is used.
         buffers = filling.Buffers(self.manifest, filling.BUFFERS)
         make = functools.partial(self._filled, seed, number, segment, buffers)
         with Ahead(make, stop=buffers.close, name="stream") as coming:
 
             def pieces(count: int, skipped: int) -> Iterator[joining.Piece]:
-                """The next segments, the first of them without its first rows."""
+                """Yields the next segments, the first of them without its first rows."""
                 for _ in range(count):
                     manifest, now = next(coming)
                     values = now.activations | now.rows
@@ -175,7 +196,7 @@ class ActivationStream(Source):
                 segment = skipped = first = 0
 
     def _place(self, seed: int, row: int) -> tuple[int, int]:
-        """The segment that has a row of an epoch, and how many rows of the segment come before it."""
+        """Returns the segment with a row of an epoch, and the number of rows of the segment before that row."""
         if not row:
             return 0, 0
         segment = before = 0
@@ -184,13 +205,13 @@ class ActivationStream(Source):
         return segment, row - before
 
     def _seed(self, seed: int, number: int) -> int:
-        """Of an epoch's order, for batches with a seed."""
+        """Returns the seed of an epoch's order, for batches with a seed."""
         return int(np.random.SeedSequence([self.manifest.seed, seed, number]).generate_state(1)[0])
 
     def _filled(
         self, seed: int, number: int, segment: int, buffers: filling.Buffers, wanted: Callable[[], bool]
     ) -> Iterator[tuple[Manifest, filling.Filled]]:
-        """Segments without end, from one of epoch `number` on, epoch after epoch, each in an order of its own."""
+        """Yields segments without end, from one of epoch `number` on; each epoch has an order of its own."""
         for epoch in itertools.count(number):
             if not wanted():
                 return
@@ -208,11 +229,11 @@ class ActivationStream(Source):
 
 
 def _order(manifest: Manifest, filled: filling.Filled) -> np.ndarray:
-    """The rows of a segment in the epoch's order, as many as the text has: other rows stand in the places of sinks, so
-    that a place in the stream can be computed from the text alone.
+    """Returns the order of a segment's rows in the epoch. Other rows stand in the places of sinks, so that a place in
+    the stream can be computed from the text alone.
 
     Raises:
-      ValueError: for activations that are not finite, as far as sinks are looked for.
+        ValueError: for activations that are not finite at the sites where sinks are looked for.
     """
     moments = {site: Moments.of(filled.activations[site]) for site in manifest.counted.sink_sites}
     writing.check_finite(moments, f"segment {filled.index} of the stream")

@@ -5,14 +5,15 @@ dim of the activation, Z latents.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sae.autoencoder import Info, Largest
 from sae.fields import check_fields
-from sae.released import Axes, Released, forms
+from sae.released import AnyArray, Axes, Released, forms, plus
 
 
 @forms.register("TopK")
@@ -22,18 +23,21 @@ class TopK(Released):
     """A TopK autoencoder on raw activations; a pytree.
 
     Attributes:
-        W_enc: [A, Z]. b_enc: [Z]. W_dec: [Z, A]. b_dec: [A].
-        k: static; how many latents a token has at most, 1 to Z.
+        W_enc: [A, Z].
+        b_enc: [Z].
+        W_dec: [Z, A].
+        b_dec: [A].
+        k: static; the most latents that a token has, 1 to Z.
         W_skip: [A, A], the affine skip of some transcoders, or None.
-        info: static; None where it is not known.
-        largest: static; the largest activation of each latent, None where nobody has recorded it.
+        info: static; the model and the sites, or None where they are unknown.
+        largest: static; the largest activation of each latent, or None where it was not recorded.
 
     Raises:
-        ValueError: when made with arrays whose shapes do not belong together, or with another k.
+        ValueError: for arrays whose shapes do not belong together, and for another k.
 
     Example:
         >>> eye = jnp.eye(3)
-        >>> TopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1).encode(jnp.float32([1, 3, 2])).tolist()
+        >>> sae.TopK(eye, jnp.zeros(3), eye, jnp.zeros(3), k=1).encode(jnp.float32([1, 3, 2])).tolist()
         [0.0, 3.0, 0.0]
     """
 
@@ -57,19 +61,19 @@ class TopK(Released):
     def __post_init__(self):
         check_k(self)
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Raw activations [B, A] -> latents [B, Z], zero but for the k largest above 0.
+    def encode(self, x: Float[AnyArray, "... A"]) -> Float[jax.Array, "... Z"]:
+        """Returns the latents [B, Z] of raw activations [B, A]: all but the k largest above 0 are 0.
 
         Raises:
             ValueError: for activations of another length.
         """
-        z = jnp.matmul(self.joined(x), self.W_enc, precision="highest") + self.b_enc
+        z = plus(jnp.matmul(self.joined(x), self.W_enc, precision="highest"), self.b_enc)
         return keep_largest(jnp.maximum(z, 0.0), self.k)
 
 
-def check_k(autoencoder: Released) -> None:
-    """Raises ValueError for a form with k, a whole number from 1 to its width, where that or its arrays' shapes are
-    otherwise."""
+def check_k(autoencoder: Any) -> None:
+    """Raises ValueError for a k that is no whole number from 1 to the width, and for shapes that do not belong
+    together."""
     check_fields(autoencoder, ("k",))
     autoencoder.check_shapes()
     width = autoencoder.width if getattr(autoencoder.W_enc, "shape", ()) else autoencoder.k
@@ -78,6 +82,6 @@ def check_k(autoencoder: Released) -> None:
 
 
 def keep_largest(f: jax.Array, k: int) -> jax.Array:
-    """Latents [B, Z] with all but the k largest set to zero; of equal ones the first are kept."""
+    """Returns latents [B, Z] with all but the k largest set to 0; of equal ones the first are kept."""
     values, latents = jax.lax.top_k(f, k)
     return jnp.put_along_axis(jnp.zeros_like(f), latents, values, axis=-1, inplace=False)

@@ -1,5 +1,5 @@
-"""Other ways to use an autoencoder than the one that its file claims: neighbouring sites, a skip the other way round, a
-scale of the inputs that was not folded in.
+"""Other usages of an autoencoder than the one that its file claims: neighbouring sites, a transposed skip, a scale of
+the inputs that was not folded in.
 
 Axis letters: N tokens, A dim of the activation, L sites.
 """
@@ -18,27 +18,28 @@ from sae.sites import dim
 from sae.usage import Captured, Fit, Usage, can_transpose
 
 ENOUGH = 0.1  # FVU at which nothing else is tried
-_FAR = 1.5  # times the L0 that the file claims, or less than one over it
-_BETTER = 0.8  # of the score that another usage needs, to be the one that is meant
+_FAR = 1.5  # an L0 is far from the file's where it is more than this many times it, or less than one over this
+_BETTER = 0.8  # another usage is the right one where its score is at most this part of the best one's
 NOTHING = 0.9  # FVU from which on an autoencoder says nothing about its site
-_ROUNDS = 3  # mistakes that are made together
+_ROUNDS = 3  # mistakes that users make together
 _FEW = 512  # tokens for a first look at many scales
 _SCALES = tuple(2.0**power for power in range(-12, 13))
 _REFINED = 8  # steps of a search between two scales
-_AS_GOOD = 1.25  # a scale of a convention is taken where its FVU is at most this many times the best scale's
+_AS_GOOD = 1.25  # the scale of a convention wins where its FVU is at most this many times the best scale's
 SAME_SCALE = 1.5  # scales nearer to 1 than this factor are no mistake of conventions, but shrinkage
 
 
 def neighbours(model: LanguageModel, sites: Sites | None, A: int) -> list[Sites]:
-    """Returns the sites that may be meant in the place of some: of every kind, in the same layer and those beside it.
+    """Returns the sites that an autoencoder's sites may stand for: of every kind, in the same layer and the two beside.
 
     Args:
-        model: whose sites.
-        sites: of an autoencoder, one or several, which the model may lack; None: every site may be meant.
-        A: their dim.
+        model: the model.
+        sites: the autoencoder's site or sites, which the model may lack; None: every site is possible.
+        A: the dim of the sites.
 
     Returns:
-        Those of the same kind first, else in the order of the forward pass; with the sites themselves, where they fit.
+        Sites of the same kind first, then the others in the order of the forward pass. The sites themselves are among
+        them where the model has them.
     """
     layered = [at for at, site in enumerate(model.sites.values()) if site.layer is not None]
     layers = 1 + max((site.layer for site in model.sites.values() if site.layer is not None), default=-1)
@@ -62,24 +63,27 @@ def neighbours(model: LanguageModel, sites: Sites | None, A: int) -> list[Sites]
     order = {name: at for at, name in enumerate(model.sites)}
     groups: list[list[Sites]] = []
     for kind in (None, *dict.fromkeys(kind for kind, _ in usable)):  # None: each its own
+        # pyrefly: ignore[not-iterable]  not None here
         named = [[usable.get((kind or each, at + step)) for each, at in places] for step in (-1, 0, 1)]
+        # pyrefly: ignore[bad-argument-type]  None is not in names
         groups.append([tuple(names) for names in named if None not in names])
     others = sorted((sites for group in groups[1:] for sites in group), key=lambda sites: order[sites[0]])
     return list(dict.fromkeys([*groups[0], *others]))
 
 
 def _guessed(site: str) -> tuple[str, int] | None:
-    """The place of a site that the model does not have, by the first number in its name."""
+    """Returns the kind and layer of a site that the model lacks, by the first number in its name."""
     number = re.search(r"\d+", site)
     return None if number is None else (site, int(number[0]))
 
 
 def site_pairs(model: LanguageModel, usage: Usage | None, autoencoder: Released) -> dict[Sites, list[Sites]]:
-    """Returns the sites that may come out, by those that may go in.
+    """Returns the possible output sites for each possible input site.
 
-    An autoencoder's are the same. What a transcoder reads is computed before what it writes.
+    An autoencoder's are the same. A transcoder's input comes before its output in the forward pass.
     """
     A_in, A_out = autoencoder.dims
+    # pyrefly: ignore[bad-argument-type]  not None here
     sites_in = neighbours(model, usage and as_tuple(usage.site), A_in)
     if usage is None or usage.site == usage.site_out:
         return {sites: [sites] for sites in sites_in}
@@ -93,8 +97,8 @@ def site_pairs(model: LanguageModel, usage: Usage | None, autoencoder: Released)
 
 
 def without_copies(pairs: dict[Sites, list[Sites]], captured: Captured) -> dict[Sites, list[Sites]]:
-    """Returns the pairs without sites that have the same values as one before them, such as a block's input and the
-    output of the block below."""
+    """Returns the pairs without sites whose values are those of an earlier site, as a layer's input has the values of
+    the output of the layer below."""
     seen: dict[bytes, Sites] = {}
     every = dict.fromkeys([*pairs, *(sites for outs in pairs.values() for sites in outs)])
     kept = {sites for sites in every if seen.setdefault(captured.at(sites)[:16].tobytes(), sites) == sites}
@@ -102,7 +106,7 @@ def without_copies(pairs: dict[Sites, list[Sites]], captured: Captured) -> dict[
 
 
 def differ_by_a_gain(captured: Captured, one: str | Sites, other: str | Sites) -> bool:
-    """Whether the values at two sites are the same but for a constant for each dimension: a norm's gain."""
+    """Returns whether the values at two sites differ by one factor for each dimension alone: a norm's gain."""
     a, b = captured.at(one).astype(np.float64), captured.at(other).astype(np.float64)
     if a.shape != b.shape:
         return False
@@ -112,11 +116,11 @@ def differ_by_a_gain(captured: Captured, one: str | Sites, other: str | Sites) -
 
 
 def changes(captured: Captured, autoencoder: Released, usage: Usage, pairs: dict[Sites, list[Sites]]) -> Iterator[Fit]:
-    """Yields the fits of usages that differ from one in a single respect: its sites, its skip or its scale."""
+    """Yields the fits of usages that differ from `usage` in a single respect: the sites, the skip or the scale."""
     form = (lambda sites: sites) if isinstance(usage.site, tuple) else (lambda sites: sites[0])
     for sites, outs in pairs.items():
         yield from captured.fits(autoencoder, dataclasses.replace(usage, site=form(sites)), [form(out) for out in outs])
-    if as_tuple(usage.site) not in pairs:  # which the model does not have
+    if as_tuple(usage.site) not in pairs:  # the model lacks the site
         return
     if can_transpose(autoencoder):
         yield captured.fit(autoencoder, dataclasses.replace(usage, transposed_skip=not usage.transposed_skip))
@@ -125,9 +129,9 @@ def changes(captured: Captured, autoencoder: Released, usage: Usage, pairs: dict
 
 
 def best_scale(captured: Captured, autoencoder: Released, usage: Usage) -> Fit | None:
-    """Returns the fit with the scale of the inputs that fits best; None where that is about 1.
+    """Returns the fit with the best scale of the inputs; None where that scale is about 1.
 
-    An autoencoder's outputs have the scale of its inputs, a transcoder's another one: the one that fits best.
+    An autoencoder's outputs have the scale of its inputs; a transcoder's outputs have the scale that fits best.
     """
     same = usage.site == usage.site_out
     few = captured.first(_FEW)
@@ -158,8 +162,8 @@ def best_scale(captured: Captured, autoencoder: Released, usage: Usage) -> Fit |
 
 
 def _conventions(x: np.ndarray) -> dict[str, float]:
-    """Scales by which projects multiply inputs, by what they are in words; where activations are of several sites, the
-    same for all."""
+    """Returns the scales by which projects multiply inputs, by the convention in words. Several sites have one scale
+    in common."""
     A = x.shape[-1]
     norms = np.linalg.norm(x.astype(np.float64), axis=-1)
     mean, square = float(norms.mean()), float(np.square(norms).mean())
@@ -176,13 +180,13 @@ def _conventions(x: np.ndarray) -> dict[str, float]:
 
 
 def is_far(fit: Fit, l0: float | None) -> bool:
-    """Whether an L0 is far from the one that the file claims."""
+    """Returns whether an L0 is far from the one that the file claims."""
     return l0 is not None and not 1 / _FAR <= max(fit.l0, 1e-3) / l0 <= _FAR
 
 
 def _score(fit: Fit, l0: float | None) -> float:
-    """The FVU, and the root of how many times the L0 is off: on another text than the publisher's, the L0 of a right
-    autoencoder is off by tens of percents."""
+    """Returns the FVU times the root of the factor by which the L0 is off. On another text than the publisher's, the L0
+    of a right autoencoder is off by tens of percents."""
     ratio = 1.0 if l0 is None else max(fit.l0, 1e-3) / l0
     return fit.fvu * math.sqrt(max(ratio, 1 / ratio))
 
@@ -196,17 +200,17 @@ def search(
     l0: float | None,
     tried: list[Fit],
 ) -> Fit:
-    """Returns the fit of what is meant: from what is claimed, changed in one respect at a time, as long as that fits
+    """Returns the fit of the right usage: the claimed one, changed in one respect at a time as long as a change fits
     far better.
 
     Args:
         captured: activations at all sites of `pairs`.
         autoencoder: as it was loaded.
-        usage: what is claimed; None where nothing is.
-        best: its fit; None where the model has no such sites.
-        pairs: the sites that may come out, by those that may go in.
+        usage: the claimed usage; None where the file claims none.
+        best: the fit of `usage`; None where the model has no such sites.
+        pairs: the possible output sites for each possible input site.
         l0: the L0 that the file claims.
-        tried: every fit that is measured is added to it.
+        tried: a list that grows by every fit that is measured.
     """
     for _ in range(_ROUNDS):
         start = usage if best is None else best.usage
@@ -216,10 +220,11 @@ def search(
         trials = list(changes(captured, autoencoder, start, pairs))
         tried.extend(trials)
         convincing = [fit for fit in trials if best is None or _convinces(fit, best, l0)]
-        if not convincing and can_transpose(autoencoder):  # a skip the wrong way round hides all else
-            turned = dataclasses.replace(start, transposed_skip=not start.transposed_skip)
-            trials = list(changes(captured, autoencoder, turned, pairs))
+        if not convincing and can_transpose(autoencoder):  # a transposed skip hides all other mistakes
+            transposed = dataclasses.replace(start, transposed_skip=not start.transposed_skip)
+            trials = list(changes(captured, autoencoder, transposed, pairs))
             tried.extend(trials)
+            # pyrefly: ignore[bad-argument-type]  not None here
             convincing = [fit for fit in trials if _convinces(fit, best, l0)]
         if not (trials := convincing):
             break
@@ -230,11 +235,12 @@ def search(
         best = single if _score(single, l0) <= 1.1 * _score(nearest, l0) else nearest
         if best.fvu <= ENOUGH and not is_far(best, l0):
             break
+    # pyrefly: ignore[bad-return]  not None here
     return best
 
 
 def _convinces(fit: Fit, best: Fit, l0: float | None) -> bool:
-    """Whether a fit is so much better than the best one up to now that it is what is meant."""
+    """Returns whether a fit is so much better than the best one so far that its usage is the right one."""
     if fit.fvu >= min(best.fvu, NOTHING) or _score(fit, l0) > _BETTER * _score(best, l0):
         return False
     # More latents reconstruct more, at any scale: that is no sign that a scale is missing.

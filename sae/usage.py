@@ -1,12 +1,13 @@
-"""Ways to use an autoencoder, and how well each fits: which sites go in and come out, with which conventions.
+"""Usages of an autoencoder, and how well each fits: which sites go in and come out, with which conventions.
 
-Everything here is measured on activations that lie in memory (`Captured`), so that many ways are tried for one forward
-pass. Axis letters: N tokens, L sites, A dim of the activation, Z latents.
+All is measured on activations in memory (`Captured`), so that one forward pass serves many usages. Axis letters: N
+tokens, L sites, A dim of the activation, Z latents.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from sae.released import Released
 from sae.sharding import rounded_up
 from sae.text import Sequences, is_text
 
-BATCH_TOKENS = 4096  # of a forward pass
-_BYTES = 2**29  # of activations in memory, unless that would be fewer tokens than _FEWEST
+BATCH_TOKENS = 4096  # tokens of a forward pass
+_BYTES = 2**29  # bytes of activations in memory, unless that would be fewer tokens than _FEWEST
 _FEWEST = 256
 
 
@@ -34,12 +35,12 @@ class Usage:
     """One way to use an autoencoder.
 
     Attributes:
-        site: what goes in; several sites, in their order, where it reads several.
-        site_out: what comes out.
-        transposed_skip: whether `W_skip` is turned before it is used.
-        scale: what activations are multiplied by before they go in.
-        scale_out: what the reconstruction is divided by.
-        convention: in words, by which convention the scale is what it is; None where none is known.
+        site: the site that goes in; several sites, in their order, where it reads several.
+        site_out: the site that comes out.
+        transposed_skip: whether `W_skip` is transposed before use.
+        scale: the factor by which inputs are multiplied.
+        scale_out: the number by which the reconstruction is divided.
+        convention: the convention that gives the scale, in words; None where none is known.
 
     Example:
         >>> Usage("layer_3/mlp_in", "layer_3/mlp_out", scale=0.5).words()
@@ -54,7 +55,7 @@ class Usage:
     convention: str | None = dataclasses.field(default=None, compare=False)
 
     def words(self) -> str:
-        """Returns it for people."""
+        """Returns the usage in words."""
         text = showing.joined(self.site)
         if self.site_out != self.site:
             text += f" to {showing.joined(self.site_out)}"
@@ -67,9 +68,9 @@ class Usage:
         return text
 
     def folded(self, autoencoder: Released) -> Released:
-        """Returns an autoencoder that takes and gives raw activations in this way, with these sites in its `info`."""
+        """Returns an autoencoder of raw activations for this usage, with its sites in the `info`."""
         c, out = self.scale, self.scale_out
-        changes = {
+        changes: dict[str, Any] = {
             "W_enc": autoencoder.W_enc * c,
             "W_dec": autoencoder.W_dec / out,
             "b_dec": autoencoder.b_dec / out,
@@ -87,10 +88,10 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How well one way to use an autoencoder fits.
+    """How well one usage of an autoencoder fits.
 
     Attributes:
-        usage: the way.
+        usage: the usage.
         fvu: sum ||y - y^||^2 / sum ||y - mean(y)||^2 over the tokens, as `Metrics.fvu`; 1 is as bad as the mean.
         l0: mean number of active latents per token.
     """
@@ -105,11 +106,11 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Captured:
-    """Activations of some tokens that count, at some sites.
+    """Activations of some of the tokens that count, at some sites.
 
     Attributes:
-        values: float32 [N, A] by site.
-        special: bool [N], which of the tokens are the tokenizer's special ones (BOS), where the rule counts these.
+        values: {site: float32 [N, A]}.
+        special: bool [N], whether a token is special (BOS); such tokens are here where the rule counts them.
     """
 
     values: Mapping[str, np.ndarray]
@@ -119,7 +120,7 @@ class Captured:
     def of(
         cls, model: LanguageModel, sequences: Sequences, rule: Counted, sites: Sequence[str], most: int
     ) -> "Captured":
-        """Captures at most so many tokens of sequences that lie evenly over the text.
+        """Returns the activations of at most `most` tokens, in sequences that are spread evenly over the text.
 
         Raises:
             ValueError: where no token counts.
@@ -127,7 +128,7 @@ class Captured:
         length = sequences.tokens.shape[1]
         counts = rule.text(sequences.tokens, sequences.left_out).sum()
         if not counts:
-            raise ValueError(f"a check needs text tokens that count, and these sequences have none by the rule: {rule}")
+            raise ValueError(f"a check needs text tokens that count, and by the rule these sequences have none: {rule}")
         size = 4 * sum(math.prod(model.sites[site].shape) for site in sites)
         most = max(_FEWEST, min(most, _BYTES // size))
         rows = min(len(sequences), math.ceil(most * len(sequences) / counts))
@@ -147,11 +148,11 @@ class Captured:
         values = {site: np.concatenate([part[site] for part in parts])[:most] for site in sites}
         captured = cls(values, np.concatenate(special)[:most])
         if captured.special.all():
-            raise ValueError(f"a check needs text tokens that count, and these sequences have none by the rule: {rule}")
+            raise ValueError(f"a check needs text tokens that count, and by the rule these sequences have none: {rule}")
         return captured
 
     def at(self, sites: str | Sites) -> np.ndarray:
-        """[N, A] of one site, [N, L, A] of several."""
+        """Returns the activations [N, A] at one site, or [N, L, A] at several."""
         several = [self.values[site] for site in as_tuple(sites)]
         return several[0] if len(several) == 1 else np.stack(several, axis=1)
 
@@ -164,14 +165,14 @@ class Captured:
         special: bool = False,
         free_scale_out: bool = False,
     ) -> list[Fit]:
-        """How well what comes out in one way is what some sites have.
+        """Returns how well the output of one usage fits each of several sites.
 
         Args:
-            autoencoder: whose arrays do not change with `usage`.
-            usage: the way; its `site_out` is not read.
-            sites_out: each has a fit.
+            autoencoder: the autoencoder, whose arrays do not change with `usage`.
+            usage: the usage; its `site_out` is not read.
+            sites_out: the sites that the output is compared with, one fit for each.
             special: whether special tokens count, where the rule counts them.
-            free_scale_out: takes the `scale_out` that fits best.
+            free_scale_out: whether to take the `scale_out` that fits best.
         """
         out, active = self.reconstruction(autoencoder, usage)
         rows = slice(None) if special else ~self.special
@@ -191,7 +192,7 @@ class Captured:
         return fits
 
     def special_error(self, autoencoder: Released, usage: Usage) -> float | None:
-        """The squared error at special tokens, as a part of their squared distance from the mean of the others; None
+        """Returns the squared error at special tokens over their squared distance from the mean of the others; None
         where no special token counts."""
         if not self.special.any():
             return None
@@ -202,16 +203,17 @@ class Captured:
         return float(errors / np.square(y_special - mean).sum(dtype=np.float64))
 
     def first(self, tokens: int) -> "Captured":
-        """Some of the tokens that are not special, the first ones."""
+        """Returns the first tokens that are not special."""
         rows = np.flatnonzero(~self.special)[:tokens]
         return Captured({site: value[rows] for site, value in self.values.items()}, self.special[rows])
 
     def fit(self, autoencoder: Released, usage: Usage, *, special: bool = False) -> Fit:
-        """How well one way fits."""
+        """Returns how well one usage fits."""
         return self.fits(autoencoder, usage, [usage.site_out], special=special)[0]
 
     def reconstruction(self, autoencoder: Released, usage: Usage) -> tuple[np.ndarray, np.ndarray]:
-        """What comes out, before its division by `scale_out`, [N, A] or [N, L, A]; and the active latents [N]."""
+        """Returns the output [N, A] or [N, L, A], before its division by `scale_out`, and the numbers of active latents
+        [N]."""
         turned = bare(autoencoder)
         if usage.transposed_skip:
             turned = dataclasses.replace(turned, W_skip=_skip(autoencoder, True))
@@ -238,6 +240,6 @@ def _skip(autoencoder: Released, transposed: bool) -> jax.Array | None:
 
 
 def can_transpose(autoencoder: Released) -> bool:
-    """Whether there is a skip that could be its own transpose."""
+    """Returns whether an autoencoder has a skip with equal axes, which may be used transposed."""
     skip = getattr(autoencoder, "W_skip", None)
     return skip is not None and skip.shape[-1] == skip.shape[-2]

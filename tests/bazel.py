@@ -25,8 +25,9 @@ DATA = {
     "tests/gemma": 'glob(["tests/data/**"])',
     "tests/sae/test_from_others": '["sae/FROM_TRANSFORMERLENS_AND_SAELENS.md"]',
     "tests/sae/test_store_formats": 'glob(["tests/data/format_3/**"])',
-    "tests/test_locks": '["setup.py"] + glob(["requirements*.lock"])',
-    "tests/test_makefile": '["Makefile"]',
+    "tests/test_locks": '["Makefile", "setup.py"] + glob(["requirements*.lock", "tests/peers/*.lock"])',
+    "tests/test_makefile": '["Makefile"] + glob(["tests/peers/*.py"])',
+    "tests/test_peers_table": '["tests/peers/README.md"] + glob(["tests/peers/results/*.json"])',
     "tests/test_readme": 'glob(["*.md", "*/*.md", "sae/*/*.md", "experiments/notebooks/*.ipynb"])',
     "tests/test_structure": '["BUILD", "MODULE.bazel", "requirements.lock", "setup.py"]',
     "tests/test_wheel": '["LICENSE", "README.md", "pyproject.toml", "setup.py"]',
@@ -46,6 +47,7 @@ THIRD_PARTY = {
     "grain": "grain",
     "huggingface_hub": "huggingface-hub",
     "jax": "jax",
+    "jaxtyping": "jaxtyping",
     "jinja2": "jinja2",
     "jupytext": "jupytext",
     "matplotlib": "matplotlib",
@@ -57,6 +59,7 @@ THIRD_PARTY = {
     "optax": "optax",
     "orbax": "orbax-checkpoint",
     "packaging": "packaging",
+    "pdoc": "pdoc",
     "penzai": "penzai",
     "pyarrow": "pyarrow",
     "pytest": "pytest",
@@ -70,7 +73,8 @@ THIRD_PARTY = {
     "zarr": "zarr",
 }
 # Imported where they are installed, or in an environment of their own; requirements.lock has none of them.
-OPTIONAL = ("peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb")
+PEERS = ("circuit_tracer", "dictionary_learning", "sae_bench", "sparsify", "transformer_lens", "yaml")
+OPTIONAL = ("libcst", "mutmut", "peft", "sae_lens", "tokenizers", "torch", "transformers", "wandb", *PEERS)
 # What pyproject.toml has pytest load.
 RUNNER = {"@pip//pytest", "@pip//pytest_xdist"}
 
@@ -130,7 +134,7 @@ def expected_targets() -> dict[str, tuple[set[str], set[str]]]:
                 needed.add(owner(name))
             elif first in THIRD_PARTY:
                 needed.add("@pip//" + THIRD_PARTY[first].replace("-", "_"))
-            elif first not in OPTIONAL:
+            elif first not in OPTIONAL and not file.with_name(f"{first}.py").exists():  # a script's neighbour
                 assert first in sys.stdlib_module_names or first == "__future__", f"{file}: what is {first}?"
         if file.name.startswith("test_"):
             needed |= {":tests", *RUNNER}  # with conftest.py

@@ -4,6 +4,7 @@ test-gpu` does; and what several tests use."""
 import logging
 import os
 import signal
+from pathlib import Path
 
 # `nohup make test` has SIGHUP ignored here and in every process that tests start, some of which are to be ended by it.
 if hasattr(signal, "SIGHUP"):
@@ -16,6 +17,39 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+
+TESTS = Path(__file__).parent
+# Where arrays of different dtypes and ranks meet only by what the code says: files, or folders, that have been gone
+# through. A test elsewhere may still leave it to JAX.
+EXPLICIT = (
+    "gemma/test_readout.py",
+    "mishax_lite/test_casting.py",
+    "sae/test_cross_layer.py",
+    "sae/test_interventions.py",
+    "sae/test_released.py",
+    "sae/test_transcoder_sets.py",
+    "test_shapes.py",
+)
+
+
+def pytest_pycollect_makemodule(module_path):
+    """Has every call of a public function checked against its annotations of arrays, before tests import it."""
+    if module_path.relative_to(TESTS).parts[0] in ("experiments", "gemma", "sae"):
+        import gemma
+        import sae
+        from tests import shapes
+
+        shapes.check_packages(gemma, sae)
+
+
+@pytest.fixture(autouse=True)
+def explicit_promotion(request):
+    """Makes it an error that JAX promotes a dtype or a rank, in the tests of `EXPLICIT`."""
+    if not request.path.relative_to(TESTS).as_posix().startswith(EXPLICIT):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture(scope="session")

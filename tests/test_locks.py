@@ -49,6 +49,16 @@ def test_a_lock_has_what_setup_asks_for(declared, lock, extras):
         assert versions and all(map(requirement.specifier.contains, versions)), f"{lock}: {requirement}, {versions}"
 
 
+PEERS = re.findall(r"(?m)^peer-(\S+) := (\S+)==(\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "package", "version"), PEERS)
+def test_the_lock_of_a_peer_has_the_peer_and_the_torch_that_make_names(name, package, version):
+    locked = pins(f"tests/peers/{name}.lock")
+    (torch,) = re.findall(r"(?m)^TORCH := torch==(\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert locked[canonicalize_name(package)] == [version] and locked["torch"] == [torch]
+
+
 def test_tests_have_what_every_launch_has(declared):
     """So that an extra without which a launch does not run is in the locks."""
     parts = {line for extra in ("chat", "pages", "tensorboard") for line in declared[extra]}

@@ -68,6 +68,18 @@ def test_a_python_that_only_pyenv_can_run_is_one(tmp_path):
     assert f"{python} -m venv" in result.stdout, result.stderr
 
 
+@pytest.mark.parametrize("name", ["saelens", "sparsify", "dictionary-learning", "circuit-tracer", "saebench"])
+def test_a_peer_has_an_environment_of_its_own_between_two_halves_of_ours(tmp_path, name):
+    lines = make("-n", f"test-peers-{name}", f"VENV={tmp_path}/venv", f"PEERS_DIR={tmp_path}/run").stdout.splitlines()
+    script, run = name.replace("-", "_"), f"{tmp_path}/run-{name}"
+    halves = [line for line in lines if f"{script}_ours" in line or f"{script}_theirs" in line]
+    ours = f"JAX_PLATFORMS=cpu {tmp_path}/venv/bin/python -m tests.peers.{script}_ours"
+    assert halves[0] == f"{ours} write {run}" and halves[2] == f"{ours} read {run}" and len(halves) == 3
+    assert halves[1].endswith(f" .venv-peers-{name}/bin/python tests/peers/{script}_theirs.py {run}")
+    for half in ("ours", "theirs"):
+        assert (ROOT / "tests" / "peers" / f"{script}_{half}.py").exists()
+
+
 @pytest.mark.parametrize("name", ["too_old", "absent"])
 def test_a_python_that_does_not_do_is_an_error_that_says_what_would(tmp_path, name):
     interpreter(tmp_path / "too_old", 10)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -115,6 +116,57 @@ def test_targets_make_no_circle():
         free = {name for name, needed in graph.items() if not needed & set(graph)}
         assert free, f"a circle among {sorted(graph)}"
         graph = {name: needed for name, needed in graph.items() if name not in free}
+
+
+def imported_at_once(file):
+    """The names that a module imports while it is imported itself: not in functions, nor for type checkers alone."""
+    package = file.relative_to(ROOT).parent.parts
+    names, nodes = set(), list(ast.parse(file.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif (
+            not isinstance(node, ast.FunctionDef)
+            and "TYPE_CHECKING" not in ast.unparse(getattr(node, "test", node))[:80]
+        ):
+            nodes.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+    return names
+
+
+def module_file(name):
+    """The file of a dotted name of ours: a module, a package, or of a name in one."""
+    path = ROOT.joinpath(*name.split("."))
+    places = [
+        path.with_suffix(".py"),
+        path / "__init__.py",
+        path.parent.with_suffix(".py"),
+        path.parent / "__init__.py",
+    ]
+    return next((place for place in places if place.exists()), None)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_modules_make_no_circle(floor):
+    graph = {}
+    for file in (ROOT / floor).rglob("*.py"):
+        names = [name for name in imported_at_once(file) if name.split(".")[0] == floor]
+        graph[file] = {module_file(name) for name in names} - {file, None}
+    while graph:
+        free = {file for file, needed in graph.items() if not needed & set(graph)}
+        assert free, f"a circle among {sorted(str(file.relative_to(ROOT)) for file in graph)}"
+        graph = {file: needed for file, needed in graph.items() if file not in free}
+
+
+def test_half_of_the_files_are_short():
+    lengths = [
+        len(file.read_text(encoding="utf-8").splitlines()) for floor in FLOORS for file in (ROOT / floor).rglob("*.py")
+    ]
+    assert statistics.median(lengths) <= 150
 
 
 def test_files_are_replaced_by_one_helper():

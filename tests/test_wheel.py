@@ -65,7 +65,7 @@ def test_every_module_is_a_command_and_says_which_flags_it_has(launch, tmp_path)
     refused = run(launch, tmp_path, "/bin/mishax-harvest", "--store_dir=")
     assert refused.returncode == 2 and refused.stderr.startswith("error: --store_dir is empty")
     unknown = run(launch, tmp_path, "/bin/mishax-harvst")
-    assert unknown.returncode == 1 and "no launch 'harvst'" in unknown.stderr
+    assert unknown.returncode == 1 and "no launch is called 'harvst'" in unknown.stderr
 
 
 @pytest.mark.slow

@@ -22,6 +22,15 @@ GONE = {
     r"\bis not there\b": "is missing",
     r"\bare not there\b": "are missing",
     r"\b1 devices\b": "1 device",
+    r"(?i)\bplan_only\b": "estimate_only",
+    r"\bknown=": "baseline=",
+    r"\bif any is there\b": "where one exists",
+    r"\bto be had\b": "available",
+    r"\bwhat they are called\b": "names",
+    r"\bwhat is of\b": "a noun",
+    r"\bthat are it\b": "a noun",
+    r"\bneed not be there\b": "may be missing",
+    r"\bas many as there are\b": "a number",
     r"(?m)^ +(found|there|asked|done|made|renamed) = ": "a noun",
 }
 # Pages that name other projects' words, and this list; what tests write for themselves may be called as they like.

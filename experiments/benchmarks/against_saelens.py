@@ -6,10 +6,10 @@ r"""Our trainer beside SAELens 6's, JumpReLU and BatchTopK: the same rows, token
         --out_dir=runs/real --saelens_python=ENVIRONMENT/bin/python
 
 SAELens needs an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`); `saelens_worker.py` says how it
-is set up there. The folder holds results of one width, length and store: name another for others. Each side's learning
-rate is the one of --rates with the least delta loss at a target L0 of 40; the other targets follow with that one, and a
-second seed at two of them. Evaluation is `sae.evaluate` for all, on held-out text without BOS and sinks. What is there
-already is kept: the launch goes on where it was stopped.
+is set up there. The folder holds results of one width, length and store: name another folder for others. Each side has
+the learning rate of --rates with the least delta loss at a target L0 of 40; the other targets follow with it, and a
+second seed at two of them. `sae.evaluate` measures all, on held-out text without BOS and sinks. Existing results are
+kept: the launch goes on where it was stopped.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ import sae
 from experiments import common, running
 from experiments.harvest import STORE_DIR
 from experiments.scope import OUT_DIR
-from sae.evaluation.fidelity import baseline
+from sae.evaluation.fidelity import Baseline, baseline
 from sae.records import Record
 
 WORKER = Path(__file__).parent / "saelens_worker.py"
 SIDES = ("ours", "batchtopk", "jumprelu")
 CHOSEN, SECOND_SEED = 40.0, (40.0, 80.0)
-AIM = -6  # what SAELens's quadratic loss has to aim below the target for its JumpReLU to end at the target
+AIM = -6  # how far below the target SAELens's quadratic loss must aim for its JumpReLU to end at the target
 BEYOND = 1.1  # how far beyond a side's points its line is drawn on
 
 PYTHON = flags.DEFINE_string("saelens_python", None, "The interpreter of the environment with SAELens.")
@@ -53,7 +53,7 @@ flags.adopt_module_key_flags(common)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One autoencoder to train."""
+    """An autoencoder to train."""
 
     side: str
     target: float
@@ -66,7 +66,7 @@ class Job:
 
 
 def rows_file(store: sae.ActivationStore, out: Path) -> Path:
-    """The store's rows of its one site as a .npy file, which SAELens's side reads."""
+    """Returns the rows of the store's one site as a .npy file, which SAELens's side reads."""
     file = out / "rows.npy"
     if not file.exists():
         (site,) = store.sites
@@ -77,7 +77,7 @@ def rows_file(store: sae.ActivationStore, out: Path) -> Path:
 
 
 def train_ours(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None:
-    """All that are missing, in one pass."""
+    """Trains the missing autoencoders, all on the same batches."""
     missing = [job for job in jobs if not (out / job.name / "params.npz").exists()]
     if not missing:
         return
@@ -97,7 +97,7 @@ def train_ours(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None:
 
 
 def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None:
-    """One process each."""
+    """Trains the missing autoencoders, each in a process."""
     quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
     for job in common.progress(jobs, total=len(jobs), desc="SAELens"):
         if (out / job.name / "result.json").exists():
@@ -119,22 +119,22 @@ def train_theirs(jobs: list[Job], store: sae.ActivationStore, out: Path) -> None
 
 
 def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metrics]:
-    """A function that evaluates a job's autoencoder, or remembers what came out."""
+    """Returns a function that evaluates a job's autoencoder, or reads its metrics."""
     model = gemma.load(common.MODEL.value)
     _, held_out = common.texts(model)
     (site,) = store.sites
     info = sae.Info(
         store.manifest.model, site, site, counted=store.counted, record=Record(store.manifest.model_fingerprint)
     )
-    known = []
+    shared: list[Baseline] = []
 
     def measure(job: Job) -> sae.Metrics:
         file = out / job.name / "metrics.json"
         if not file.exists():
             autoencoder = dataclasses.replace(sae.load(out / job.name), info=info)
-            if not known:
-                known.append(baseline(model, held_out, site, counted=info.counted, progress=common.progress))
-            metrics = sae.evaluate(autoencoder, model, held_out, known=known[0], progress=common.progress)
+            if not shared:
+                shared.append(baseline(model, held_out, site, counted=info.counted, progress=common.progress))
+            metrics = sae.evaluate(autoencoder, model, held_out, baseline=shared[0], progress=common.progress)
             file.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         return sae.Metrics(**json.loads(file.read_text(encoding="utf-8")))
 
@@ -142,7 +142,7 @@ def measurer(store: sae.ActivationStore, out: Path) -> Callable[[Job], sae.Metri
 
 
 def compare(side: str, store: sae.ActivationStore, out: Path, measure: Callable) -> dict[Job, sae.Metrics]:
-    """Of one side, all jobs with the learning rate that did best."""
+    """Returns the metrics of all jobs of a side, at the learning rate that did best."""
     train = train_ours if side == "ours" else train_theirs
     grid = [Job(side, CHOSEN, float(rate), 0) for rate in RATES.value]
     train(grid, store, out)
@@ -155,8 +155,8 @@ def compare(side: str, store: sae.ActivationStore, out: Path, measure: Callable)
 
 
 def at_equal_l0(jobs: dict[Job, sae.Metrics], l0: float, field: str) -> float:
-    """Between a side's points, each the mean over its seeds: straight in the logarithms, and as far as BEYOND outside
-    of them; NaN further away."""
+    """Returns a metric at an L0 between a side's points, each the mean over its seeds: straight in the logarithms, and
+    as far as BEYOND outside of them; NaN further away."""
     seeds = [[m for job, m in jobs.items() if job.target == target] for target in {job.target for job in jobs}]
     points = np.array(sorted([np.mean([m.l0 for m in s]), np.mean([getattr(m, field) for m in s])] for s in seeds))
     if not points[0, 0] / BEYOND <= l0 <= points[-1, 0] * BEYOND or len(points) < 2:
@@ -166,24 +166,24 @@ def at_equal_l0(jobs: dict[Job, sae.Metrics], l0: float, field: str) -> float:
     return math.exp(y0 + (y1 - y0) * (math.log(l0) - x0) / (x1 - x0))
 
 
-def report(found: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
+def report(results: dict[str, dict[Job, sae.Metrics]], out: Path) -> None:
     print("| | target L0 | rate | seed | L0 | FVU | delta loss | loss recovered | dead |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for side, jobs in found.items():
+    for side, jobs in results.items():
         for job, m in jobs.items():
             print(
                 f"| {side} | {job.target:g} | {job.rate:g} | {job.seed} | {m.l0:.1f} | {m.fvu:.4f} | "
                 f"{m.delta_loss:.3f} | {m.loss_recovered:.4f} | {m.dead} |"
             )
     print("\nOurs over theirs at equal L0:")
-    for m in found.get("ours", {}).values():
-        for side in [side for side in found if side != "ours"]:
-            ratios = [getattr(m, field) / at_equal_l0(found[side], m.l0, field) for field in ("fvu", "delta_loss")]
+    for m in results.get("ours", {}).values():
+        for side in [side for side in results if side != "ours"]:
+            ratios = [getattr(m, field) / at_equal_l0(results[side], m.l0, field) for field in ("fvu", "delta_loss")]
             print(f"L0 {m.l0:.1f}, {side}: FVU {ratios[0]:.2f}, delta loss {ratios[1]:.2f}")
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, field, name in zip(axes, ("fvu", "delta_loss"), ("FVU", "delta loss, nats"), strict=True):
-        for number, (side, jobs) in enumerate(found.items()):
+        for number, (side, jobs) in enumerate(results.items()):
             points = sorted((m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed == 0)
             axis.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=side)
             again = [(m.l0, getattr(m, field)) for job, m in jobs.items() if job.seed]

@@ -1,9 +1,9 @@
-"""The speed of the forward pass and of decoding against Hugging Face transformers, in float32, on this machine.
+"""The speed of the forward pass and of decoding beside Hugging Face's transformers, in float32, on this machine.
 
     make test-peers   # once, for the environment of torch and transformers
     python -m experiments.benchmarks.against_transformers
 
-Two processes, this one and transformers', take turns, so that each has all cores to itself. What is reported is the
+Two processes, this one and transformers', take turns, so that each has all cores to itself. The report has the
 median over the rounds of the ratio within a round, with the least and the greatest. In the same rounds both measure
 the matrix product (a large square one) and the reading of memory (a sum of 1 GiB); the better of the two is the peak.
 """
@@ -40,10 +40,11 @@ Jobs = dict[str, Callable[[], jax.Array]]
 
 
 class Peer:
-    """transformers in a process of its own, which runs a job when it is told to."""
+    """transformers in a process of its own, which runs the jobs that it is told."""
 
     def __init__(self, python: str, model: gemma.Model, folder: Path, job: dict[str, np.ndarray]):
         gemma.save(model, folder / "model", "huggingface")
+        # pyrefly: ignore[bad-argument-type]  the keys say which is which
         np.savez(folder / "job.npz", **job)
         worker = Path(__file__).with_name("transformers_worker.py")
         command = [python, str(worker), str(folder / "model"), str(folder / "job.npz")]
@@ -53,24 +54,29 @@ class Peer:
         self.about = self._answer()
 
     def seconds(self, job: str) -> float:
-        """Of one run of a job."""
+        """Returns the seconds of one run of a job."""
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.write(job + "\n")
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
+        # pyrefly: ignore[missing-attribute]  not None here
         self._process.stdin.close()
         self._process.wait()
 
     def _answer(self):
+        # pyrefly: ignore[missing-attribute]  not None here
         line = self._process.stdout.readline()
         if not line:
+            # pyrefly: ignore[missing-attribute]  not None here
             raise ValueError(f"transformers' process ended: {self._process.stderr.read()[-2000:]}")
         return json.loads(line)
 
 
-def own_jobs(model: gemma.Model, job: dict[str, np.ndarray]) -> Jobs:
-    """The same jobs as `transformers_worker.py` has, as users of this package run them."""
+def our_jobs(model: gemma.Model, job: dict[str, np.ndarray]) -> Jobs:
+    """Returns the jobs of `transformers_worker.py`, as users of this package run them."""
     site = f"layer_{int(job['layers']) - 1}/resid_post"
     tokens, prompts = jnp.asarray(job["tokens"]), job["prompt"].tolist()
     square = jax.random.normal(jax.random.key(0), (int(job["size"]),) * 2)
@@ -79,6 +85,7 @@ def own_jobs(model: gemma.Model, job: dict[str, np.ndarray]) -> Jobs:
     generate = functools.partial(gemma.generate, model, prompts, max_new_tokens=int(job["new"]), stop_tokens=())
     return {
         "forward": lambda: activations_at(model, tokens, (site,))[site],
+        # pyrefly: ignore[missing-attribute]  without `stream` it is a Generation
         "decode": lambda: generate().tokens,
         "matmul": lambda: matmul(square, square),
         "read": lambda: read(big),
@@ -86,8 +93,8 @@ def own_jobs(model: gemma.Model, job: dict[str, np.ndarray]) -> Jobs:
 
 
 def products(config: gemma.Config, layers: int, batch: int, length: int) -> dict[str, float]:
-    """Floating-point operations of the matrix products: those with parameters, and those of attention, where a query
-    meets the keys up to itself."""
+    """Returns the floating-point operations of the products with parameters, and of attention, where a query meets
+    the keys up to itself."""
     c = config
     parameters = c.d_model * (c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads) + 3 * c.d_ff)
     pairs = sum(
@@ -100,11 +107,11 @@ def products(config: gemma.Config, layers: int, batch: int, length: int) -> dict
     }
 
 
-def measure(own: Jobs, peer: Peer, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """For each job the seconds of every round: ours, and transformers'."""
-    times = {name: ([], []) for name in own}
+def measure(jobs: Jobs, peer: Peer, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns for each job the seconds of every round: ours, and transformers'."""
+    times = {name: ([], []) for name in jobs}
     for round_ in common.progress(range(rounds + 1), total=rounds + 1, desc="rounds"):
-        for name, run in own.items():
+        for name, run in jobs.items():
             began = time.perf_counter()
             jax.block_until_ready(run())
             ours = time.perf_counter() - began
@@ -115,19 +122,19 @@ def measure(own: Jobs, peer: Peer, rounds: int) -> dict[str, tuple[list[float], 
     return times
 
 
-def agree(own: Jobs, about: dict) -> None:
-    """Raises ValueError unless both compute the same."""
-    norms = np.linalg.norm(np.asarray(own["forward"]()), axis=-1)
+def agree(jobs: Jobs, about: dict) -> None:
+    """Raises ValueError where the two compute different values."""
+    norms = np.linalg.norm(np.asarray(jobs["forward"]()), axis=-1)
     off = np.abs(norms / np.asarray(about["results"]["forward"]) - 1).max()
     if off > 1e-3:
         raise ValueError(f"the residual streams' norms differ by {off:.1e} relative: the two do not do the same work")
-    if np.asarray(own["decode"]()).tolist() != about["results"]["decode"]:
+    if np.asarray(jobs["decode"]()).tolist() != about["results"]["decode"]:
         raise ValueError("the two decode different tokens")
 
 
-def report(config: gemma.Config, found: dict, about: dict) -> str:
-    """The figures, as text."""
-    best = {name: min(map(statistics.median, times)) for name, times in found.items()}
+def report(config: gemma.Config, seconds_of: dict, about: dict) -> str:
+    """Returns the measurements as text."""
+    best = {name: min(map(statistics.median, times)) for name, times in seconds_of.items()}
     peak, bandwidth = 2.0 * SQUARE**3 / best["matmul"], 4.0 * READ / best["read"]
     lines = [
         f"{config.name}, float32; jax {jax.__version__}, "
@@ -135,20 +142,20 @@ def report(config: gemma.Config, found: dict, about: dict) -> str:
         f"peak measured: {peak / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s read",
     ]
     for name in ("forward", "decode", "matmul", "read"):
-        ours, theirs = found[name]
+        ours, theirs = seconds_of[name]
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         lines.append(
             f"{name:8} ours {statistics.median(ours):7.3f} s, transformers {statistics.median(theirs):7.3f} s, "
             f"speed {statistics.median(ratios):.2f} times theirs ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     work = products(config, LAYER.value + 1, BATCH.value, TOKENS.value)
-    seconds, total = statistics.median(found["forward"][0]), sum(work.values())
+    seconds, total = statistics.median(seconds_of["forward"][0]), sum(work.values())
     lines.append(
         f"forward: {BATCH.value * TOKENS.value / seconds:,.0f} tokens/s; its matrix products "
         f"({', '.join(f'{v / 1e9:.0f} GFLOP {k}' for k, v in work.items())}) at {total / seconds / peak:.0%} of peak"
     )
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(gemma.model.param_shapes(config)))
-    step = statistics.median(found["decode"][0]) / NEW.value
+    step = statistics.median(seconds_of["decode"][0]) / NEW.value
     lines.append(
         f"decode: {1 / step:.1f} tokens/s; {size / 1e9:.2f} GB of parameters a token, at {size / step / bandwidth:.0%} "
         "of the measured bandwidth"
@@ -168,8 +175,10 @@ def main():
         "size": np.int64(SQUARE),
     }
     with tempfile.TemporaryDirectory() as folder:
+        # pyrefly: ignore[bad-argument-type]  numbers of numpy are arrays to the peer
         peer = Peer(PEER.value, model, Path(folder), job)
-        jobs = own_jobs(model, job)
+        # pyrefly: ignore[bad-argument-type]  numbers of numpy are arrays to the peer
+        jobs = our_jobs(model, job)
         agree(jobs, peer.about)
         times = measure(jobs, peer, ROUNDS.value)
         peer.close()

@@ -7,11 +7,11 @@ r"""Every architecture at the same L0, on the same rows: L0, FVU and delta loss 
 
 All runs are the recipe `sae.short_run` with another architecture, sparsity term or objective in it, so that learning
 rates, warm-ups, decay, the start and the order of the rows are the same; its learning rate was chosen for JumpReLU.
-Those with a penalty have a controller move lambda until the L0 is the one that is asked for, and keep the recipe's pull
-on dead latents; those that keep k latents have AuxK in its place.
+Architectures with a penalty have a controller that moves lambda until the L0 is the target, and keep the recipe's pull
+on dead latents; architectures that keep k latents have AuxK in its place.
 
-The launch goes on where it was stopped: autoencoders that are in the folder are not trained again. The table is written
-to `architectures.md` there, and its figures to `architectures.json`, or where `--results` says.
+The launch goes on where it was stopped: autoencoders in the folder are not trained again. It writes the table to
+`architectures.md` there, and the metrics to `architectures.json`, or where `--results` says.
 """
 
 import dataclasses
@@ -39,30 +39,37 @@ from sae.sparsity import ControlledL1, ControlledTanh
 
 
 def tanh(run: sae.Run, dim: int) -> sae.Run:
-    """With the recipe's thresholds and first lambda, and Anthropic's scale."""
+    """Returns a run with the tanh penalty, the recipe's thresholds and first lambda, and Anthropic's scale."""
+    # pyrefly: ignore[missing-attribute]  every term here has one
     first = run.sparsity[0].coefficient
+    # pyrefly: ignore[bad-argument-type]  not None here
     term = ControlledTanh(first, l0_target=run.l0_target, scale=4 * math.sqrt(dim))
     return penalised(run, run.autoencoder, term)
 
 
 def penalised(run: sae.Run, architecture: Any, term: Any) -> sae.Run:
-    """Another architecture and another penalty; dead latents are pulled back as before."""
+    """Returns a run with another architecture and another penalty; dead latents are pulled back as before."""
     return dataclasses.replace(run, autoencoder=architecture, sparsity=(term, *run.sparsity[1:]))
 
 
 def keeping(run: sae.Run, architecture: Any, **parts: Any) -> sae.Run:
-    """An architecture that keeps k latents, which has no penalty and revives dead latents by AuxK."""
+    """Returns a run with an architecture that keeps k latents, without a penalty; AuxK revives dead latents."""
     return dataclasses.replace(run, autoencoder=architecture, sparsity=(), **parts)
 
 
-# From JumpReLU's run, and the length of an activation.
+# Each takes JumpReLU's run, and the length of an activation.
 ARCHITECTURES: Mapping[str, Callable[[sae.Run, int], sae.Run]] = {
     "jumprelu": lambda run, dim: run,
     "tanh": tanh,
+    # pyrefly: ignore[bad-argument-type]  not None here
     "topk": lambda run, dim: keeping(run, TopK(k=round(run.l0_target))),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "batchtopk": lambda run, dim: keeping(run, BatchTopK(k=run.l0_target)),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "matryoshka": lambda run, dim: keeping(run, BatchTopK(k=run.l0_target), objective=Matryoshka()),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "gated": lambda run, dim: penalised(run, Gated(), ControlledL1(l0_target=run.l0_target)),
+    # pyrefly: ignore[bad-argument-type]  not None here
     "relu": lambda run, dim: penalised(run, ReLU(), ControlledL1(l0_target=run.l0_target)),
 }
 TITLES = {
@@ -77,18 +84,18 @@ TITLES = {
 
 TRAINED = flags.DEFINE_multi_enum("architectures", list(ARCHITECTURES), list(ARCHITECTURES), "Which to compare.")
 TARGETS = flags.DEFINE_list("targets", ["20", "40"], "L0s to compare at.")
-LATENTS = flags.DEFINE_integer("latents", None, "Latents. Default: 8 times the activation's width.", lower_bound=1)
+LATENTS = flags.DEFINE_integer("latents", None, "Latents. Default: 8 times the dim of the activation.", lower_bound=1)
 STEPS = flags.DEFINE_integer("compared_steps", 450, "Steps.", lower_bound=1)
 BATCH = flags.DEFINE_integer("compared_batch", 1024, "Tokens of a step.", lower_bound=1)
-EVALUATED = flags.DEFINE_bool("evaluated", True, "Measure them and write the table, once they are trained.")
-RESULTS = flags.DEFINE_string("results", None, "File for the figures. Default: architectures.json in --out_dir.")
+EVALUATED = flags.DEFINE_bool("evaluated", True, "Measure the autoencoders and write the table, once they are trained.")
+RESULTS = flags.DEFINE_string("results", None, "File for the metrics. Default: architectures.json in --out_dir.")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)
 
 
 def runs_of(names: list[str], base: sae.Run, targets: list[float], dim: int) -> dict[str, list[sae.Run]]:
-    """The runs of each architecture, one for each L0.
+    """Returns the runs of each architecture, one for each L0.
 
     Args:
       names: of architectures.
@@ -101,7 +108,7 @@ def runs_of(names: list[str], base: sae.Run, targets: list[float], dim: int) -> 
 
 
 def folder_of(out: Path, name: str, run: sae.Run) -> Path:
-    """Where the autoencoder of a run goes."""
+    """Returns where the autoencoder of a run goes."""
     return out / "saes" / f"{name}_l0_{run.l0_target:g}_seed_{run.seed}"
 
 
@@ -111,7 +118,7 @@ def train(
     out: Path,
     mesh: jax.sharding.Mesh | None = None,
 ) -> list[Path]:
-    """Trains the architectures that are missing, each in one pass over the rows; goes on from checkpoints.
+    """Trains the architectures that are missing, and goes on from checkpoints. Runs of one share their batches.
 
     Args:
       runs: of each architecture.
@@ -137,7 +144,7 @@ def train(
 
 
 def commit() -> str:
-    """The commit of the checkout, with a + where files differ from it; empty outside of one."""
+    """Returns the commit of the checkout, with a + where files differ from it; empty outside of a checkout."""
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     if head.returncode:
@@ -149,13 +156,13 @@ def commit() -> str:
 def result_of(
     runs: Mapping[str, list[sae.Run]], metrics: list[sae.Metrics], store: sae.ActivationStore, began_at: str
 ) -> dict[str, Any]:
-    """All that the table shows, as JSON has it: what the runs have in common, and the figures of each.
+    """Returns all that the table shows, as JSON values: what the runs have in common, and the metrics of each.
 
     Args:
       runs: of each architecture.
       metrics: in the order of the runs.
       store: with the rows.
-      began_at: the commit, as of the start.
+      began_at: the commit at the start.
     """
     flat = [(name, run) for name, several in runs.items() for run in several]
     first, one = flat[0][1], metrics[0]
@@ -181,7 +188,7 @@ def result_of(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures as Markdown, under a line that says what the runs have in common.
+    """Returns the metrics as Markdown, under a line with what the runs have in common.
 
     Args:
       result: as `result_of` returns it.

@@ -24,7 +24,7 @@ flags.declare_key_flag("length")
 
 @functools.partial(jax.jit, static_argnames="sites")
 def values_at(model: gemma.Model, tokens: jax.Array, sites: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits [B, T, V] and the values of some sites [B, T, …]."""
+    """Returns the logits [B, T, V] and the values of some sites [B, T, …]."""
     return mishax_lite.capture(model.apply, sites)(tokens)
 
 
@@ -45,6 +45,7 @@ def deviations(model: gemma.Model, tokens: np.ndarray, kinds: tuple[str, ...] = 
     sites = tuple(f"layer_{i}/{kind}" for i in range(model.config.num_layers) for kind in kinds)
     logits, want = values_at(model, tokens, sites)
     logits_lower, got = values_at(lower, tokens, sites)
+    # pyrefly: ignore[missing-attribute]  not None here
     text = is_text(np.asarray(tokens), model.tokenizer.special_ids)
     relative = []
     for site in sites:

@@ -1,12 +1,12 @@
-"""What capturing every site costs, against copies of the model that were written by hand to return the same values.
+"""What capturing every site costs, beside copies of the model that were written by hand to return the same values.
 
 python -m experiments.benchmarks.capture_cost
 
 `capture(model.apply, ["*"])` and the two copies of `hand_written.py` (one keeps Flax, one does without) are traced,
-lowered, compiled and run in one process, by turns, with JAX's caches cleared before each is built. What is reported is
-the median over the rounds of the ratio within a round, with the least and the greatest. Wall-clock time is what one
+lowered, compiled and run in one process, by turns, with JAX's caches cleared before each build. The report has the
+median over the rounds of the ratio within a round, with the least and the greatest. Wall-clock time is what a user
 waits; the CPU time of the process (all of its threads) is steadier where the machine has other work. The optimised
-HLO settles the question of run time better than any clock: it is the same but for names and metadata, or it is not.
+HLO settles the question of run time better than any clock: it is the same but for names and metadata, or not.
 """
 
 import gc
@@ -35,7 +35,7 @@ ROUNDS = flags.DEFINE_integer(
 RUNS = flags.DEFINE_integer("runs", 100, "How often each program is run, after one. Default: 100.", lower_bound=1)
 
 CLOCKS = {"wall": time.perf_counter, "CPU": time.process_time}
-# By step: the greatest ratio of capture's time to a copy's that is aimed at.
+# By step, the greatest ratio of capture's time to a copy's that meets the aim.
 LIMITS = {"tracing": 2.5, "lower + compile": 1.05, "running": 1.05}
 
 Returned = tuple[jax.Array, dict[str, jax.Array]]
@@ -43,18 +43,18 @@ Seconds = dict[str, dict[str, float]]  # by step and clock
 
 
 def captured(model: gemma.Model, tokens: jax.Array) -> Returned:
-    """The logits and every site, by capture."""
+    """Returns the logits and every site, by capture."""
     return mishax_lite.capture(model.apply, ["*"])(tokens)
 
 
 def flax_copy(model: gemma.Model, tokens: jax.Array) -> Returned:
-    """The same by the copy that keeps Flax, in full float32 as `Model.apply` does it."""
+    """Returns the same by the copy that keeps Flax, in full float32 as `Model.apply` does."""
     with jax.default_matmul_precision("highest"):
         return hand_written.flax_forward(model.config, model.params, tokens)
 
 
 def plain_copy(model: gemma.Model, tokens: jax.Array) -> Returned:
-    """The same by the copy without Flax, in full float32 as `Model.apply` does it."""
+    """Returns the same by the copy without Flax, in full float32 as `Model.apply` does."""
     with jax.default_matmul_precision("highest"):
         return hand_written.forward(model.config, model.params, tokens)
 
@@ -64,7 +64,7 @@ PROGRAMS = {CAPTURE: captured, **COPIES}
 
 
 def load_or_draw(name: str) -> gemma.Model:
-    """The model in float32, or where a preset's folder is missing one of that shape with random parameters."""
+    """Returns the model in float32; where a preset's folder is missing, a model of its shape with random parameters."""
     try:
         return gemma.load(name)
     except ValueError:
@@ -78,10 +78,10 @@ def load_or_draw(name: str) -> gemma.Model:
 
 
 def check_equal(model: gemma.Model, tokens: jax.Array) -> int:
-    """The number of sites, when all programs return the same logits and the same value at each, bit for bit.
+    """Returns the number of sites, once all programs return the same logits and the same value at each, bit for bit.
 
     Raises:
-      ValueError: naming the sites that only one has, or whose values differ.
+      ValueError: for programs that differ. It names the sites that only one has, or whose values differ.
     """
     names = gemma.sites.names(model.config)
     returned = {name: jax.device_get(jax.jit(program)(model, tokens)) for name, program in PROGRAMS.items()}
@@ -100,12 +100,12 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def nameless(hlo: str) -> str:
-    """HLO text with names numbered by first use, and without metadata and the tables of source lines."""
+    """Returns HLO text with names numbered by first use, without metadata and the tables of source lines."""
     lines = hlo.splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith(("%", "ENTRY")))
     text = re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines[start:]))
     numbers: dict[str, str] = {}
-    # A name has a % before it; a parameter in the head of a computation has a colon after it instead.
+    # A name has a % before it; a parameter in the head of a computation has a colon after it.
     return re.sub(
         r"%([\w.-]+)|\b([\w.-]+)(?=: )",
         lambda match: numbers.setdefault(match[1] or match[2], f"%{len(numbers)}"),
@@ -114,20 +114,21 @@ def nameless(hlo: str) -> str:
 
 
 def programs_like_capture(model: gemma.Model, tokens: jax.Array) -> dict[str, bool]:
-    """By copy, whether XLA makes the same optimised HLO of it as of capture, but for names and metadata."""
+    """Returns for each copy whether its optimised HLO is that of capture, but for names and metadata."""
     hlo = {name: jax.jit(f).lower(model, tokens).compile().as_text() for name, f in PROGRAMS.items()}
+    # pyrefly: ignore[bad-argument-type]  not None here
     return {name: nameless(hlo[name]) == nameless(hlo[CAPTURE]) for name in COPIES}
 
 
 def timed(do: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `do` returns, and the seconds that it took by each clock."""
+    """Returns what `do` returns, and the seconds that it took by each clock."""
     before = {name: clock() for name, clock in CLOCKS.items()}
     result = do()
     return result, {name: clock() - before[name] for name, clock in CLOCKS.items()}
 
 
 def build(program: Callable, model: gemma.Model, tokens: jax.Array) -> Seconds:
-    """Seconds of each step from a function to an executable, with nothing cached."""
+    """Returns the seconds of each step from a function to an executable, with nothing cached."""
     jax.clear_caches()
     gc.collect()
     traced, tracing = timed(lambda: jax.jit(program).trace(model, tokens))
@@ -138,21 +139,21 @@ def build(program: Callable, model: gemma.Model, tokens: jax.Array) -> Seconds:
 
 
 def run(jitted: Callable, model: gemma.Model, tokens: jax.Array) -> Seconds:
-    """Seconds of one run of a compiled function."""
+    """Returns the seconds of one run of a compiled function."""
     return {"running": timed(lambda: jax.block_until_ready(jitted(model, tokens)))[1]}
 
 
 def by_turns(measure: Callable[[Any], Seconds], programs: Mapping[str, Any], count: int) -> list[dict[str, Seconds]]:
-    """What `measure` returns for each program, `count` times by turns, the first in turn last the next time."""
+    """Returns what `measure` does for each program, `count` times by turns; the first of a turn is last in the next."""
     rounds, order = [], list(programs)
     for _ in common.progress(range(count + 1), desc=measure.__name__):
         rounds.append({name: measure(programs[name]) for name in order})
         order = order[1:] + order[:1]
-    return rounds[1:]  # the first was to warm up
+    return rounds[1:]  # the first warms up
 
 
 def table(rounds: list[dict[str, Seconds]]) -> list[str]:
-    """For each step, clock and copy a line with the medians, the ratios and whether the aim is met."""
+    """Returns for each step, clock and copy a line with the medians, the ratios and whether the aim is met."""
     lines = []
     for step in rounds[0][CAPTURE]:
         for copy in COPIES:

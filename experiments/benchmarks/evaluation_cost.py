@@ -2,14 +2,14 @@ r"""What evaluating an autoencoder costs beside the forward passes that it makes
 
     python -m experiments.benchmarks.evaluation_cost --model=gemma3-270m --eval_sequences=16
 
-The passes are what no evaluation can do without: one from the text to the site, and three from the site to the logits
-(clean, with zero, with the reconstruction), which are the model's own `apply` with the residual stream put in at the
-site's layer, under `jit`, no loss computed. They come in batches of as many sequences as are fastest here, since the
-logits of many are memory that has to be found. The sides take turns, the first of a round last in the next. Wall-clock
-time is what one waits; CPU time is of all threads, and steadier where the machine has other work.
+No evaluation can do without these passes: one from the text to the site, and three from the site to the logits
+(clean, with zero, with the reconstruction), made by the model's own `apply` with the residual stream put in at the
+site's layer, under `jit`, without a loss. Their batches have as many sequences as are fastest here, since the logits
+of many take memory. The sides take turns, and the first of a round is last in the next. Wall-clock time is what a user
+waits; CPU time is of all threads, and steadier where the machine has other work.
 
-Memory is the largest resident memory (VmHWM, reset before) of the first evaluation, compilation included: above what
-the process had with the model loaded, and above the parameters alone.
+Memory is the largest resident memory (VmHWM, reset before) of the first evaluation, compilation included: above the
+memory of the process with the model loaded, and above the parameters alone.
 """
 
 import functools
@@ -28,14 +28,14 @@ from absl import flags
 
 import gemma
 import sae
-from experiments import common
+from experiments import common, running
 from mishax_lite.compiling import jit_forward
 from sae.capturing import activations_at
 from sae.evaluation.counting import sites_to_capture
 from sae.sites import dim, token_site
 
 SITE = flags.DEFINE_string("cost_site", "layer_9/resid_post", "Where the autoencoder is spliced in.")
-WIDTH = flags.DEFINE_integer("cost_width", 4096, "Its latents.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("cost_width", 4096, "Latents of the autoencoder.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("cost_rounds", 5, "How often each side is run, after once to compile.", lower_bound=1)
 # What --help lists.
 flags.adopt_module_key_flags(common)
@@ -47,7 +47,7 @@ CLOCKS = {"wall": time.perf_counter, "CPU": time.process_time}
 
 
 def drawn(model: gemma.Model, site: str, width: int, seed: int) -> sae.JumpReLU:
-    """An autoencoder of random weights, as what it makes of activations changes no time."""
+    """Returns an autoencoder of random weights: what it computes changes no time."""
     A = dim(token_site(model, site))
     W = jax.random.normal(jax.random.key(seed), (A, width)) / np.sqrt(A)
     info = sae.Info(model.name, site, site)
@@ -56,13 +56,13 @@ def drawn(model: gemma.Model, site: str, width: int, seed: int) -> sae.JumpReLU:
 
 @jit_forward
 def logits_with(model: gemma.Model, tokens: jax.Array, values: dict[str, jax.Array]) -> jax.Array:
-    """The logits [B, T, V] with values [B, T, A] in the place of whole activations."""
+    """Returns the logits [B, T, V] with values [B, T, A] in the place of whole activations."""
     put = lambda new: lambda value, _: new.reshape(value.shape)  # noqa: E731
     return model.lean.apply(tokens, edits={site: put(new) for site, new in values.items()})
 
 
 def passes(model: gemma.Model, tokens: np.ndarray, site: str, batch: int) -> None:
-    """One forward pass to a site over tokens [S, T], and `PASSES` from there to the logits."""
+    """Makes one forward pass to a site over tokens [S, T], and `PASSES` from there to the logits."""
     names = (*model.resumption((site,)), site)
     for start in range(0, len(tokens), batch):
         part = jnp.asarray(tokens[start : start + batch])
@@ -73,15 +73,16 @@ def passes(model: gemma.Model, tokens: np.ndarray, site: str, batch: int) -> Non
 
 
 def timed(do: Callable[[], object]) -> dict[str, float]:
-    """Seconds by each clock."""
+    """Returns the seconds of a call by each clock."""
     before = {name: clock() for name, clock in CLOCKS.items()}
     do()
     return {name: clock() - before[name] for name, clock in CLOCKS.items()}
 
 
 def resident(field: str) -> int:
-    """Bytes of resident memory: VmRSS, now; VmHWM, at most since `forget_peak`."""
+    """Returns bytes of resident memory: VmRSS, now; VmHWM, the most since `forget_peak`."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
+    # pyrefly: ignore[unsupported-operation]  not None here
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) << 10
 
 
@@ -91,13 +92,13 @@ def forget_peak() -> None:
 
 
 def fastest_batch(model: gemma.Model, tokens: np.ndarray, site: str) -> int:
-    """The number of sequences with which the passes take the least time."""
+    """Returns the number of sequences with which the passes take the least time."""
     seconds = {}
     for batch in (size for size in PASS_BATCHES if len(tokens) % size == 0):
         passes(model, tokens[:batch], site, batch)  # compiles
         seconds[batch] = timed(lambda batch=batch: passes(model, tokens, site, batch))["wall"]
     print("the passes by sequences of a batch: " + ", ".join(f"{b}: {s:.1f} s" for b, s in seconds.items()))
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=lambda size: seconds[size])
 
 
 def aim(value: float, limit: float) -> str:
@@ -140,4 +141,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    running.run(main)

@@ -1,14 +1,14 @@
-"""What is promised of GPUs, measured on one.
+"""Measures on a GPU what this package promises for GPUs.
 
     JAX_PLATFORMS=cuda python -m experiments.benchmarks.gpu_checks
 
 - Compiling `gemma2-tiny` with one site captured: 2 s at most, with the options of `mishax_lite/compiling.py` (beside
   them XLA's own defaults, with --defaults, which take 20 s).
 - Fused attention beside plain, on 13 layers of random weights, bfloat16, 8 sequences of 1,024 tokens: of Gemma 2 2B at
-  most 1.1 times the time and less memory, of Gemma 3 4B no more time. Rounds in which the two take turns; the median of
+  most 1.1 times the time and less memory, of Gemma 3 4B no more time. The two take turns; the report has the median of
   the ratios, with the least and the greatest.
 
-It runs on any platform, with numbers that mean something on a GPU alone; --layers, --batch and --tokens make it small.
+It runs on any platform, but its numbers mean something on a GPU alone. --layers, --batch and --tokens make it small.
 """
 
 import dataclasses
@@ -37,19 +37,20 @@ DEFAULTS = flags.DEFINE_bool("defaults", False, "Compile gemma2-tiny with XLA's 
 
 
 def capturing(site: str, attention: str) -> Callable:
-    """A function of (model, tokens) to the activations at a site, which go no deeper than that."""
+    """Returns a function of (model, tokens) to the activations at a site, which runs no deeper than the site."""
+    # pyrefly: ignore[bad-argument-type]  not None here
     capture = mishax_lite.capture(functools.partial(gemma.Model.apply, attention=attention), [site])
     return lambda model, tokens: capture(model, tokens)[1]
 
 
 def compiled(function: Callable, *args, options: dict) -> tuple[jax.stages.Compiled, float]:
-    """The compiled function and the seconds of compiling, tracing left out."""
+    """Returns the compiled function and the seconds of compiling, without tracing."""
     lowered, start = jax.jit(function).lower(*args), time.perf_counter()
     return lowered.compile(compiler_options=options), time.perf_counter() - start
 
 
 def random_model(name: str, layers: int) -> gemma.Model:
-    """The first layers of a preset with random bfloat16 weights, and a vocabulary that takes little memory."""
+    """Returns the first layers of a preset with random bfloat16 weights and a small vocabulary."""
     config = dataclasses.replace(gemma.config(name), num_layers=layers, vocab_size=4096)
     leaves, tree = jax.tree.flatten(param_shapes(config, jnp.bfloat16))
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -59,7 +60,7 @@ def random_model(name: str, layers: int) -> gemma.Model:
 
 
 def tiny() -> list[str]:
-    """Lines on compiling the shipped model with one site captured."""
+    """Returns lines on compiling the shipped model with one site captured."""
     model, tokens = gemma.load("gemma2-tiny"), jnp.zeros((8, 256), jnp.int32)
     cases = {"our options": compiler_options("forward")} | ({"XLA's defaults": {}} if DEFAULTS.value else {})
     lines = []
@@ -70,7 +71,7 @@ def tiny() -> list[str]:
 
 
 def attention(name: str) -> list[str]:
-    """Lines on plain and fused attention in a model of a preset's shape."""
+    """Returns lines on plain and fused attention in a model of a preset's shape."""
     model = random_model(name, LAYERS.value)
     tokens = jnp.asarray(np.random.default_rng(0).integers(3, 4096, (BATCH.value, TOKENS.value)), jnp.int32)
     site, times = f"layer_{LAYERS.value - 1}/resid_post", {"plain": [], "fused": []}
@@ -87,13 +88,14 @@ def attention(name: str) -> list[str]:
     compared = {"plain": "", "fused": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"}
     return [
         f"| {name}, {LAYERS.value} layers, {mode} | {seconds:.1f} | {1e3 * statistics.median(times[mode]):.1f} | "
+        # pyrefly: ignore[missing-attribute]  not None here
         f"{program.memory_analysis().temp_size_in_bytes / 2**20:,.0f} | {compared[mode]} |"
         for mode, (program, seconds) in programs.items()
     ]
 
 
 def main():
-    # What is measured is compiling, not reading what an earlier run has compiled.
+    # It measures compiling, and not reading what an earlier run has compiled.
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {BATCH.value} x {TOKENS.value} tokens\n")
     print(

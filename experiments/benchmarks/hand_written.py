@@ -1,4 +1,4 @@
-"""Gemma 2's forward pass as somebody without hooks would write it: copied, with every site put into a dict.
+"""Gemma 2's forward pass as one would write it without hooks: copied, with every site put into a dict.
 
 Two copies, both with the model's own parameters and its operations in their order. `Transformer` is the copy of
 `gemma/transformer.py` and `gemma/layers.py` that one would make to get at the values: it keeps Flax, whose modules take
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """The copy of `gemma.layers.RMSNorm`; adds its scale, and where `normed` names it what comes after the division."""
+    """The copy of `gemma.layers.RMSNorm`; adds its scale and, where `normed` names it, the value after the division."""
 
     @nn.compact
     def __call__(self, x: jax.Array, sites: Sites, scale: str, normed: str | None = None) -> jax.Array:
@@ -99,20 +99,21 @@ class Transformer(nn.Module):
 
 
 def places(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions [B, T] and the causal mask [B, T, T]."""
+    """Returns positions [B, T] and the causal mask [B, T, T]."""
     B, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     return positions, positions[:, None, :] <= positions[:, :, None]
 
 
 def flax_forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, Sites]:
-    """float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy that keeps Flax."""
+    """Returns float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy that keeps Flax."""
     positions, mask = places(tokens)
+    # pyrefly: ignore[bad-return]  Flax says that it may be a pair with the new state
     return Transformer(config).apply({"params": params}, tokens, positions, mask)
 
 
 def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, Sites]:
-    """float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy without Flax."""
+    """Returns float32 logits [B, T, V] of tokens [B, T] and the value of every site, by the copy without Flax."""
     c, sites = config, {}
     positions, mask = places(tokens)
     local_mask = narrowed(c, positions, mask)
@@ -146,13 +147,13 @@ def forward(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array,
 
 
 def narrowed(config: Config, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mask [B, T, T] of the local layers."""
+    """Returns the mask [B, T, T] of the local layers."""
     distance = positions[:, :, None] - positions[:, None, :]
     return mask & (jnp.abs(distance) < config.window)
 
 
 def attend(config: Config, at: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Sites:
-    """The sites from q [B, T, N, H], k and v [B, S, K, H] to the heads' outputs."""
+    """Returns the sites from q [B, T, N, H], k and v [B, S, K, H] to the heads' outputs."""
     B, T, N, H = q.shape
     K = config.num_kv_heads
     grouped = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, K, N // K, H))
@@ -166,7 +167,7 @@ def attend(config: Config, at: str, q: jax.Array, k: jax.Array, v: jax.Array, ma
 
 
 def feed_forward(x: jax.Array, gating: jax.Array, linear: jax.Array, sites: Sites, at: str) -> jax.Array:
-    """GeGLU on [B, T, D] with its sites."""
+    """Returns GeGLU on [B, T, D], and adds its sites."""
     gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
     gate, up = products("BTD,DF->BTF", x, gating)
     sites[at + "mlp_gate"], sites[at + "mlp_up"] = gate, up

@@ -54,6 +54,7 @@ def one_by_one(model: sae.LanguageModel, clean, corrupt, score, sites: list[str]
 
 def main():
     model = common.load_model()
+    # pyrefly: ignore[missing-attribute]  not None here
     first, second = (model.tokenizer.encode(answer)[1] for answer in ANSWERS.value)
     score = lambda logits: logits[-1, first] - logits[-1, second]  # noqa: E731
     tokens = model.run(CLEAN.value).tokens  # the compiler's options are found out too
@@ -67,6 +68,7 @@ def main():
         if event == _COMPILED and listening:
             compiled.append(str(about.get("fun_name")))
 
+    # pyrefly: ignore[bad-argument-type]  JAX names no argument in its calls
     jax.monitoring.register_event_duration_secs_listener(listen)
     texts = CLEAN.value, CORRUPT.value
     grid, with_compiling = timed(lambda: sae.patch_grid(model, *texts, score, KIND.value, positions))

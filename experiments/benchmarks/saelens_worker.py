@@ -1,18 +1,18 @@
-"""SAELens 6's half of a comparison of trainers: trains one of its autoencoders on rows of activations.
+"""SAELens 6's side of a comparison of trainers: trains one of its autoencoders on rows of activations.
 
 It runs in an environment of its own (`pip install torch==2.13.0 sae-lens==6.54.12`) and imports nothing of this
 project. Its one argument is a JSON object:
 
 - `rows`: a .npy file of float32 activations [N, A], raw and shuffled; `out`: the folder that gets the results;
-- `architecture`: "batchtopk" or "jumprelu"; `width`; `l0`: BatchTopK's k, or what JumpReLU's quadratic loss aims at;
-- `coefficient` (JumpReLU, 1 if not given): the weight of its sparsity loss, Anthropic's tanh where `l0` is absent;
+- `architecture`: "batchtopk" or "jumprelu"; `width`; `l0`: BatchTopK's k, or the target of JumpReLU's quadratic loss;
+- `coefficient` (JumpReLU, 1 by default): the weight of its sparsity loss, Anthropic's tanh where `l0` is missing;
 - `learning_rate`, `steps`, `batch_size`, `seed`, `threads`;
-- `centre` (true if not given): take the rows' mean away before SAELens scales them;
-- `sae`, `trainer`: fields of SAELens's two configurations to set otherwise than here.
+- `centre` (true by default): subtract the rows' mean before SAELens scales them;
+- `sae`, `trainer`: fields of SAELens's two configurations, in place of the values here.
 
 `out/params.npz` then holds an autoencoder of raw rows x with decoder rows of unit norm: z = x @ W_enc + b_enc,
-f = z * 1[z > threshold], x̂ = f @ W_dec + b_dec. It is SAELens's own inference-time one with everything folded in,
-which is checked. `out/result.json` holds how it went and every configuration value.
+f = z * 1[z > threshold], x̂ = f @ W_dec + b_dec. It is SAELens's own inference-time autoencoder, folded as a whole,
+which is checked. `out/result.json` holds the course of training and every configuration value.
 """
 
 import json
@@ -49,7 +49,7 @@ class Trainer(SAETrainer):
 
 
 def statistics(rows: np.ndarray) -> tuple[torch.Tensor, float, float]:
-    """The mean of the first rows, their mean norm, and the mean norm of what is left without the mean."""
+    """Returns the mean of the first rows, their mean norm, and their mean norm once the mean is subtracted."""
     some = rows[:STATISTICS_ROWS]
     mean = some.mean(0, dtype=np.float64).astype(np.float32)
     norms = [(np.linalg.norm(x, axis=1), np.linalg.norm(x - mean, axis=1)) for x in np.array_split(some, 64)]
@@ -58,7 +58,7 @@ def statistics(rows: np.ndarray) -> tuple[torch.Tensor, float, float]:
 
 
 def batches(rows: np.ndarray, size: int, seed: int, offset: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches without end, in a new order on each pass over the rows."""
+    """Yields batches without end, in a new order in each epoch."""
     generator = np.random.default_rng(seed)
     while True:
         order = generator.permutation(len(rows))
@@ -87,7 +87,7 @@ def new_sae(job: dict[str, Any], inputs: int) -> BatchTopKTrainingSAE | JumpReLU
 
 
 def train(job: dict[str, Any], rows: np.ndarray) -> tuple[SAE, dict[str, Any]]:
-    """SAELens's inference-time autoencoder of raw rows, and an account of its training."""
+    """Returns SAELens's inference-time autoencoder of raw rows, and a record of its training."""
     mean, raw_norm, centred_norm = statistics(rows)
     centre = job.get("centre", True)
     offset, norm = (mean, centred_norm) if centre else (torch.zeros_like(mean), raw_norm)
@@ -98,7 +98,7 @@ def train(job: dict[str, Any], rows: np.ndarray) -> tuple[SAE, dict[str, Any]]:
         "total_training_samples": steps * job["batch_size"],
         "train_batch_size_samples": job["batch_size"],
         "lr": job["learning_rate"],
-        "lr_end": job["learning_rate"] / 10,  # SAELens's runner has it so; its constant schedule ignores it
+        "lr_end": job["learning_rate"] / 10,  # as in SAELens's runner; its constant schedule ignores it
         "lr_decay_steps": steps // 5,
         "dead_feature_window": max(1, min(1000, steps // 10)),
     }
@@ -111,7 +111,7 @@ def train(job: dict[str, Any], rows: np.ndarray) -> tuple[SAE, dict[str, Any]]:
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder:  # BatchTopK becomes JumpReLU by being saved and read
+    with tempfile.TemporaryDirectory() as folder:  # saved and loaded, BatchTopK becomes JumpReLU
         sae.save_inference_model(folder)
         trained = SAE.load_from_disk(folder)
     trained.b_dec.data += offset  # it is taken from the input and added to the output: both undo the centring
@@ -120,7 +120,7 @@ def train(job: dict[str, Any], rows: np.ndarray) -> tuple[SAE, dict[str, Any]]:
 
 
 def folded(sae: SAE) -> dict[str, torch.Tensor]:
-    """The arrays of an autoencoder that takes no bias from its input and has decoder rows of unit norm."""
+    """Returns the arrays of an autoencoder that subtracts no bias from its input and has decoder rows of unit norm."""
     if sae.cfg.normalize_activations != "none":
         raise ValueError(f"{sae.cfg.normalize_activations} is not folded into the parameters")
     state = {name: value.double() for name, value in sae.state_dict().items()}
@@ -133,7 +133,7 @@ def folded(sae: SAE) -> dict[str, torch.Tensor]:
 
 
 def evaluate(sae: SAE, params: dict[str, torch.Tensor], rows: np.ndarray) -> dict[str, float]:
-    """How well the folded arrays rebuild some rows, after a check that they do it as SAELens does."""
+    """Returns how well the folded arrays rebuild some rows, after a check that they agree with SAELens."""
     x_all = torch.from_numpy(np.array(rows[:CHECK_ROWS]))
     mean = x_all.mean(0, dtype=torch.float64).float()
     error = spread = differs = size = active = 0.0

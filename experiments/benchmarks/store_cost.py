@@ -1,8 +1,8 @@
-"""Time and memory of a harvest against the number of tokens: 1, 4 and 16 times, each in a process of its own.
+"""Time and memory of a harvest against the number of tokens: 1, 4 and 16 times, each in its own process.
 
     python -m experiments.benchmarks.store_cost --plot=runs/store_cost.png
 
-Memory is the largest resident memory above what the process had before the harvest (model loaded, one batch computed),
+Memory is the largest resident memory above that of the process before the harvest (model loaded, one batch computed),
 and is bounded by --shuffle_bytes, however large the store grows.
 """
 
@@ -26,15 +26,16 @@ from sae.text import Sequences
 
 SITES = ["layer_2/attn_z", "layer_2/mlp_out", "layer_2/resid_post"]
 BASE = flags.DEFINE_integer("base_sequences", 2048, "Sequences of the smallest harvest.", lower_bound=16)
-SHUFFLE_BYTES = flags.DEFINE_integer("shuffle_bytes", 512 << 20, "The bound.", lower_bound=1)
-PLOT = flags.DEFINE_string("plot", "runs/store_cost.png", "Where the picture goes.")
-ONE = flags.DEFINE_integer("one", 0, "Harvest so many times the base and say what it took.", lower_bound=0)
+SHUFFLE_BYTES = flags.DEFINE_integer("shuffle_bytes", 512 << 20, "The bound, in bytes.", lower_bound=1)
+PLOT = flags.DEFINE_string("plot", "runs/store_cost.png", "File for the picture.")
+ONE = flags.DEFINE_integer("one", 0, "Harvest this many times the base, and say what it takes.", lower_bound=0)
 
 
 def text(model: gemma.Model, count: int) -> Sequences:
-    """The shipped text, over and over."""
+    """Returns so many sequences of the shipped text, repeated."""
     whole, _ = common.texts(model)
     rows = [i % len(whole) for i in range(count)]
+    # pyrefly: ignore[bad-argument-type]  a list serves as an array
     return whole.take(rows)
 
 
@@ -69,15 +70,15 @@ def main():
     plot(records, Path(PLOT.value))
 
 
-def plot(found: list[dict], path: Path) -> None:
+def plot(records: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    tokens = [row["tokens"] for row in found]
-    left.loglog(tokens, [row["seconds"] for row in found], "o-", label="harvest")
-    left.loglog(tokens, [found[0]["seconds"] * t / tokens[0] for t in tokens], ":", label="straight line")
+    tokens = [row["tokens"] for row in records]
+    left.loglog(tokens, [row["seconds"] for row in records], "o-", label="harvest")
+    left.loglog(tokens, [records[0]["seconds"] * t / tokens[0] for t in tokens], ":", label="straight line")
     left.set(xlabel="tokens", ylabel="seconds", title="time")
     left.legend()
-    right.semilogx(tokens, [row["mib"] for row in found], "o-", label="largest memory above the start")
+    right.semilogx(tokens, [row["mib"] for row in records], "o-", label="largest memory above the start")
     right.axhline(SHUFFLE_BYTES.value / 2**20, linestyle=":", label="--shuffle_bytes")
     right.set(xlabel="tokens", ylabel="MiB", title="memory", ylim=(0, None))
     right.legend()

@@ -24,8 +24,9 @@ flags.adopt_module_key_flags(train)
 
 
 def stored_bytes(store: sae.ActivationStore, site: str) -> int:
-    """On disk, of one site, with int8's scales."""
+    """Returns the bytes of one site on the disk, with int8's scales."""
     name = site.replace("/", ".")
+    # pyrefly: ignore[missing-attribute]  in a folder, not in a bucket
     folders = [path for path in store.path.glob(f"segment_*/{name}*")]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -52,10 +53,11 @@ def main():
         runs = train.configs({site: store.width(site)})
         autoencoders, _ = sae.train(runs, store, progress=common.progress)
         for config, autoencoder in zip(runs, autoencoders, strict=True):
+            # pyrefly: ignore[missing-attribute]  not None here
             counted = autoencoder.info.counted
             if shared is None or shared.counted != counted:
                 shared = baseline(model, held_out, site, counted=counted, progress=common.progress)
-            result = sae.evaluate(autoencoder, model, held_out, known=shared, progress=common.progress)
+            result = sae.evaluate(autoencoder, model, held_out, baseline=shared, progress=common.progress)
             rows.append(
                 f"| {dtype} | {stored_bytes(store, site) / store.rows:,.0f} | {config.l0_target:g} | {result.l0:.1f} | "
                 f"{result.fvu:.4f} | {result.loss_recovered:.4f} | {result.loss_spliced - result.loss:.4f} |"
@@ -63,6 +65,7 @@ def main():
     print("| store | bytes a row | target L0 | L0 | FVU | loss recovered | delta loss |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
+    # pyrefly: ignore[unbound-name]  set before it is read
     print(f"\n{store.rows:,} tokens, {runs[0].steps} steps of {runs[0].batch_size}, width {runs[0].width}")
 
 

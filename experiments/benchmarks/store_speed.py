@@ -47,6 +47,7 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
 
     def bare():
         for start in range(0, len(text), 16):
+            # pyrefly: ignore[missing-attribute]  not None here
             tokens = batch_at(text.tokens, start, 16, model.tokenizer.pad)
             jax.block_until_ready(activations_at(model, tokens, sites))
 
@@ -55,7 +56,7 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
 
     forward, stored = [], []
     for round_ in common.progress(range(ROUNDS.value + 1), total=ROUNDS.value + 1, desc="harvest"):
-        # Here, since removing the store of the round before is no part of a harvest.
+        # Not timed, since removing the store of the round before is no part of a harvest.
         shutil.rmtree(folder, ignore_errors=True)
         a, b = seconds(bare), seconds(harvest)
         if round_:
@@ -72,7 +73,7 @@ def harvesting(model: gemma.Model, folder: Path) -> str:
 
 
 def make_store(folder: Path, width: int) -> sae.ActivationStore:
-    """Random rows, in segments as a harvest writes them."""
+    """Makes a store of random rows, in segments as a harvest writes them."""
     from sae.store import claims, writing
     from sae.store import manifest as manifests
     from sae.store.places import place
@@ -103,6 +104,7 @@ def make_store(folder: Path, width: int) -> sae.ActivationStore:
 
 
 def reading(store: sae.ActivationStore) -> str:
+    # pyrefly: ignore[missing-attribute]  in a folder, not in a bucket
     files = sorted(path for path in store.path.glob("segment_*/x/c/**/*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
 
@@ -116,6 +118,7 @@ def reading(store: sae.ActivationStore) -> str:
         buffer = np.empty(1 << 26, np.uint8)
         for path in files:
             with open(path, "rb", buffering=0) as file:
+                # pyrefly: ignore[bad-argument-type]  an array is a buffer
                 while file.readinto(buffer):
                     pass
 
@@ -135,7 +138,7 @@ def reading(store: sae.ActivationStore) -> str:
     for round_ in common.progress(range(READ_ROUNDS.value), total=READ_ROUNDS.value, desc="read"):
         for cold in (True, False):
             runs = {"np.fromfile": whole, "readinto a buffer": sequential, "batches": batches}
-            # By turns, beginning with another one each time.
+            # By turns, beginning with another one in each round.
             names = list(runs)[round_ % 3 :] + list(runs)[: round_ % 3]
             for name in names:
                 if cold:

@@ -4,8 +4,8 @@ model.
     python -m experiments.benchmarks.sweep_cost --store_dir=runs/real/store
     python -m experiments.benchmarks.sweep_cost --model=gemma3-270m --sites=layer_9/resid_post --from_model
 
-Eight autoencoders that differ in lambda. In each round one of them alone, and the eight in each way of training them
-together, take turns for some steps each; compiling and the first batches are left out. "The 8 runs" are eight
+Eight autoencoders differ in lambda. In each round, one of them alone and the eight in each way of training them
+together take turns for some steps each; compiling and the first batches are left out. "The 8 runs" are eight
 times the time of one.
 """
 
@@ -30,7 +30,7 @@ BATCH = flags.DEFINE_integer("sweep_batch", 1024, "Tokens of a step.", lower_bou
 RUNS = flags.DEFINE_integer("sweep_runs", 8, "Autoencoders in the sweep.", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds in which the sides take turns.", lower_bound=1)
 STEPS = flags.DEFINE_integer("round_steps", 4, "Steps of a side in a round.", lower_bound=1)
-FROM_MODEL = flags.DEFINE_bool("from_model", False, "Straight from the model, in place of a store.")
+FROM_MODEL = flags.DEFINE_bool("from_model", False, "Train straight from the model, in place of a store.")
 # What --help lists.
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(harvest)
@@ -55,8 +55,8 @@ class Side:
         self.seconds: list[float] = []
 
     def round(self) -> None:
-        """From the arrival of one batch to that of another, in a pass that was begun for this: with a model, whose
-        batches come by the segment, from the first of the second segment to the first of another."""
+        """Measures from the arrival of one batch to that of another, in an epoch of its own. With a model, whose
+        batches come by the segment, it measures from the first of the second segment to the first of another."""
         batches = self._source.batches(BATCH.value, [self._site], sharding=self._split)
         steps = STEPS.value
         for _ in range(steps if FROM_MODEL.value else 2):
@@ -80,6 +80,7 @@ def main():
         model = gemma.load(common.MODEL.value)
         text, _ = common.texts(model)
         (site,) = harvest.sites(model)[-1:]
+        # pyrefly: ignore[missing-attribute]  not None here
         counted = sae.Counted(model.tokenizer.special_ids, sinks=sae.Sinks(4.0))
         # Segments of a few batches, so that a round sees the model at work as often as a long run would.
         source = sae.stream(model, text, [site], shuffle_rows=STEPS.value * BATCH.value, counted=counted)

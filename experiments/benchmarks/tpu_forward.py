@@ -1,11 +1,11 @@
-"""What Gemma's forward pass takes of real TPUs, compiled ahead of time: no TPU is needed, only the extra `tpu`.
+"""What Gemma's forward pass takes on TPUs, compiled ahead of time: it needs no TPU, only the extra `tpu`.
 
 python -m experiments.benchmarks.tpu_forward
 python -m experiments.benchmarks.tpu_forward --models=gemma2-27b --topologies=v5e:8x8 --dtypes=bfloat16,float32
 
-For each model, topology, dtype and program, a line of a Markdown table: the mesh, memory of a chip against what it has,
-the collectives, and operations. It ends with an error where a collective moves anything but sums of activations, or
-where norms, softmax, RoPE or softcaps are asked for in less than float32. What does not fit is said in its line.
+It prints a Markdown table, a line for each model, topology, dtype and program: the mesh, memory of a chip, the
+collectives, and operations. It ends with an error where a collective moves anything but sums of activations, or
+where norms, softmax, RoPE or softcaps are in less than float32. The line of a program that does not fit says so.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ HEAD = (
 
 
 def cases() -> list[Case]:
-    """All that the flags ask for."""
+    """Returns the cases that the flags name."""
     settings = (BATCH.value, TOKENS.value, ATTENTION.value, MODEL_AXIS.value)
     return [
         Case(model, topology, dtype, program, *settings)
@@ -64,13 +64,13 @@ def cases() -> list[Case]:
 
 
 def described(moved: Moved, count: int) -> str:
-    """`53 all-reduce bf16[8,1024,2304], 1.90 GiB`."""
+    """Returns a collective in words, such as `53 all-reduce bf16[8,1024,2304], 1.90 GiB`."""
     shape = ",".join(map(str, moved.shape))
     return f"{count} {moved.kind} {moved.dtype}[{shape}], {count * moved.bytes / GIB:.2f} GiB"
 
 
 def line(case: Case, report: Report) -> list[str]:
-    """A case's cells."""
+    """Returns the cells of a case."""
     data, model = report.mesh
     hbm = topologies.HBM[case.topology.split(":")[0]]
     sizes = (report.arguments, report.temporaries, report.outputs, report.peak)
@@ -89,13 +89,13 @@ def line(case: Case, report: Report) -> list[str]:
 
 
 def row(cells: list[str]) -> str:
-    """A line of a Markdown table."""
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def main():
     for topology in TOPOLOGIES.value:
-        topologies.chips(topology)  # what is wrong with one is said before minutes are spent on the others
+        topologies.chips(topology)  # a wrong one is an error before the others take minutes
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Path(OUT.value).open("w", encoding="utf-8")) if OUT.value else None
 

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: collectives in XLA's text, and what was asked for in less than float32."""
+"""Reads compiled programs: collectives in XLA's text, and operations that were asked for in less than float32."""
 
 import dataclasses
 import math
@@ -11,14 +11,14 @@ _KINDS = (
 )
 _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(_KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
-# Sums and what is ill-conditioned: in a model in bfloat16 these are in float32 all the same.
+# Sums and ill-conditioned operations: in a model in bfloat16 these are in float32 all the same.
 _FLOAT32 = ("rsqrt", "sqrt", "exponential", "log", "sine", "cosine", "power", "tanh", "reduce")
 _STABLE = re.compile(rf'"?stablehlo\.({"|".join(_FLOAT32)})"?[ (].*tensor<([^<>]*)>$')
 
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """One array that a collective gives to a chip."""
+    """An array that a collective gives to a chip."""
 
     kind: str
     dtype: str
@@ -32,9 +32,9 @@ class Moved:
 
 
 def collectives(text: str) -> Counter[Moved]:
-    """The arrays that collectives give to each chip, and how often each stands in the text of an optimised HLO module.
+    """Counts the arrays that collectives give to each chip, in the text of an optimised HLO module.
 
-    What is in a loop's body counts once. Axes of length 1 are left out of shapes.
+    A loop's body counts once. Axes of length 1 are left out of shapes.
     """
     moved: Counter[Moved] = Counter()
     for line in text.splitlines():
@@ -50,21 +50,21 @@ def collectives(text: str) -> Counter[Moved]:
     return moved
 
 
-def not_activations(found: Counter[Moved], tokens: int, d_model: int) -> list[Moved]:
-    """Those that are neither a sum of activations [tokens, D] of a chip's tokens, nor one of a number for each at most:
-    parameters, for one.
+def not_activations(moved: Counter[Moved], tokens: int, d_model: int) -> list[Moved]:
+    """Returns the arrays that are neither a sum of activations [tokens, D] of a chip's tokens, nor a sum of one number
+    for each token at most: parameters, for example.
     """
 
     def is_sum(m: Moved) -> bool:
         size = math.prod(m.shape)
         return m.kind == "all-reduce" and (size <= tokens or (m.shape[-1] == d_model and size == tokens * d_model))
 
-    return [m for m in found if not is_sum(m)]
+    return [m for m in moved if not is_sum(m)]
 
 
 def below_float32(text: str, d_ff: int) -> Counter[str]:
-    """The operations in the text of a StableHLO module (what was asked of XLA) that norms, softmax, RoPE, softcaps and
-    losses are made of and that are in less than float32. The tanh of the feed-forward's gelu [B, T, F] is meant to be.
+    """Counts the operations of norms, softmax, RoPE, softcaps and losses that are in less than float32, in the text of
+    a StableHLO module (the request to XLA). The tanh of the feed-forward's gelu [B, T, F] may be, and does not count.
     """
     counts: Counter[str] = Counter()
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""Gemma's forward pass, compiled ahead of time for a TPU topology that need not be there.
+"""Gemma's forward pass, compiled ahead of time for a TPU topology, which may be missing.
 
 libtpu compiles for any topology on any x86-64 machine (the extra `tpu`; `make .venv-tpu/.stamp`).
 """
@@ -29,15 +29,16 @@ class DoesNotFitError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program to compile.
+    """A program to compile.
 
     Attributes:
       model: the name of a preset.
-      topology: as libtpu names it, `v5e:4x4`.
+      topology: as libtpu names it, such as `v5e:4x4`.
       dtype: of parameters and activations.
-      program: what is computed beside three sites of the middle layer: "sites" nothing, so that the layers after it
-        are not run; "logits" all of them, [B, T, V]; "loss" each token's, as `sae.evaluate` does.
-      batch: sequences for each step of the axis `data`; tokens: of a sequence.
+      program: what is computed beside three sites of the middle layer: "sites", nothing, so that the layers after it
+        are not run; "logits", all logits [B, T, V]; "loss", each token's loss, as `sae.evaluate` does.
+      batch: sequences for each step of the axis `data`.
+      tokens: tokens of a sequence.
       attention: "plain" or "fused".
       model_axis: chips that share the parameters; 0: the most that divide both the topology and K.
     """
@@ -72,9 +73,12 @@ class Report:
 
     Attributes:
       mesh: chips over `data`, and over `model`.
-      arguments: parameters (those of unused layers too) and tokens; temporaries, outputs; peak: the most at any time.
-      flops: of a chip, matrix products and all else.
-      collectives: what is moved and how often; `tpu_hlo.collectives`.
+      arguments: parameters (those of unused layers too) and tokens.
+      temporaries: memory beside arguments and outputs.
+      outputs: what the program returns.
+      peak: the most at any time.
+      flops: operations of a chip.
+      collectives: the moved arrays, with their counts; `tpu_hlo.collectives`.
       below_float32: `tpu_hlo.below_float32`.
       unexpected: collectives that are no sums of activations; `tpu_hlo.not_activations`.
     """
@@ -91,16 +95,17 @@ class Report:
 
 
 def mesh_for(case: Case) -> Mesh:
-    """`data` x `model` over all chips of the topology."""
+    """Returns a mesh `data` x `model` over all chips of the topology."""
     devices = topologies.chips(case.topology)
     over = case.model_axis or math.gcd(len(devices), case.config.num_kv_heads)
     return topologies.mesh(devices, over, "model", case.topology)
 
 
 def program(case: Case, model: gemma.Model, tokens: jax.Array):
-    """What is compiled: the three sites, and what the case wants beside them."""
+    """Returns what the compiled program computes: the three sites, and what the case adds."""
 
     def forward(tokens):
+        # pyrefly: ignore[bad-argument-type]  not None here
         return model.apply(tokens, attention=case.attention)
 
     logits, values = mishax_lite.capture(forward, case.sites())(tokens)
@@ -144,13 +149,19 @@ def compile_forward(case: Case) -> Report:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFitError(str(error).splitlines()[0]) from None
+    # pyrefly: ignore[bad-argument-type]  not None here
     memory, moved = compiled.memory_analysis(), tpu_hlo.collectives(compiled.as_text())
     return Report(
         mesh=(mesh.shape["data"], mesh.shape["model"]),
+        # pyrefly: ignore[missing-attribute]  not None here
         arguments=memory.argument_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries=memory.temp_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         outputs=memory.output_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         peak=memory.peak_memory_in_bytes,
+        # pyrefly: ignore[unsupported-operation]  not None here
         flops=compiled.cost_analysis()["flops"],
         collectives=moved,
         below_float32=tpu_hlo.below_float32(lowered.as_text(), config.d_ff),

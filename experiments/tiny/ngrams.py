@@ -1,7 +1,7 @@
 """Unigram and bigram models, to compare a language model with.
 
-The bigram is interpolated Kneser-Ney with one discount (Chen and Goodman 1998, section 4.1.6): what a short context can
-do when counted well, and so a bar that means something.
+The bigram is interpolated Kneser-Ney with one discount (Chen and Goodman 1998, section 4.1.6): it shows how far a short
+context comes when it is counted well.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ DISCOUNT = 0.75
 
 
 def unigram_losses(train: np.ndarray, rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Negative log-likelihoods (nats) of rows[:, 1:] [R, T-1], from counts of train[:, 1:], one added to each."""
+    """Returns negative log-likelihoods (nats) of rows[:, 1:] [R, T-1], from counts of train[:, 1:] plus one."""
     counts = np.bincount(train[:, 1:].ravel(), minlength=vocab_size) + 1.0
     return -np.log(counts / counts.sum())[rows[:, 1:]]
 
 
 def bigram_losses(train: np.ndarray, rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Negative log-likelihoods (nats) of rows[:, 1:] [R, T-1], each given the token before it."""
+    """Returns negative log-likelihoods (nats) of rows[:, 1:] [R, T-1], each given the token before it."""
 
     def pairs(tokens):
         return tokens[:, :-1].astype(np.int64) * vocab_size + tokens[:, 1:]
@@ -25,7 +25,7 @@ def bigram_losses(train: np.ndarray, rows: np.ndarray, vocab_size: int) -> np.nd
     first, second = np.divmod(kinds, vocab_size)
     context = np.bincount(first, weights=counts, minlength=vocab_size)
     followers = np.bincount(first, minlength=vocab_size)
-    # How many kinds of context a token follows, which is what is left to say when the context itself says nothing.
+    # How many kinds of context a token follows: the estimate where the context itself says nothing.
     novelty = np.bincount(second, minlength=vocab_size) + 1.0
     novelty = novelty / novelty.sum()
 

@@ -2,9 +2,9 @@
 
     python -m experiments.tiny.pretrain --tokens_dir=runs/tiny/tokenizer --out_dir=runs/tiny/model
 
-Resumes from its last checkpoint. The batch of a step is a function of (seed, step), so a run that was stopped and
-resumed is the run that was not. `experiments.tiny.release` rounds the result to bfloat16, measures it and writes the
-files that are shipped.
+It resumes from its last checkpoint. The batch of a step is a function of (seed, step), so a run that was stopped and
+resumed gives the same model. `experiments.tiny.release` rounds the result to bfloat16, measures it and writes the
+files that the package ships.
 """
 
 import functools
@@ -33,7 +33,7 @@ _SAVE_EVERY = flags.DEFINE_integer("save_every", 100, "Steps between checkpoints
 
 
 def optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:
-    """AdamW with clipping; no decay on norm scales (they are vectors)."""
+    """Returns AdamW with clipping, and without decay of the norms' scales, which are vectors."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(200, steps // 2), steps, learning_rate / 10)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -57,6 +57,7 @@ def main(argv):
     def train_step(state, tokens):
         def loss_of(params):
             logits = model.apply({"params": params}, tokens)
+            # pyrefly: ignore[bad-argument-type]  without a cache it is the logits alone
             return token_losses(logits, tokens).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(state["params"])

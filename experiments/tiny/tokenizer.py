@@ -3,8 +3,8 @@
     python -m experiments.tiny.tokenizer --corpus_dir=runs/tiny/corpus --out_dir=runs/tiny/tokenizer
 
 A SentencePiece BPE set up as Gemma's is: byte fallback, identity normaliser, no dummy prefix, extra white space kept,
-digits split, ids pad 0, eos 1, bos 2, unk 3, mask 4, and pieces of their own for runs of newlines and of spaces.
-Writes `tokenizer.model`; `train.npy` and `held_out.npy`, uint16 [tokens], every document led by its BOS; and
+digits split, ids pad 0, eos 1, bos 2, unk 3, mask 4, and pieces for runs of newlines and of spaces.
+It writes `tokenizer.model`; `train.npy` and `held_out.npy`, uint16 [tokens], where every document begins with BOS; and
 `tokens.json` with the counts.
 """
 
@@ -57,10 +57,10 @@ ODD_TEXTS = (
 
 
 def read_documents(path: Path) -> Iterator[dict[str, str]]:
-    """The documents of a .jsonl file, in its order.
+    """Yields the documents of a .jsonl file, in its order.
 
     Raises:
-      ValueError: if the file does not exist, or a line lacks id, source or text.
+      ValueError: for a file that does not exist, or a line that lacks id, source or text.
     """
     if not path.exists():
         raise ValueError(f"no corpus at {path}; run `python -m experiments.tiny.corpus --out_dir={path.parent}` first")
@@ -73,7 +73,7 @@ def read_documents(path: Path) -> Iterator[dict[str, str]]:
 
 
 def training_lines(path: Path) -> Iterator[str]:
-    """The documents' lines. Newlines are pieces of their own, so nothing is ever merged over the end of a line."""
+    """Yields the documents' lines. Newlines are pieces by themselves, so no piece goes across the end of a line."""
     for entry in read_documents(path):
         yield from (line for line in entry["text"].split("\n") if line)
 
@@ -115,7 +115,7 @@ def check_pieces(processor: sentencepiece.SentencePieceProcessor, vocab_size: in
     """Checks the size, the special pieces' ids and that newlines and spaces use their pieces.
 
     Raises:
-      ValueError: naming the first thing that is not as expected.
+      ValueError: for the first piece that is not as expected.
     """
     if processor.get_piece_size() != vocab_size:
         raise ValueError(
@@ -131,23 +131,23 @@ def check_pieces(processor: sentencepiece.SentencePieceProcessor, vocab_size: in
 
 
 def check_round_trip(processor: sentencepiece.SentencePieceProcessor, name: str, text: str) -> None:
-    """Raises ValueError unless decoding the ids of `text` gives it back exactly."""
+    """Raises ValueError for a text that its ids do not decode to exactly."""
     back = processor.decode(processor.encode(text))
     if back != text:
-        at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+        index = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
         raise ValueError(
-            f"{name} does not survive encoding: at character {at} got {back[at : at + 40]!r}, expected "
-            f"{text[at : at + 40]!r}; a literal U+2581 in the text reads as a space, clean it out"
+            f"{name} does not survive encoding: at character {index} got {back[index : index + 40]!r}, expected "
+            f"{text[index : index + 40]!r}; a literal U+2581 in the text reads as a space, clean it out"
         )
 
 
 def tokenize(
     processor: sentencepiece.SentencePieceProcessor, path: Path
 ) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
-    """Token ids uint16 [tokens] of every document after its BOS; documents, tokens and characters per source.
+    """Returns the ids uint16 [tokens] of all documents, each after BOS; and documents, tokens and characters by source.
 
     Raises:
-      ValueError: if a document does not round-trip.
+      ValueError: for a document that its ids do not decode to.
     """
     arrays, counts = [], {}
     for entry in read_documents(path):
@@ -162,7 +162,7 @@ def tokenize(
 
 
 def table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Documents, tokens and characters per token of every split and source."""
+    """Returns a table of the documents, tokens and characters per token of every split and source."""
     lines = [f"{'split':<12}{'source':<14}{'documents':>10}{'tokens':>12}{'chars/token':>13}"]
     for split, of_sources in counts.items():
         total = {key: sum(count[key] for count in of_sources.values()) for key in ("documents", "tokens", "characters")}

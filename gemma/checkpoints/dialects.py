@@ -1,8 +1,8 @@
-"""`config.json` as Hugging Face transformers writes it, and `gemma.Config`.
+"""Translates between `config.json` of Hugging Face transformers and `gemma.Config`.
 
-There are two dialects. transformers 5 has `rope_parameters` and `layer_types`; transformers 4 had `rope_theta`,
-`rope_local_base_freq`, `rope_scaling` and `sliding_window_pattern`, and left out of the file what was its default. Both
-are read; both are written, to one file, as each version overlooks the other's words.
+transformers has two dialects. Version 5 has `rope_parameters` and `layer_types`; version 4 had `rope_theta`,
+`rope_local_base_freq`, `rope_scaling` and `sliding_window_pattern`, and left defaults out of the file. Both are read;
+both are written, to one file, as each version overlooks the other's words.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ _DEFAULTS = {
     },
 }
 
-# By which Gemma 2 9B is told.
+# The sizes that tell Gemma 2 9B.
 _SHAPE_OF_9B = {
     "hidden_size": 3584,
     "intermediate_size": 14_336,
@@ -61,15 +61,19 @@ _SHAPE_OF_9B = {
 
 
 def is_huggingface(values: Mapping) -> bool:
-    """Whether this is a config.json of transformers, of whatever model."""
+    """Returns whether this is a config.json of transformers, of any model."""
     return "model_type" in values or "architectures" in values
 
 
 def from_huggingface(values: Mapping, name: str) -> Config:
-    """The configuration that a config.json describes: a preset, where the numbers are a preset's; `name` otherwise.
+    """Returns the configuration that a config.json describes.
+
+    Args:
+        values: the words of the file.
+        name: the name of the model if its numbers are not those of a preset.
 
     Raises:
-      ValueError: for another model than Gemma 2 or 3, and for each word that the forward pass does not honour.
+        ValueError: for another model than Gemma 2 or 3, and for each word that the forward pass does not honour.
     """
     images = values.get("model_type") == "gemma3"
     if images:
@@ -93,7 +97,7 @@ def from_huggingface(values: Mapping, name: str) -> Config:
         "head_dim": values["head_dim"],
     }
     window = values["sliding_window"]
-    if window is None and LOCAL not in pattern:  # no layer has one
+    if window is None and LOCAL not in pattern:  # no layer uses it
         window = values.get("max_position_embeddings") or _COMMON["sliding_window"]
     return named(
         Config(
@@ -119,7 +123,7 @@ def _check_softcaps(values: Mapping, images: bool) -> None:
 
 
 def _query_scalar(values: Mapping, name: str) -> float | int:
-    """query_pre_attn_scalar, put right for the one model of which a converter was wrong: Gemma 2 9B."""
+    """Returns query_pre_attn_scalar, corrected for Gemma 2 9B, for which a converter wrote a wrong number."""
     scalar, shape = values["query_pre_attn_scalar"], tuple(values[word] for word in _SHAPE_OF_9B)
     if values["model_type"] != "gemma2" or scalar != 224 or shape != tuple(_SHAPE_OF_9B.values()):
         return scalar
@@ -132,7 +136,7 @@ def _query_scalar(values: Mapping, name: str) -> float | int:
 
 
 def _pattern(values: Mapping) -> tuple[str, ...]:
-    """The kinds of layers, as the shortest pattern that gives them when repeated."""
+    """Returns the kinds of layers, as the shortest pattern that gives them when repeated."""
     kinds = values.get("layer_types")
     if kinds is None:
         period = values.get("_sliding_window_pattern") or values["sliding_window_pattern"]
@@ -149,16 +153,21 @@ def _pattern(values: Mapping) -> tuple[str, ...]:
 
 
 def shortest_pattern(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The shortest pattern that gives these kinds of layers when repeated, the last repetition cut short."""
+    """Returns the shortest pattern that gives these kinds of layers when repeated; the last may be cut short."""
     period = next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
     return tuple(kinds[:period])
 
 
 def to_huggingface(config: Config, dtype: str) -> dict:
-    """config.json for a model of this configuration, in both dialects.
+    """Returns config.json for a model of this configuration, in both dialects.
+
+    Args:
+        config: the configuration.
+        dtype: the name of the parameters' dtype.
 
     Raises:
-      ValueError: for a configuration that neither of transformers' two models has, or that would come back as another.
+        ValueError: for a configuration that neither of transformers' two models has, or that would come back as
+            another.
     """
     c = config
     _check_savable(c)
@@ -204,7 +213,7 @@ def to_huggingface(config: Config, dtype: str) -> dict:
 
 
 def _check_savable(c: Config) -> None:
-    """Raises ValueError for what transformers' models lack."""
+    """Raises ValueError for a configuration that transformers' models lack."""
     if not c.qk_norm and (c.rope_scale != 1.0 or c.rope_base != c.local_rope_base):
         raise ValueError(f"{c.name}: transformers' Gemma 2 has one RoPE for all layers, so this cannot be saved as it")
     if c.qk_norm and c.attn_softcap is not None:
@@ -244,7 +253,7 @@ def _check_comes_back(c: Config, values: Mapping) -> None:
 
 
 def _scalar(query_scale: float) -> float | int:
-    """The integer whose -1/2th power is the scale in float32, in which the model has it; without one, a float."""
+    """Returns the integer whose -1/2th power is the scale in float32, as in the model; else a float."""
     exact = query_scale**-2
     whole = round(exact)
     return whole if whole > 0 and np.float32(whole**-0.5) == np.float32(query_scale) else exact

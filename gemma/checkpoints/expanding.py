@@ -1,8 +1,8 @@
-"""The quantised tensors of a GGUF file, expanded to float32 once and mapped from there on.
+"""Expands the quantised tensors of a GGUF file to float32 once, and maps the numbers from a file after that.
 
-Of the real 270M in Q4_K_M, a load takes 5.8 s of CPU time, of which expanding is 0.8 s; the rest is the package's check
-of its file, the tokenizer, and the check of all numbers. The numbers go to one file in a folder of the caller's, tensor
-after tensor in the order of their names, and are whole if the file is there.
+Loading the real 270M in Q4_K_M takes 5.8 s of CPU time, of which expanding is 0.8 s; the rest is the package's check of
+its file, the tokenizer, and the check of all numbers. The numbers go to one file in a folder of the caller's, tensor
+after tensor in the order of their names. If the file exists, it is whole.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ _WORKERS = min(4, os.cpu_count() or 1)
 
 
 def expanded(contents: Contents, folder: Path) -> Contents:
-    """The same contents, with tensors that are read from the folder's file, which is made if it is missing.
+    """Returns the same contents, with tensors that are read from a file of numbers, which is made if it is missing.
 
     The file belongs to one state of the GGUF file (its path, size and time) and one version of the expanding package;
-    those of earlier states are removed. Where the numbers need more than half of the free disk, or cannot be written,
-    they are not kept.
+    files of earlier states are removed. If the numbers need more than half of the free disk, or cannot be written, they
+    are not kept.
 
     Args:
-      contents: of a GGUF file, from `gguffiles.scan`.
-      folder: made if it is missing.
+        contents: the contents of a GGUF file, from `gguffiles.scan`.
+        folder: the folder for the file of numbers; it is made if it is missing.
 
     Warns:
-      UserWarning: where the numbers are not kept, with the reason.
+        UserWarning: if the numbers are not kept, with the reason.
     """
     names = sorted(name for name in contents.quantised if contents.tensors[name].problem is None)
     counts = {name: math.prod(contents.tensors[name].shape) for name in names}
@@ -60,7 +60,7 @@ def expanded(contents: Contents, folder: Path) -> Contents:
 
 
 def _place(source: Path, folder: Path) -> Path:
-    """The file's name: of the source, its path, its state and the expanding package's version."""
+    """Returns the path of the file of numbers, from the source's name, path, state, and the package's version."""
     facts = source.stat()
     state = f"{facts.st_size} {facts.st_mtime_ns} {importlib.metadata.version('gguf')} 1"
     return folder / f"{_beginning(source)}{hashlib.sha256(state.encode()).hexdigest()[:16]}{_SUFFIX}"
@@ -72,10 +72,10 @@ def _beginning(source: Path) -> str:
 
 
 def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -> None:
-    """Expands all tensors into the file, block by block.
+    """Expands all tensors into a file, block by block.
 
     Raises:
-      OSError: when the disk has no room for it, or it cannot be written.
+        OSError: if the disk has no room for the file, or it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(file.parent).free
@@ -88,7 +88,7 @@ def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -
             tensor = contents.tensors[name]
             rows = np.ascontiguousarray(tensor.rows(start, stop), "<f4")
             at = offsets[name] + start * _BYTES * math.prod(tensor.shape[1:])
-            view = memoryview(rows).cast("B")
+            view = memoryview(rows.data).cast("B")
             while view:  # a signal may end a write early
                 written = os.pwrite(target.fileno(), view, at)
                 view, at = view[written:], at + written
@@ -98,17 +98,17 @@ def _write(contents: Contents, offsets: dict[str, int], size: int, file: Path) -
                 pass
     for old in file.parent.glob(f"{_escaped(_beginning(contents.file))}*{_SUFFIX}"):
         if old != file:
-            with contextlib.suppress(OSError):  # another process maps it, on Windows
+            with contextlib.suppress(OSError):  # on Windows, if another process maps it
                 old.unlink()
 
 
 def _escaped(name: str) -> str:
-    """A name without what `glob` takes for patterns."""
+    """Returns a name in which `glob` sees no patterns."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _jobs(contents: Contents, offsets: dict[str, int]) -> list[tuple[str, int, int]]:
-    """(name, first row, row behind the last) of all blocks."""
+    """Returns (name, first row, row behind the last) of all blocks."""
     jobs = []
     for name in offsets:
         shape = contents.tensors[name].shape

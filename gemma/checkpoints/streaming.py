@@ -1,9 +1,9 @@
 """From tensors in files to parameters on devices, one parameter after the other.
 
-A file's tensor is `Stored`: rows of it can be read. How it lies in a parameter is a `Layout`. A parameter is filled on
-the host block by block, spread over its devices, looked over for NaN, and let go: the host never holds more than the
-model once (where its own memory is the device) and the largest parameter, besides a few blocks of `BLOCK_BYTES`. Of
-several processes, each reads every tensor of these files, and keeps what its devices are to have.
+A file's tensor is `Stored`: its rows can be read. A `Layout` says how it lies in a parameter. A parameter is filled on
+the host block by block, spread over its devices, checked for NaN, and freed: the host never holds more than the model
+once (where its own memory is the device) and the largest parameter, besides a few blocks of `BLOCK_BYTES`. Each of
+several processes reads every tensor of these files, and keeps the parts of its own devices.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,10 @@ class Stored:
     """A tensor in a file.
 
     Attributes:
-      name: as the file has it.
-      shape: of the whole.
-      rows: (start, stop) -> the rows [start:stop] of its first axis, as floating-point numbers of any width.
-      problem: what keeps it from being read, such as a file that ends before it.
+        name: its name in the file.
+        shape: its shape.
+        rows: (start, stop) -> the rows [start:stop] of its first axis, as floating-point numbers of any width.
+        problem: why it cannot be read, such as a file that ends before it; None if it can.
     """
 
     name: str
@@ -43,13 +44,13 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a stored tensor lies in a parameter, or in a part of one: `stored.reshape(view).transpose(axes)`.
+    """The place of a stored tensor in a parameter, or in a part of one: `stored.reshape(view).transpose(axes)`.
 
     Attributes:
-      name: of the stored tensor.
-      shape: of the stored tensor.
-      view: its axes taken apart; the first comes from its first.
-      axes: as for `np.transpose`.
+        name: the name of the stored tensor.
+        shape: its shape.
+        view: its shape with some axes taken apart; the first axis comes from its first axis.
+        axes: as for `np.transpose`.
     """
 
     name: str
@@ -58,25 +59,31 @@ class Layout:
     axes: tuple[int, ...]
 
     def in_view(self, part: np.ndarray) -> np.ndarray:
-        """The parameter's part as the stored tensor's view: the inverse of the transposition, nothing copied."""
+        """Returns the parameter's part as the stored tensor's view: transposed back, without a copy."""
         return part.transpose(np.argsort(self.axes))
 
 
 def fill(
     struct: jax.ShapeDtypeStruct, parts: Sequence[tuple[Stored, Layout]], pool: ThreadPoolExecutor | None = None
 ) -> np.ndarray:
-    """A parameter on the host: its one part, or its parts stacked on a new first axis."""
+    """Returns a parameter on the host: its one part, or its parts stacked on a new first axis.
+
+    Args:
+        struct: the parameter's shape and dtype.
+        parts: its stored tensors with their layouts.
+        pool: the threads that read blocks; None to read them one by one.
+    """
     whole = np.empty(struct.shape, struct.dtype)
     jobs = []
     for (stored, layout), part in zip(parts, whole if len(parts) > 1 else whole[None], strict=True):
         target = layout.in_view(part)
-        unit = layout.shape[0] // layout.view[0]  # rows of the file to one of the view's
+        unit = layout.shape[0] // layout.view[0]  # rows of the file for each row of the view
         step = max(1, BLOCK_BYTES * layout.view[0] // max(1, part.nbytes))
         jobs += [(stored, target, unit, i, min(i + step, layout.view[0])) for i in range(0, layout.view[0], step)]
 
     def copy(job: tuple[Stored, np.ndarray, int, int, int]) -> None:
         stored, target, unit, start, stop = job
-        with np.errstate(all="ignore"):  # what overflows is found where all parameters are looked over
+        with np.errstate(all="ignore"):  # the check of all parameters finds numbers that overflow
             target[start:stop] = stored.rows(start * unit, stop * unit).reshape(stop - start, *target.shape[1:])
 
     if pool is None or len(jobs) < 2:
@@ -93,7 +100,7 @@ def read(
     structs: Mapping,
     shardings: Mapping,
 ) -> dict:
-    """The tree of parameters from a file's tensors; see `stream` for the arguments and for what is raised."""
+    """Reads the tree of parameters from a file's tensors; see `stream` for the arguments and the errors."""
     with ThreadPoolExecutor(_WORKERS) as pool:
 
         def fetch(path: Path, struct: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -111,20 +118,21 @@ def stream(
     fetch: Callable[[Path, jax.ShapeDtypeStruct, jax.sharding.Sharding], jax.Array],
     names: Mapping[Path, str],
 ) -> dict:
-    """Fetches one parameter after the other, the largest first: what passes through the host on the way is then never
-    on top of a model that is already there.
+    """Fetches one parameter after the other, the largest first.
+
+    So the host's memory never holds the largest parameter on top of a whole model.
 
     Args:
-      where: the file or folder, for messages.
-      structs: the tree of `jax.ShapeDtypeStruct` that is wanted.
-      shardings: where each parameter is to lie, the same tree.
-      fetch: (path, struct, sharding) -> the array, there. A ValueError of it is that parameter's problem.
-      names: what the file calls each parameter.
+        where: the file or folder, for messages.
+        structs: the shapes and dtypes of the parameters, a tree of `jax.ShapeDtypeStruct`.
+        shardings: the sharding of each parameter, the same tree.
+        fetch: (path, struct, sharding) -> the array with this sharding. Its ValueError is that parameter's problem.
+        names: the name of each parameter in the file.
 
     Raises:
-      ValueError: naming every tensor that cannot be read or that has values which are NaN or infinite.
+        ValueError: with the name of every tensor that cannot be read or that has values which are NaN or infinite.
     """
-    structs, shardings = traverse_util.flatten_dict(structs), traverse_util.flatten_dict(shardings)
+    structs, shardings = (dict[Any, Any](traverse_util.flatten_dict(tree)) for tree in (structs, shardings))
     problems, arrays = [], {}
     for path in sorted(structs, key=lambda p: -math.prod(structs[p].shape)):
         try:
@@ -144,12 +152,12 @@ def stream(
 
 @jax.jit
 def all_finite(array: jax.Array) -> jax.Array:
-    """Whether no value is NaN or infinite."""
+    """Returns whether no value is NaN or infinite."""
     return jnp.all(jnp.isfinite(array))
 
 
 def refuse(where: str, problems: Sequence[str]) -> None:
-    """Raises ValueError with the problems, if there are any, one to a line and not too many."""
+    """Raises ValueError with the problems, one to a line and not too many; does nothing without problems."""
     if problems:
         others = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{where} does not hold this model:\n  " + "\n  ".join(problems[:_SHOWN]) + others)
@@ -161,16 +169,17 @@ def match(
     parameters: Mapping[Path, Sequence[Layout]],
     call: Callable[[str], str],
 ) -> dict[Path, list[tuple[Stored, Layout]]]:
-    """For every parameter the stored tensors that make it up, with their layouts.
+    """Returns for every parameter its stored tensors, with their layouts.
 
     Args:
-      where: the file or folder, for messages.
-      stored: by the name that layouts use.
-      parameters: for every parameter the layouts of its parts.
-      call: from the name that layouts use to the file's.
+        where: the file or folder, for messages.
+        stored: the stored tensors, by the names that layouts use.
+        parameters: for every parameter the layouts of its parts.
+        call: maps the names that layouts use to the file's.
 
     Raises:
-      ValueError: naming every tensor that is missing, not of this model, of another shape, or has a `problem`.
+        ValueError: with the name of every tensor that is missing, not of this model, of another shape, or has a
+            `problem`.
     """
     wanted = {layout.name: layout for layouts in parameters.values() for layout in layouts}
     problems = [f"missing: {call(name)}" for name in wanted if name not in stored]

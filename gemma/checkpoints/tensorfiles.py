@@ -1,7 +1,8 @@
-"""The safetensors format: eight bytes of length, a JSON header of names, dtypes, shapes and offsets, then the bytes.
+"""Reads and writes the safetensors format: eight bytes of length, a JSON header of names, dtypes, shapes and offsets,
+then the bytes.
 
-Format: https://github.com/huggingface/safetensors. Read and written here rather than by its library, so that rows can
-stream, a file that is cut short can say which of its tensors are gone, and bfloat16 is bfloat16.
+Format: https://github.com/huggingface/safetensors. This package does not use its library, so that it can stream rows,
+say which tensors of a file that is cut short are lost, and keep bfloat16 as bfloat16.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +30,10 @@ _LONGEST_HEADER = 100_000_000  # as in the format's own library
 
 
 def scan(file: Path) -> dict[str, Stored]:
-    """The tensors of a file by name, nothing of them read.
+    """Returns the tensors of a file by name, without reading them.
 
     Raises:
-      ValueError: if the file is not in this format.
+        ValueError: if the file is not in this format.
     """
     size = places.size(file)
     with file.open("rb") as stream:
@@ -51,7 +53,7 @@ def scan(file: Path) -> dict[str, Stored]:
 
 
 def _stored(file: Path, name: str, entry: Mapping, base: int, size: int) -> Stored:
-    """One tensor of the header."""
+    """Returns one tensor of the header."""
     shape = tuple(int(n) for n in entry["shape"])
     begin, end = (int(n) for n in entry["data_offsets"])
     dtype = _DTYPES.get(entry["dtype"])
@@ -73,21 +75,22 @@ def _stored(file: Path, name: str, entry: Mapping, base: int, size: int) -> Stor
 
 
 def write(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
-    """Writes a file, one tensor in memory at a time; under another name first, so that it exists whole or not at all.
+    """Writes a file with one tensor in memory at a time, and under another name first: it exists whole or not at all.
 
     Args:
-      file: its path.
-      tensors: by name, the dtype, the shape, and a function that makes the array.
+        file: its path.
+        tensors: by name the dtype, the shape, and a function that makes the array.
 
     Raises:
-      ValueError: for a dtype that is not one of float64, float32, float16 and bfloat16.
+        ValueError: for a dtype that is not one of float64, float32, float16 and bfloat16.
     """
     for name, (dtype, _, _) in tensors.items():
         if np.dtype(dtype) not in _NAMES:
             raise ValueError(f"{name} is {np.dtype(dtype)}; written are {', '.join(map(str, _NAMES))}")
-    # Wide numbers first, so that everything stays aligned.
+    # Wide numbers come first, so that all tensors stay aligned.
     order = sorted(tensors, key=lambda name: -np.dtype(tensors[name][0]).itemsize)
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name in order:
         dtype, shape, _ = tensors[name]
         size = np.dtype(dtype).itemsize * math.prod(shape)

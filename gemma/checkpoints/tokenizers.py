@@ -1,4 +1,4 @@
-"""Which tokenizer belongs to a checkpoint, and where its texts end."""
+"""Finds the tokenizer of a checkpoint, and the tokens at which its texts end."""
 
 import dataclasses
 from pathlib import Path
@@ -13,20 +13,28 @@ from gemma.tokenizer import Tokenizer, files
 if TYPE_CHECKING:
     from gemma.model import Model
 
-# A tokenizer may have so many more ordinary pieces than the model has rows: a fine-tune that added tokens and left the
-# embedding as it was. Marks are no such pieces; see `Tokenizer.misfit`.
+# How many more ordinary pieces than rows of the model a tokenizer may have: a fine-tune may add tokens and leave the
+# embedding unchanged. Marks do not count; see `Tokenizer.misfit`.
 _FEW_PIECES = 64
 
 
 def read(sources: Files, contents: Contents | None, config: Config) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer, or None and, where there is one that cannot be read, the reason.
+    """Reads the tokenizer of a checkpoint.
 
-    That of a GGUF file goes first; where it cannot be read, or is missing, the one beside it is taken. It keeps no
-    weights away, as nobody can take it out of the file.
+    The tokenizer in a GGUF file goes first; if it is missing or cannot be read, the one beside the file is read. One
+    that cannot be read does not stop the weights from loading, as nobody can take it out of the file.
+
+    Args:
+        sources: the checkpoint's files.
+        contents: the header of a GGUF file, or None.
+        config: the model's configuration.
+
+    Returns:
+        The tokenizer or None, and the reason why an existing tokenizer cannot be read, or None.
 
     Raises:
-      ValueError: for a `tokenizer.json` or `tokenizer.model` that is damaged, or gives a text ids that the model does
-        not have.
+        ValueError: for a `tokenizer.json` or `tokenizer.model` that is damaged, or that gives a text ids that the model
+            lacks.
     """
     reason = None
     if contents is not None:
@@ -51,7 +59,7 @@ def read(sources: Files, contents: Contents | None, config: Config) -> tuple[Tok
 
 
 def _beside(sources: Files) -> Path | None:
-    """The first folder's tokenizer; of two in one folder, the one that transformers reads."""
+    """Returns the first folder's tokenizer; of two in one folder, the one that transformers reads."""
     for folder in sources.folders:
         for name in (files.JSON, files.MODEL):
             if (folder / name).is_file():
@@ -60,26 +68,34 @@ def _beside(sources: Files) -> Path | None:
 
 
 def _with_templates(tokenizer: Tokenizer, templates: dict[str, str]) -> Tokenizer:
-    """A tokenizer with the chat templates of a GGUF file, where it has none of its own."""
+    """Returns a tokenizer with the chat templates of a GGUF file, unless it has its own."""
     if tokenizer.settings.templates or not templates:
         return tokenizer
     return tokenizer.with_settings(dataclasses.replace(tokenizer.settings, templates=templates))
 
 
 def _check_size(tokenizer: Tokenizer, where: Path, config: Config) -> None:
-    """Raises ValueError for a tokenizer of another model. A few pieces without a row do no harm, as `apply` and
-    `generate` refuse their ids."""
+    """Raises ValueError for a tokenizer of another model.
+
+    A few pieces without a row do no harm, as `apply` and `generate` refuse their ids.
+    """
     misfit = tokenizer.misfit(config.vocab_size)
     if misfit and len(tokenizer) > config.vocab_size + _FEW_PIECES:
         raise ValueError(f"{where} has {misfit}")
 
 
 def end_tokens(sources: Files, contents: Contents | None, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
-    """The ids at which texts end: those of generation_config.json; else the usual ones and those that config.json or
-    a GGUF file name. None where no file says anything.
+    """Returns the ids at which texts end, or None if no file names any.
+
+    They are those of generation_config.json; else the usual ones and those that config.json or a GGUF file names.
+
+    Args:
+        sources: the checkpoint's files.
+        contents: the header of a GGUF file, or None.
+        tokenizer: the checkpoint's tokenizer, or None.
 
     Raises:
-      ValueError: for a damaged generation_config.json.
+        ValueError: for a damaged generation_config.json.
     """
     for folder in sources.folders:
         ids = files.end_tokens(folder / files.GENERATION)
@@ -98,13 +114,19 @@ def end_tokens(sources: Files, contents: Contents | None, tokenizer: Tokenizer |
 
 
 def ends(model: "Model") -> tuple[int, ...]:
-    """The ids at which a model's texts end."""
+    """Returns the ids at which a model's texts end."""
     usual = files.usual_end_tokens(model.tokenizer)
     return usual if model.end_tokens is None else model.end_tokens
 
 
 def write(model: "Model", folder: Path, *, transformers: bool) -> None:
-    """Writes the tokenizer and what says where texts end; with `transformers`, as its `AutoTokenizer` reads it."""
+    """Writes the tokenizer and the ids at which texts end.
+
+    Args:
+        model: the model.
+        folder: the folder, which exists.
+        transformers: whether to write the further files that `AutoTokenizer` of transformers needs.
+    """
     if model.tokenizer is not None:
         files.write(model.tokenizer, folder, transformers=transformers)
     if transformers or model.end_tokens is not None:

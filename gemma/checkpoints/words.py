@@ -1,8 +1,8 @@
-"""Which words of a checkpoint's metadata matter: one list for `config.json` and for GGUF.
+"""Lists the words of a checkpoint's metadata that matter: one list for `config.json` and for GGUF.
 
-A word is honoured (the forward pass follows it), fixed (the forward pass takes one value for granted, so a file that
-says otherwise is of another model), or harmless (it changes no logit). Whatever is on no list is refused by name: a
-word that this package has never heard of may change the model. A word whose value is null says nothing.
+A word is honoured (the forward pass follows it), fixed (the forward pass takes one value for granted, so a file with
+another value is of another model), or harmless (it changes no logit). A word on no list is refused by name: a word that
+this package does not know may change the model. A word whose value is null says nothing.
 
 `config.json` of Gemma 2 and 3: transformers 4.57 and 5.23 (`configuration_utils.py`, `models/gemma{2,3}`). GGUF:
 llama.cpp's `llama-arch.cpp` and `src/models/gemma{2,3}.cpp`.
@@ -10,7 +10,7 @@ llama.cpp's `llama-arch.cpp` and `src/models/gemma{2,3}.cpp`.
 
 from collections.abc import Mapping
 
-# What the forward pass follows: (the words of config.json, the keys of GGUF).
+# Words that the forward pass follows: (the words of config.json, the keys of GGUF).
 _HONOURED = (
     (("model_type", "architectures", "_name_or_path"), ()),
     (("vocab_size",), ("vocab_size",)),
@@ -33,7 +33,7 @@ _HONOURED = (
     (("tie_word_embeddings",), ()),
 )
 
-# What the forward pass takes for granted: (the words of config.json, the keys of GGUF, the value).
+# Values that the forward pass takes for granted: (the words of config.json, the keys of GGUF, the value).
 _FIXED = (
     (("hidden_activation", "hidden_act"), (), "gelu_pytorch_tanh"),
     (("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), 1e-6),
@@ -53,7 +53,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Harmless in config.json: what concerns training, files, output, text and generation.
+# Harmless in config.json: words about training, files, output, text and generation.
 _HARMLESS_CONFIG = _words(
     """
     transformers_version torch_dtype dtype use_cache cache_implementation initializer_range attention_dropout
@@ -84,7 +84,7 @@ _HARMLESS_GGUF = _words(
     rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier
     """
 )
-# Equal to another key, where they are present.
+# Keys that must equal another key where they are present.
 _EQUAL_GGUF = {
     "attention.value_length": "attention.key_length",
     "attention.key_length_swa": "attention.key_length",
@@ -95,16 +95,16 @@ _EQUAL_GGUF = {
 
 
 def check_config(values: Mapping) -> None:
-    """Raises ValueError that names each word of a config.json which changes the model and is not honoured."""
+    """Raises ValueError with each word of a config.json that changes the model and is not honoured."""
     honoured = {word for words, _ in _HONOURED for word in words}
     fixed = {word: value for words, _, value in _FIXED for word in words}
     _refuse(values, honoured, fixed, _HARMLESS_CONFIG)
 
 
 def check_image_config(values: Mapping) -> None:
-    """The same for the words around the `text_config` of a Gemma 3 that sees images.
+    """Checks the words around the `text_config` of a Gemma 3 that sees images, as `check_config` does.
 
-    A word of the text model that stands outside of `text_config` too must say the same: transformers overlooks it.
+    A word of the text model that also stands outside of `text_config` must say the same: transformers overlooks it.
     """
     text = values.get("text_config") or {}
     outer = {word: value for word, value in values.items() if word not in _IMAGE_WORDS and word != "model_type"}
@@ -117,12 +117,15 @@ def check_image_config(values: Mapping) -> None:
         and value != text.get(word)
     ]
     if apart:
-        raise ValueError("; ".join(apart) + ": which of the two is meant is not clear, so remove one")
+        raise ValueError("; ".join(apart) + ": it is not clear which of the two is meant, so remove one")
     check_config(outer)
 
 
 def check_gguf(architecture: str, metadata: Mapping) -> None:
-    """The same for the metadata of a GGUF file; keys of other namespaces (`general`, `tokenizer`, …) are harmless."""
+    """Checks the metadata of a GGUF file, as `check_config` does.
+
+    Keys of other namespaces (`general`, `tokenizer`, …) are harmless.
+    """
     prefix = architecture + "."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     honoured = {key for _, keys in _HONOURED for key in keys}
@@ -140,16 +143,16 @@ def _refuse(values: Mapping, honoured: set, fixed: Mapping, harmless: frozenset,
             continue
         if word not in fixed:
             problems.append(
-                f"{prefix}{word} is {value!r:.200}, which this package does not know and may change the model"
+                f"{prefix}{word} is {value!r:.200}, which this package does not know; it may change the model"
             )
         elif not _equal(value, fixed[word]):
-            problems.append(f"{prefix}{word} is {value!r:.200}; of Gemma 2 and 3 only {fixed[word]!r} is computed here")
+            problems.append(f"{prefix}{word} is {value!r:.200}; for Gemma 2 and 3 only {fixed[word]!r} is supported")
     if problems:
         raise ValueError("; ".join(problems))
 
 
 def _equal(value: object, want: object) -> bool:
-    """Numbers up to float32's precision, in which GGUF has them; True is no number."""
+    """Returns whether values are equal: numbers up to float32's precision, which GGUF has; True is no number."""
     if isinstance(want, float) and isinstance(value, int | float) and not isinstance(value, bool):
         return abs(value - want) <= 1e-6 * abs(want)
     return value == want and isinstance(value, bool) == isinstance(want, bool)

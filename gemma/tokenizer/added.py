@@ -1,4 +1,4 @@
-"""Tokens that stand beside a vocabulary, and where a text has them.
+"""Tokens that stand beside a vocabulary, and the search for them in a text.
 
 The rules are those of the package `tokenizers` (its `added_vocabulary.rs`): before anything else, added tokens are
 taken out of a text from left to right, the longest first.
@@ -16,12 +16,13 @@ class AddedToken:
     """A token that is taken out of a text before the vocabulary's rules see it.
 
     Attributes:
-      content: its text.
-      id: its id.
-      special: whether it is a mark (of a turn, say) and no text.
-      normalized: whether it is looked for in the text after its spaces became U+2581.
-      lstrip, rstrip: whether white space to its left or right belongs to it.
-      single_word: whether it must have no letter, digit or underscore to its left and right.
+        content: its text.
+        id: its id.
+        special: whether it is a mark (of a turn, for example) and no text.
+        normalized: whether the search for it comes after the text's spaces became U+2581.
+        lstrip: whether white space to its left belongs to it.
+        rstrip: whether white space to its right belongs to it.
+        single_word: whether it must have no letter, digit or underscore to its left and right.
     """
 
     content: str
@@ -34,15 +35,19 @@ class AddedToken:
 
     @property
     def plain(self) -> bool:
-        """Whether it is found where its text stands, whatever is around it."""
+        """Whether it matches wherever its text stands, whatever is around it."""
         return not (self.lstrip or self.rstrip or self.single_word)
 
 
 def from_fields(fields: dict, id_: int) -> AddedToken:
-    """A token as tokenizer.json and tokenizer_config.json describe it.
+    """Returns a token from its description in tokenizer.json or tokenizer_config.json.
+
+    Args:
+        fields: the description.
+        id_: the token's id.
 
     Raises:
-      ValueError: for one without content.
+        ValueError: for a token without content.
     """
     content = fields.get("content")
     if not isinstance(content, str) or not content:
@@ -64,7 +69,7 @@ class Finder:
         ]
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The text's parts in order: ids of added tokens, and texts between them. No part is empty."""
+        """Yields the text's parts in order: ids of added tokens, and texts between them. No part is empty."""
         yield from self._split(text, 0)
 
     def _split(self, text: str, level: int) -> Iterator[str | int]:
@@ -80,7 +85,7 @@ class Finder:
         yield from self._split(text[start:], level + 1)
 
     def _id(self, text: str) -> int:
-        """The id of an added token in the text, which may have white space around it and a space for U+2581."""
+        """Returns the id of an added token as the text spells it, maybe in white space or with a space for U+2581."""
         for spelling in (text, text.replace(" ", SPACE), text.replace(SPACE, " "), text.strip()):
             if spelling in self._ids:
                 return self._ids[spelling]

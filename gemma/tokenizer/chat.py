@@ -1,14 +1,17 @@
-"""Chat templates: Jinja templates that turn messages into one text, as `apply_chat_template` of transformers does.
+"""Gemma's chat template, and the messages that templates get.
 
-A template is a program that comes with a checkpoint, so it runs in Jinja's sandbox (`sandbox.py`).
+A chat template is a Jinja template that turns messages into one text, as in `apply_chat_template` of transformers. It
+is a program that comes with a checkpoint, so it runs in Jinja's sandbox (`sandbox.py`).
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# What comes with Gemma 3 (https://ai.google.dev/gemma/docs/core/prompt-structure), with errors that say which turn is
-# wrong: what the system says stands before the first user's words.
+START, END = "<start_of_turn>", "<end_of_turn>"
+
+# Gemma 3's template (https://ai.google.dev/gemma/docs/core/prompt-structure), with errors that say which turn is wrong.
+# The system's words stand before the first user's.
 GEMMA = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -46,10 +49,13 @@ GEMMA = """\
 
 
 def messages_of(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages as a template gets them: dicts of plain values, without those that are None.
+    """Returns messages as a template gets them: dicts of plain values, without those that are None.
+
+    Args:
+        messages: mappings, dataclasses or named tuples.
 
     Raises:
-      ValueError: for none, or one that is neither a mapping nor a dataclass.
+        ValueError: for no messages, and for a message of another type.
     """
     if isinstance(messages, str | Mapping) or not messages:
         raise ValueError(f"a chat is a list of messages with a role and a content, got {messages!r}"[:300])
@@ -66,7 +72,7 @@ def messages_of(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A value with its texts changed; the keys of dicts are none."""
+    """Returns a value with its texts changed, but for the keys of dicts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -77,7 +83,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value of JSON's types: methods of other objects are out of a template's reach."""
+    """Returns a value as one of JSON's types, so that a template cannot reach the methods of other objects."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

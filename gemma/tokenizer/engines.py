@@ -1,6 +1,6 @@
-"""From text to ids and back: by SentencePiece, or by the package `tokenizers` where the vocabulary is of another kind.
+"""From text to ids and back: by SentencePiece, or by the package `tokenizers` for a vocabulary of another kind.
 
-Both know nothing of BOS, of chats and of files.
+The engines know nothing of BOS, of chats and of files.
 """
 
 import itertools
@@ -17,26 +17,26 @@ from gemma.tokenizer.pieces import SPACE
 if TYPE_CHECKING:
     import sentencepiece
 
-GONE = "\ufffd"  # what ids without a piece decode to
+GONE = "\ufffd"  # the text of ids without a piece
 
 
 class SentencePiece:
-    """A SentencePiece model with added tokens, which gives the ids that transformers' tokenizer for it gives.
+    """A SentencePiece model with added tokens, which gives the ids of transformers' tokenizer for it.
 
     Args:
-      model: the bytes of a `ModelProto`.
-      added: tokens beside its pieces, or that say more of one of its pieces.
-      bare: pieces of the control type that no text gives.
+        model: the bytes of a `ModelProto`.
+        added: tokens beside its pieces, or that say more about one of its pieces.
+        bare: pieces of the control type that no text gives.
 
     Raises:
-      RuntimeError: for bytes that are no model.
-      ValueError: for an added token whose id is another piece's, or whose content has another id.
+        RuntimeError: for bytes that are no model.
+        ValueError: for an added token whose id is another piece's, or whose content has another id.
     """
 
     def __init__(self, model: bytes, added: Sequence[AddedToken] = (), bare: frozenset[bytes] = frozenset()):
         import sentencepiece  # a model without a tokenizer, as the tests on GPUs have, needs none
 
-        # A word of its own or none: only `Finder` sees that, and where it finds none there must be none.
+        # Only `Finder` sees whether a token is a single word, so the model itself must never find these tokens.
         words = {token.content for token in added if token.single_word}
         changed = pieces.for_encoding(model, bare | {word.encode() for word in words})
         processor = sentencepiece.SentencePieceProcessor(model_proto=changed)
@@ -55,10 +55,11 @@ class SentencePiece:
         self._processor = processor
         self._size, self.merged = processor.get_piece_size(), size
         self._lengths = {}
-        # Whether the text of ids is that of their parts, one after the other: not where a first space is left out.
-        self.joins = self.find(SPACE) is None or processor.decode([self.find(SPACE)]) == " "
+        # Whether the text of ids is the texts of their parts joined: not if a first space is left out.
+        space = self.find(SPACE)
+        self.joins = space is None or processor.decode([space]) == " "
         self._unknown = processor.unk_id()
-        # What SentencePiece's own `decode` leaves out, or shows otherwise.
+        # The ids that SentencePiece's own `decode` leaves out, or shows in another way.
         self._named = {self._unknown: processor.id_to_piece(self._unknown), **dict.fromkeys(self._holes, GONE)}
         self._named |= {token.id: token.content for token in added if token.single_word}
         ids = {}  # those of the model, as SentencePiece has them
@@ -73,10 +74,12 @@ class SentencePiece:
         self._words, self._finder = self._by_hand(added)
 
     def _by_hand(self, added: Sequence[AddedToken]) -> tuple[tuple[str, ...] | None, Finder]:
-        """Words of texts in which SentencePiece does not find all added tokens as `tokenizers` does, and who finds
-        them; no words where that is in every text."""
+        """Returns the words of texts in which SentencePiece misses added tokens, and a finder for these.
+
+        The words are None if it may miss added tokens, as `tokenizers` finds them, in every text.
+        """
         unknown = self.unknown
-        # Pieces with a U+2581 are found where the text itself has one, and else merged.
+        # Pieces with a U+2581 match where the text itself has one; elsewhere they are merged.
         few = [token for content, token in self.added.items() if SPACE in content or content == unknown]
         odd = any(
             not token.plain
@@ -90,7 +93,7 @@ class SentencePiece:
         return (unknown, SPACE), Finder(few)
 
     def _is_unigram(self) -> bool:
-        """Whether this is a unigram model, which finds user-defined pieces by their score: BPE has no second best."""
+        """Returns whether this is a unigram model, which scores user-defined pieces: BPE has no second best text."""
         try:
             return len(self._processor.nbest_encode_as_ids("a", 2)) > 0
         except RuntimeError:
@@ -98,7 +101,7 @@ class SentencePiece:
 
     @property
     def unknown(self) -> str:
-        """The piece for what is unknown."""
+        """The piece for unknown text."""
         return self._named[self._unknown]
 
     def _is_mark(self, id_: int) -> bool:
@@ -108,10 +111,10 @@ class SentencePiece:
         return self._size
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, in which added tokens are found.
+        """Returns the ids of a text, with its added tokens.
 
         Raises:
-          RuntimeError: for a text that UTF-8 does not have.
+            RuntimeError: for a text that UTF-8 does not have.
         """
         if self._words is not None and not any(word in text for word in self._words):
             return self._processor.encode(text)
@@ -119,14 +122,14 @@ class SentencePiece:
         return list(itertools.chain.from_iterable(parts))
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text, and which character each begins at."""
+        """Returns the ids of a text, and the index of the character at which each begins."""
         ids = self.encode(text)
         ends = np.cumsum([0, *map(self._bytes, ids)])
         characters = np.cumsum([0, *(len(c.encode()) for c in text.replace(SPACE, " "))])
         return ids, (np.searchsorted(characters, ends[:-1], side="right") - 1).tolist()
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a short text in which no added token is found: what merging alone makes of it."""
+        """Returns the ids of a short text by merging alone, without added tokens."""
         find, score = self._processor.piece_to_id, self._processor.get_score
         symbols = list(text.replace(" ", SPACE))
         while True:
@@ -144,14 +147,14 @@ class SentencePiece:
         return not (id_ == self._unknown or self._is_mark(id_) or self._processor.IsByte(id_))
 
     def _bytes(self, id_: int) -> int:
-        """The length of a token in a text that has spaces for U+2581."""
+        """Returns the number of bytes of a token in a text that has spaces for U+2581."""
         if id_ not in self._lengths:
             piece = self._processor.id_to_piece(id_)
             self._lengths[id_] = 1 if self._processor.IsByte(id_) else len(piece.replace(SPACE, " ").encode())
         return self._lengths[id_]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; each that has no piece is U+FFFD."""
+        """Returns the text of ids; U+FFFD for each id without a piece."""
         if self._named.keys().isdisjoint(ids) and max(ids, default=0) < self._size and min(ids, default=0) >= 0:
             return self._processor.decode(ids)
         parts, run = [], []
@@ -164,32 +167,33 @@ class SentencePiece:
         return "".join(parts[:-1])
 
     def piece(self, id_: int) -> str:
-        """A piece as the vocabulary has it; U+FFFD for an id without one."""
+        """Returns a piece as the vocabulary has it; U+FFFD for an id without one."""
         return self._processor.id_to_piece(id_) if 0 <= id_ < self._size and id_ not in self._holes else GONE
 
     def find(self, piece: str) -> int | None:
-        """The id of a piece; None where there is none."""
+        """Returns the id of a piece; None if the vocabulary lacks it."""
         id_ = self._processor.piece_to_id(piece)
         return id_ if self._processor.id_to_piece(id_) == piece and id_ not in self._holes else None
 
     def is_byte(self, id_: int) -> bool:
+        """Returns whether an id stands for one byte."""
         return 0 <= id_ < self._size and self._processor.IsByte(id_)
 
     def from_text(self, id_: int) -> bool:
-        """Whether a text without added tokens in it can give this id."""
+        """Returns whether a text without added tokens can give this id."""
         return not self._is_mark(id_) and id_ != self._unknown
 
 
 class Packaged:
-    """What the package `tokenizers` makes of a tokenizer.json, with the same methods as `SentencePiece`.
+    """A tokenizer.json in the package `tokenizers`, with the same methods as `SentencePiece`.
 
     Args:
-      contents: the file.
-      added: tokens that it may lack.
+        contents: the content of the file.
+        added: tokens that the file may lack.
 
     Raises:
-      ImportError: without the package.
-      ValueError: for a file that it does not read, or an added token whose id it does not give.
+        ImportError: without the package.
+        ValueError: for a file that the package does not read, and for an added token that it gives another id.
     """
 
     joins = False  # some decoders leave out a first space
@@ -200,7 +204,7 @@ class Packaged:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(contents)
         except Exception as error:  # the package raises nothing narrower
-            raise ValueError(f"the package tokenizers does not read it: {error}") from error
+            raise ValueError(f"the package tokenizers cannot read it: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         for token in added:
@@ -259,12 +263,12 @@ class Packaged:
         return id_ not in self._marks and self.piece(id_) != GONE
 
 
-# Special in transformers, whatever their type is: the marks of turns, and what GemmaTokenizer has a name for.
+# Special in transformers, whatever their type is: the marks of turns, and the tokens that GemmaTokenizer names.
 _SPECIAL = frozenset(("<start_of_turn>", "<end_of_turn>", "<pad>", "<eos>", "<bos>", "<mask>"))
 
 
 def _check(processor: "sentencepiece.SentencePieceProcessor", added: Sequence[AddedToken]) -> None:
-    """That added tokens and pieces agree on their ids."""
+    """Raises ValueError unless added tokens and pieces agree on their ids."""
     size = processor.get_piece_size()
     for token in added:
         id_ = processor.piece_to_id(token.content)
@@ -277,7 +281,7 @@ def _check(processor: "sentencepiece.SentencePieceProcessor", added: Sequence[Ad
 
 
 def _may_overlap(added: Iterable[AddedToken]) -> bool:
-    """Whether a text can have a token looked for in the raw text and one looked for later in the same place."""
+    """Returns whether a token searched in the raw text can overlap one that is searched later."""
     raw = {token.content for token in added if not token.normalized}
     later = [token.content for token in added if token.normalized]
     if not later:

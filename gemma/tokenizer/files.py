@@ -1,8 +1,8 @@
-"""From a folder to a tokenizer, and back.
+"""Reads a folder into a tokenizer, and writes it back.
 
 Of `tokenizer.json` and `tokenizer.model` in one folder, the first is read, as by transformers: fine-tunes that add
-tokens write it, and leave the second as it was. What this package writes says that the two are the same, and then the
-second is read, which is faster.
+tokens write the first and leave the second unchanged. Files that this package wrote say that the two are the same; then
+the second is read, which is faster.
 """
 
 import dataclasses
@@ -10,22 +10,27 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gemma.tokenizer import settings, vocabulary
+from gemma.tokenizer.chat import END
 from gemma.tokenizer.engines import Packaged, SentencePiece
 from gemma.tokenizer.settings import Settings
-from gemma.tokenizer.text import END, Tokenizer
+from gemma.tokenizer.text import Tokenizer
 
 JSON, MODEL, GENERATION = "tokenizer.json", "tokenizer.model", "generation_config.json"
 _SAME = "tokenizer_json_sha256_made_from_tokenizer_model"  # in tokenizer_config.json
 
 
 def read(path: Path) -> Tokenizer:
-    """The tokenizer of a file `tokenizer.json` or `tokenizer.model`, with what stands beside it.
+    """Reads the tokenizer of a file `tokenizer.json` or `tokenizer.model`, with the settings beside it.
+
+    Args:
+        path: the file.
 
     Raises:
-      ValueError: for a file that is damaged, that lacks one of Gemma's special tokens, or whose kind needs the package
-        `tokenizers`, which is missing (then a `MissingPackageError`).
+        ValueError: for a damaged file, one that lacks one of Gemma's special tokens, or one that needs the missing
+            package `tokenizers` (then a `MissingPackageError`).
     """
     beside = settings.read(path.parent)
     if path.suffix == ".json" and not _same(path, beside):
@@ -37,13 +42,13 @@ def read(path: Path) -> Tokenizer:
         except RuntimeError as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{path} cannot be used with what is beside it: {error}") from error
+            raise ValueError(f"{path} cannot be used with the files beside it: {error}") from error
     _check(path, tokenizer)
     return tokenizer
 
 
 def _check(path: Path, tokenizer: Tokenizer) -> None:
-    """That the special tokens are there, and Gemma's own where Gemma's vocabulary has them."""
+    """Raises ValueError unless the special tokens exist, and a tokenizer.model has them where Gemma's has."""
     roles = {"BOS": tokenizer.bos, "EOS": tokenizer.eos, "padding": tokenizer.pad}
     missing = [role for role, id_ in roles.items() if id_ < 0]
     if missing:
@@ -55,11 +60,11 @@ def _check(path: Path, tokenizer: Tokenizer) -> None:
 
 
 class MissingPackageError(ValueError):
-    """The file is sound, and reading it needs the package `tokenizers`."""
+    """The error of a sound file that needs the package `tokenizers`."""
 
 
 def _same(path: Path, beside: Settings) -> bool:
-    """Whether a tokenizer.json is what `write` made of the tokenizer.model beside it."""
+    """Returns whether `write` made a tokenizer.json from the tokenizer.model beside it."""
     if settings.CONFIG not in beside.files or not path.with_name(MODEL).is_file():
         return False
     noted = json.loads(beside.files[settings.CONFIG]).get(_SAME)
@@ -102,15 +107,20 @@ def _from_json(path: Path, beside: Settings) -> Tokenizer:
     except RuntimeError as error:
         raise ValueError(f"{path} has a vocabulary that makes no tokenizer: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used with what is beside it: {error}") from error
+        raise ValueError(f"{path} cannot be used with the files beside it: {error}") from error
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, transformers: bool) -> None:
-    """Writes a tokenizer as `read` reads it; with `transformers`, as `AutoTokenizer` does, too.
+    """Writes a tokenizer for `read`.
 
-    The files that it was read from are written as they were. Where transformers needs more, it is made.
+    The files that the tokenizer was read from are written unchanged.
+
+    Args:
+        tokenizer: the tokenizer.
+        folder: the folder, which exists.
+        transformers: whether to write the further files that `AutoTokenizer` of transformers needs.
     """
-    files = dict(tokenizer.settings.files)
+    files: dict[str, Any] = dict(tokenizer.settings.files)
     if tokenizer.json is not None:
         files[JSON] = tokenizer.json
     else:
@@ -125,7 +135,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, transformers: bool) -> None:
 
 
 def write_end_tokens(folder: Path, tokenizer: Tokenizer | None, ids: Sequence[int]) -> None:
-    """Writes generation_config.json, by which `generate` of transformers stops where `gemma.generate` does."""
+    """Writes generation_config.json, with which `generate` of transformers stops where `gemma.generate` stops."""
     pad, bos = (0, 2) if tokenizer is None else (tokenizer.pad, tokenizer.bos)
     ends = ids[0] if len(ids) == 1 else list(ids)
     values = {"bos_token_id": bos, "eos_token_id": ends, "pad_token_id": pad}
@@ -133,10 +143,13 @@ def write_end_tokens(folder: Path, tokenizer: Tokenizer | None, ids: Sequence[in
 
 
 def end_tokens(path: Path) -> tuple[int, ...] | None:
-    """The ids at which a model ends its text by generation_config.json or config.json; None where that says nothing.
+    """Returns the ids at which a model ends its text by a JSON file; None if the file is missing or names none.
+
+    Args:
+        path: a generation_config.json or config.json.
 
     Raises:
-      ValueError: naming the file, if it is damaged.
+        ValueError: with the file's name, if it is damaged.
     """
     if not path.is_file():
         return None
@@ -148,7 +161,7 @@ def end_tokens(path: Path) -> tuple[int, ...] | None:
 
 
 def usual_end_tokens(tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The ids at which a text ends where no file says so: EOS, and the end of a turn where that is a token."""
+    """Returns the ids at which a text ends by default: EOS, and the end of a turn if that is a token."""
     if tokenizer is None:
         return (1,)  # EOS in every Gemma
     ids = (tokenizer.eos, tokenizer.find("<eos>"), tokenizer.find(END))
@@ -156,7 +169,7 @@ def usual_end_tokens(tokenizer: Tokenizer | None) -> tuple[int, ...]:
 
 
 def _config(tokenizer: Tokenizer, added: bool) -> dict:
-    """What tokenizer_config.json must say that no other file does."""
+    """Returns the content of tokenizer_config.json that stands in no other file."""
     beside, config = tokenizer.settings, {}
     ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
     for (role, id_), usual in zip(ids.items(), (2, 1, 0), strict=True):
@@ -178,25 +191,27 @@ def _config(tokenizer: Tokenizer, added: bool) -> dict:
 
 
 def _for_transformers(tokenizer: Tokenizer, files: dict[str, bytes]) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json, where they are missing."""
+    """Returns the contents of tokenizer.json and tokenizer_config.json, as far as the files lack them."""
     contents = {}
     if JSON not in files:
         texts = [tokenizer.raw_piece(id_) for id_ in range(len(tokenizer))]
         begins = [(tokenizer.raw_piece(tokenizer.bos), tokenizer.bos)] if tokenizer.adds_bos else []
-        engine = tokenizer.engine
+        engine: Any = tokenizer.engine  # SentencePiece's, as there is no tokenizer.json
         contents[JSON] = vocabulary.write(texts, tokenizer.added_tokens, engine.unknown, begins, engine.merged)
     if settings.CONFIG not in files:
         config = {
             "tokenizer_class": "GemmaTokenizer",
             "add_bos_token": tokenizer.adds_bos,
             "add_eos_token": bool(tokenizer.settings.add_eos),
+            # pyrefly: ignore[missing-attribute]  SentencePiece's engine, where there is no tokenizer.json
             "unk_token": tokenizer.engine.unknown if tokenizer.json is None else "<unk>",
-            # transformers adds one where nothing is said.
+            # transformers adds a mask token unless this says otherwise.
             "mask_token": "<mask>" if tokenizer.find("<mask>") is not None else None,
             "clean_up_tokenization_spaces": False,
             **_config(tokenizer, added=False),
         }
         if JSON in contents:
+            # pyrefly: ignore[bad-argument-type]  there is one where there is no tokenizer.json
             config[_SAME] = _noted(contents[JSON], tokenizer.model_proto)
         contents[settings.CONFIG] = _dumped(config)
     return contents

@@ -1,4 +1,4 @@
-"""A SentencePiece model's bytes: written from a vocabulary, and changed so that a text gives transformers' ids.
+"""Writes a SentencePiece model's bytes from a vocabulary, and changes them so that a text gives transformers' ids.
 
 The bytes are those of the protocol buffer `ModelProto` (sentencepiece's `sentencepiece_model.proto`). They are written
 and read here, as the generated module depends on the version of protobuf.
@@ -28,19 +28,31 @@ def model_from_pieces(
     unk: int,
     kind: int = BPE,
 ) -> bytes:
-    """A SentencePiece model of Gemma's kind from its vocabulary alone, as GGUF files have it.
+    """Returns a SentencePiece model of Gemma's kind, made from its vocabulary alone, as GGUF files have it.
 
-    Gemma's is a BPE model with byte fallback, which changes nothing of a text: identity normaliser, no dummy prefix,
-    extra white space kept, spaces escaped as U+2581. Pieces of the user-defined type (runs of spaces) come with plain
-    spaces.
+    Gemma's model is a BPE model with byte fallback that leaves texts unchanged: identity normaliser, no dummy prefix,
+    extra white space kept, spaces escaped as U+2581.
+
+    Args:
+        pieces: the pieces in the order of their ids; those of the user-defined type (runs of spaces) have plain spaces.
+        scores: their scores.
+        types: their types, such as `NORMAL`.
+        pad: the id of padding.
+        eos: the id of EOS.
+        bos: the id of BOS.
+        unk: the id of the piece for unknown text.
+        kind: the model's type, `BPE` or `UNIGRAM`.
+
+    Raises:
+        ValueError: for lists of different lengths.
     """
     if not len(pieces) == len(scores) == len(types):
         raise ValueError(
-            f"there are {len(pieces)} pieces, {len(scores)} scores and {len(types)} types: give one of each"
+            f"got {len(pieces)} pieces, {len(scores)} scores and {len(types)} types: give each piece a score and a type"
         )
     parts = []
     types = list(map(int, types))
-    types[unk] = UNKNOWN  # where llama.cpp has another control token
+    types[unk] = UNKNOWN  # llama.cpp has another control token there
     packed = np.asarray(scores, "<f4").tobytes()
     for at, (piece, type_) in enumerate(zip(pieces, types, strict=True)):
         if type_ == USER_DEFINED:
@@ -48,7 +60,7 @@ def model_from_pieces(
         head = _HEADS[len(piece)] if len(piece) <= _LONGEST else _head(len(piece))
         parts += (head, piece, b"\x15", packed[4 * at : 4 * at + 4], _TYPES[type_])
     # TrainerSpec's fields by number: model_type, vocab_size, byte_fallback; unk_id, bos_id, eos_id, pad_id, and the
-    # pieces that these are, which is what counts.
+    # pieces of these ids, which are what counts.
     ids = (unk, bos, eos, pad)
     trainer = _integers({3: kind, 4: len(pieces), 35: 1, **dict(zip(range(40, 44), ids, strict=True))})
     trainer += b"".join(
@@ -63,15 +75,17 @@ def model_from_pieces(
 
 
 def with_pieces(model: bytes, pieces: Sequence[tuple[str, int]]) -> bytes:
-    """A model with (piece, type) after its own pieces. Protocol buffers may hold a list in several places."""
+    """Returns a model with further (piece, type) after its own: protocol buffers may hold a list in several places."""
     return model + b"".join(_piece(piece.encode(), 0.0, type_) for piece, type_ in pieces)
 
 
 class Mark(NamedTuple):
     """A piece that is no part of ordinary text.
 
-    start, end: where its bytes are in the model.
-    type: CONTROL or USER_DEFINED.
+    Attributes:
+        start: where its bytes begin in the model.
+        end: where they end.
+        type: CONTROL or USER_DEFINED.
     """
 
     start: int
@@ -79,16 +93,16 @@ class Mark(NamedTuple):
     type: int
 
 
-# A type's field with one of the two types.
+# The field of a type, with one of the two types.
 _TYPE = re.compile(rb"\x18([\x03\x04])")
-_LONGEST = 1000  # bytes of a piece that is looked for
+_LONGEST = 1000  # bytes of a piece that `marks` finds
 _BEFORE_ALL = 1e6  # ordinary pieces have scores of 0 and less; float32 holds every integer up to this
 
 
 def marks(model: bytes) -> list[Mark]:
-    """The control and user-defined pieces of a model, in its order.
+    """Returns the control and user-defined pieces of a model, in its order.
 
-    They are looked for by the bytes around them: going through all pieces takes a second for 262144 of them.
+    It finds them by the bytes around them: going through all pieces takes a second for 262144 of them.
     """
     result = []
     for match in _TYPE.finditer(model):
@@ -104,16 +118,16 @@ def marks(model: bytes) -> list[Mark]:
 
 
 def for_encoding(model: bytes, unseen: Container[bytes] = ()) -> bytes:
-    """The model that turns a text to transformers' ids.
+    """Returns the model that turns a text to transformers' ids.
 
-    transformers takes control and user-defined pieces alike out of a text before anything else, while SentencePiece
-    takes user-defined ones alone: control pieces become user-defined. Those with a U+2581 in them (runs of spaces) are
-    the other way round: transformers looks for that character in the text, where there are spaces, so it gets to
+    transformers takes both control and user-defined pieces out of a text before anything else, while SentencePiece
+    takes user-defined ones alone. So control pieces become user-defined. User-defined pieces with a U+2581 (runs of
+    spaces) become normal ones: transformers searches the text for that character, but the text has spaces, so it makes
     these pieces by merging, those with lower ids first.
 
     Args:
-      model: the model.
-      unseen: pieces that it must not find in a text.
+        model: the model.
+        unseen: pieces that it must not find in a text.
     """
     changed = bytearray(model)
     score = _BEFORE_ALL
@@ -135,18 +149,18 @@ def _piece(piece: bytes, score: float, type_: int) -> bytes:
 
 
 def _head(length: int) -> bytes:
-    """What stands before a piece of so many bytes that has a score and a type."""
+    """Returns the bytes before a piece of `length` bytes that has a score and a type."""
     inner = b"\x0a" + _varint(length)
     return b"\x0a" + _varint(len(inner) + length + 7) + inner
 
 
 def _integers(fields: dict[int, int]) -> bytes:
-    """A protocol buffer of integers by field number."""
+    """Returns a protocol buffer of integers by field number."""
     return b"".join(_varint(field << 3) + _varint(value) for field, value in fields.items())
 
 
 def _varint(value: int) -> bytes:
-    """A non-negative integer as protocol buffers write it: seven bits to a byte, lowest first."""
+    """Returns a non-negative integer as protocol buffers write it: seven bits to a byte, lowest first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

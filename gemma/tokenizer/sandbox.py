@@ -1,5 +1,7 @@
-"""Jinja's sandbox, in which chat templates run: they see the messages and a few filters, and nothing of Python, of
-files or of this process. Only chats need it, so that a model without them needs no Jinja.
+"""Jinja's sandbox, in which chat templates run.
+
+Templates see the messages and a few filters, and nothing of Python, of files or of this process. Only chats import this
+file, so a model without chats needs no Jinja.
 """
 
 import datetime
@@ -14,11 +16,16 @@ import jinja2.sandbox
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The text of a chat.
+    """Returns the text of a chat.
+
+    Args:
+        template: a Jinja template.
+        messages: the messages.
+        variables: further variables of the template.
 
     Raises:
-      ValueError: for what the template says is wrong with the chat; for a template that is no Jinja, or that does more
-        than arrange messages.
+        ValueError: with the template's own complaint about the chat, and for a template that is no Jinja, or that does
+            more than arrange messages.
     """
     try:
         return _compiled(template).render(messages=messages, **variables)
@@ -33,13 +40,13 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
 
 
 class _Complaint(jinja2.TemplateError):
-    """What a template says by `raise_exception`."""
+    """The complaint of a template by `raise_exception`."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, by which templates mark what the model says for training: here it changes nothing."""
+    """`{% generation %}`, with which templates mark the model's words for training: here it changes nothing."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  as the base declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -51,12 +58,12 @@ def _complain(message: str) -> None:
 
 
 def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """Jinja's own filter writes HTML."""
+    """Returns a value as JSON: Jinja's own filter would write HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's, which shows nothing for what is out of reach; here that is refused."""
+    """Jinja's sandbox, which shows nothing in the place of a forbidden attribute; this one raises an error."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
         raise jinja2.sandbox.SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of reach")
@@ -66,6 +73,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _compiled(template: str) -> jinja2.Template:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
+    # pyrefly: ignore[bad-assignment]  Jinja declares the globals that it has itself
     environment.globals |= {
         "raise_exception": _complain,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),

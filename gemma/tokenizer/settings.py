@@ -20,16 +20,17 @@ _LIST_OF_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What stands beside a vocabulary.
+    """The settings that stand beside a vocabulary.
 
     Attributes:
-      tokens: of a role (`bos_token`, `eos_token`, `pad_token` and others), the token's text, or its id where a GGUF
-        file has that.
-      added: tokens that the vocabulary may lack.
-      add_bos, add_eos: whether a text gets them; None where nothing is said.
-      marks_are_text: whether marks that a text spells out are text (`split_special_tokens`).
-      templates: of chats, by name; the usual one is "default".
-      files: the files that this was read from, by name, to be written again.
+        tokens: by role (`bos_token`, `eos_token`, `pad_token` and others) the token's text, or its id if a GGUF file
+            has that.
+        added: tokens that the vocabulary may lack.
+        add_bos: whether a text gets BOS; None if no file says so.
+        add_eos: whether a text gets EOS; None if no file says so.
+        marks_are_text: whether marks that a text spells out are text (`split_special_tokens`).
+        templates: the chat templates by name; the usual one is "default".
+        files: the contents of the files that this was read from, by name, to be written again.
     """
 
     tokens: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
@@ -42,10 +43,10 @@ class Settings:
 
 
 def read(folder: Path) -> Settings:
-    """The settings in a folder, where it has any.
+    """Reads the settings in a folder; those that are missing have their defaults.
 
     Raises:
-      ValueError: naming the file that is damaged.
+        ValueError: with the name of a damaged file.
     """
     paths = {name: folder / name for name in (CONFIG, ADDED, SPECIAL, TEMPLATE)}
     files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
@@ -65,7 +66,7 @@ def read(folder: Path) -> Settings:
 
 
 def _of(path: Path, files: Mapping[str, bytes], name: str) -> dict:
-    """A file's dict; an empty one where it is missing."""
+    """Returns a file's dict; an empty one if the file is missing."""
     value = _parsed(path, lambda: json.loads(files.get(name, b"{}")))
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
@@ -84,14 +85,14 @@ def _flag(config: Mapping, name: str) -> bool | None:
 
 
 def _tokens(config: Mapping) -> dict[str, str | None]:
-    """The texts of `bos_token` and the like, which are given as texts or as objects with a `content`."""
+    """Returns the texts of `bos_token` and the like, which are texts or objects with a `content`."""
     text = lambda value: value.get("content") if isinstance(value, dict) else value  # noqa: E731
     tokens = {role: text(value) for role, value in config.items() if role.endswith("_token") and "add_" not in role}
     return {role: value for role, value in tokens.items() if isinstance(value, str)}
 
 
 def _added(config: Mapping, added: Mapping) -> tuple[AddedToken, ...]:
-    """The tokens of `added_tokens_decoder`, which says most of each, and those of added_tokens.json alone."""
+    """Returns the tokens of `added_tokens_decoder`, which describes them best, and those of added_tokens.json alone."""
     described = config.get("added_tokens_decoder") or {}
     tokens = {int(id_): from_fields(fields, int(id_)) for id_, fields in described.items()}
     special = set(_tokens(config).values())
@@ -107,7 +108,7 @@ def _added(config: Mapping, added: Mapping) -> tuple[AddedToken, ...]:
 
 
 def _templates(config: Mapping, files: Mapping[str, bytes]) -> dict[str, str]:
-    """The chat templates by name. A file of its own goes before tokenizer_config.json, as in transformers."""
+    """Returns the chat templates by name. A separate file goes before tokenizer_config.json, as in transformers."""
     value = config.get("chat_template") or {}
     if isinstance(value, str):
         value = {"default": value}

@@ -1,7 +1,7 @@
-"""tokenizer.json: read as a SentencePiece model where it says the same as one, and written from one.
+"""Reads tokenizer.json as a SentencePiece model if it says the same as one, and writes it from one.
 
-transformers makes this file of `tokenizer.model`: a BPE vocabulary with byte fallback whose merges are all the ways in
-which two pieces make a third, the lower id first. Such a file, or SentencePiece's unigram kind, needs no package but
+transformers makes this file from `tokenizer.model`: a BPE vocabulary with byte fallback whose merges are all the ways
+in which two pieces make a third, the lower id first. Such a file, or SentencePiece's unigram kind, needs no package but
 `sentencepiece`.
 """
 
@@ -26,19 +26,20 @@ _DECODER = [
 
 
 class OtherKindError(ValueError):
-    """What the file says is no SentencePiece model of Gemma's kind."""
+    """The error of a file that is no SentencePiece model of Gemma's kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer.json says.
+    """The content of a tokenizer.json.
 
     Attributes:
-      added: the tokens that are taken out of a text first.
-      begins, ends: the tokens that a text gets before and after it.
-      model: a SentencePiece model that says the same; None where there is none.
-      bare: pieces that no text gives.
-      reason: why there is none.
+        added: the tokens that are taken out of a text first.
+        begins: the tokens that a text gets before it.
+        ends: the tokens that a text gets after it.
+        model: the bytes of a SentencePiece model that says the same; None if no model does.
+        bare: pieces that no text gives.
+        reason: why no model says the same.
     """
 
     added: tuple[AddedToken, ...]
@@ -50,10 +51,13 @@ class Vocabulary:
 
 
 def read(contents: bytes) -> Vocabulary:
-    """What a file says.
+    """Reads a tokenizer.json.
+
+    Args:
+        contents: the content of the file.
 
     Raises:
-      ValueError: for a file that is no tokenizer.json.
+        ValueError: for a file that is no tokenizer.json.
     """
     values = json.loads(contents)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict) or not values["model"].get("vocab"):
@@ -68,7 +72,7 @@ def read(contents: bytes) -> Vocabulary:
 
 
 def _around(processor: Mapping | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The special tokens that a text gets before and after it."""
+    """Returns the special tokens that a text gets before and after it."""
     parts = (processor or {}).get("processors") or [processor or {}]
     for part in parts:
         if part.get("type") == "TemplateProcessing":
@@ -80,7 +84,7 @@ def _around(processor: Mapping | None) -> tuple[tuple[str, ...], tuple[str, ...]
 
 
 def _sentencepiece(values: Mapping, added: Sequence[AddedToken]) -> tuple[bytes, frozenset[bytes]]:
-    """The bytes of a SentencePiece model that says the same, and its pieces that no text gives."""
+    """Returns the bytes of a SentencePiece model that says the same, and its pieces that no text gives."""
     model = values["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
     _check_pipeline(values)
@@ -102,7 +106,7 @@ def _sentencepiece(values: Mapping, added: Sequence[AddedToken]) -> tuple[bytes,
     if [ids[text] for text in texts] != list(range(len(texts))):
         raise OtherKindError("its ids are not 0, 1, 2, ... without gaps")
     if unknown not in ids:
-        raise OtherKindError("it has no token for what is unknown")
+        raise OtherKindError("it has no token for unknown text")
     types = _types(ids, added, dead, unknown)
     specials = [ids.get(name, ids[unknown]) for name in ("<pad>", "<eos>", "<bos>")]
     proto = pieces.model_from_pieces(
@@ -121,26 +125,28 @@ def _types(ids: Mapping[str, int], added: Sequence[AddedToken], dead: set[str], 
     types |= dict.fromkeys(dead, pieces.CONTROL)
     types |= {text: pieces.BYTE for text in ids if _BYTE.fullmatch(text)}
     for token in added:
-        # With a U+2581 it is looked for where the text has one, and else a piece like any other.
+        # A token with a U+2581 matches where the text has one; elsewhere it is a piece like any other.
         if token.content in types and (token.normalized or SPACE not in token.content):
             types[token.content] = pieces.CONTROL if token.special else pieces.USER_DEFINED
     return types | {unknown: pieces.UNKNOWN}
 
 
 def _check_pipeline(values: Mapping) -> None:
-    """That a text's spaces become U+2581 and nothing else happens to it, before and after the vocabulary."""
+    """Raises OtherKindError unless the only change of a text, before and after the vocabulary, is spaces to U+2581."""
     normalizer = values.get("normalizer") or {}
     if normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) == 1:
         normalizer = normalizer["normalizers"][0]
     before = values.get("pre_tokenizer")
     metaspace = before is not None and before.get("type") == "Metaspace" and before.get("replacement") == SPACE
-    whole = metaspace and before.get("prepend_scheme") == "never" and before.get("split") is False
+    whole = (
+        before is not None and metaspace and before.get("prepend_scheme") == "never" and before.get("split") is False
+    )
     if normalizer != _REPLACE and not (whole and not normalizer):
         raise OtherKindError(f"its normalizer is {json.dumps(normalizer)[:200]}")
     if not (before is None or before == _SPLIT or whole):
         raise OtherKindError(f"its pre-tokenizer is {json.dumps(before)[:200]}")
     decoder = values.get("decoder") or {}
-    steps = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
+    steps = (decoder.get("decoders") or []) if decoder.get("type") == "Sequence" else [decoder]
     if metaspace and steps and steps[0].get("type") == "Metaspace":
         steps = _DECODER[:1] + steps[1:]
     if not all(step in _DECODER for step in steps) or _DECODER[0] not in steps:
@@ -148,7 +154,7 @@ def _check_pipeline(values: Mapping) -> None:
 
 
 def _merged(model: Mapping) -> tuple[dict[str, int], dict[str, float], set[str]]:
-    """The ids, the scores by which SentencePiece merges in the same order, and the pieces that merging never gives."""
+    """Returns the ids, scores that make SentencePiece merge in the same order, and the pieces that no merge makes."""
     ids = model["vocab"]
     pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges") or ()]
     wholes = [left + right for left, right in pairs]
@@ -170,14 +176,14 @@ def _merged(model: Mapping) -> tuple[dict[str, int], dict[str, float], set[str]]
 def write(
     texts: Sequence[str], added: Sequence[AddedToken], unknown: str, begins: Sequence[tuple[str, int]], merged: int
 ) -> bytes:
-    """A BPE vocabulary as transformers makes it of `tokenizer.model`.
+    """Returns a tokenizer.json as transformers makes it from `tokenizer.model`.
 
     Args:
-      texts: the pieces in the order of their ids.
-      merged: how many of them, from the first on, are made by merging.
-      added: the tokens that are taken out of a text first.
-      unknown: the piece for what is unknown.
-      begins: the (text, id) of tokens that a text gets before it.
+        texts: the pieces in the order of their ids.
+        added: the tokens that are taken out of a text first.
+        unknown: the piece for unknown text.
+        begins: the (text, id) of tokens that a text gets before it.
+        merged: how many of the pieces, from the first on, are made by merging.
     """
     ids = {text: id_ for id_, text in enumerate(texts)}
     single = [{"SpecialToken": {"id": text, "type_id": 0}} for text, _ in begins]
@@ -227,7 +233,7 @@ def write(
 
 
 def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """All the ways in which two pieces make a third, the lower id first, and of these the shorter left part."""
+    """Returns all ways in which two pieces make a third: by its id, then by the length of the left part."""
     vocabulary = set(texts)
     return [
         (text[:place], text[place:])

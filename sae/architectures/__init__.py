@@ -1,4 +1,4 @@
-"""Architectures: how latents are computed and kept in training, and what is released. One file adds one; see
+"""Architectures: how latents are computed in training, and which autoencoder is released. One file adds one; see
 `sae.architectures.base.Architecture`."""
 
 from sae.architectures.base import ARCHITECTURES, Architecture, Encoded, register

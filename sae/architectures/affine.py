@@ -1,5 +1,5 @@
-"""What architectures share whose latents come of z = (x - b_dec) W_enc + b_enc alone: parameters, their start, and the
-loss that lets dead latents explain what the others leave over."""
+"""The base of architectures whose latents depend on z = (x - b_dec) W_enc + b_enc alone: parameters, their start, and
+the loss by which dead latents explain the error of the others."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,20 +14,20 @@ from sae.topk import keep_largest
 
 
 class Params(NamedTuple):
-    """Trained parameters; a pytree. b_dec is subtracted before the encoder, but for transcoders."""
+    """Trained parameters; a pytree. b_dec is subtracted before the encoder, except for transcoders."""
 
     W_enc: jax.Array  # [A, Z]
     b_enc: jax.Array  # [Z]
     W_dec: jax.Array  # [Z, A], rows of unit norm
     b_dec: jax.Array  # [A]
-    W_skip: jax.Array | None = None  # [A, A], of the width that goes in and the one that comes out
+    W_skip: jax.Array | None = None  # [A, A], the dims of the input and the output
 
 
 class Affine(Architecture):
-    """An architecture with these parameters and no others; those with more add theirs to `init`.
+    """An architecture with these parameters alone; one with more adds them in `init`.
 
     Attributes:
-      skip: a transcoder has an affine skip; where that is no field, none has.
+        skip: whether a transcoder has an affine skip; a subclass without this field has none.
     """
 
     skip: bool = False
@@ -35,7 +35,7 @@ class Affine(Architecture):
     def check_sizes(self, sizes: Sizes) -> None:
         if self.skip and not sizes.transcodes:
             name = type(self).__name__
-            raise ValueError(f"{name}: skip is for transcoders; an autoencoder could pass its input through it")
+            raise ValueError(f"{name}: skip is for transcoders, as an autoencoder could pass its input through it")
 
     def init(self, key: jax.Array, dims: tuple[int, int], sizes: Sizes, initialisation: Initialisation) -> NamedTuple:
         W_enc, W_dec = initialisation.draw(key, dims, sizes)
@@ -44,12 +44,12 @@ class Affine(Architecture):
 
 
 class KeepsLargest(Affine):
-    """An architecture that keeps k latents of a token, and has dead ones revived by AuxK.
+    """An architecture that keeps k latents of a token, and revives dead latents by AuxK.
 
     Attributes:
-      k: how many latents a token has.
-      aux_k: how many dead latents of a token explain what is left over.
-      aux_coefficient: of AuxK; 0 for none.
+        k: the number of latents of a token.
+        aux_k: the number of dead latents of a token that explain the error of the others.
+        aux_coefficient: the coefficient of AuxK; 0 turns it off.
     """
 
     l0_gradient: ClassVar[bool] = False
@@ -74,32 +74,38 @@ class KeepsLargest(Affine):
 
 
 def pre_activations(params, x: jax.Array, sizes: Sizes) -> jax.Array:
-    """Scaled activations [B, A] -> z = (x - b_dec) W_enc + b_enc [B, Z]; x as it is for transcoders."""
+    """Returns z = (x - b_dec) W_enc + b_enc [B, Z] for scaled activations x [B, A]; for transcoders x is not
+    shifted."""
     # b_dec by itself, so that its gradient is a product with one row and not with the whole batch: a sixth of a step.
-    return x @ params.W_enc + released_bias(params, sizes)
+    return x @ params.W_enc + released_bias(params, sizes)[None]
 
 
 def released_bias(params, sizes: Sizes) -> jax.Array:
-    """b_enc [Z] of an encoder before which b_dec is not subtracted."""
+    """Returns b_enc [Z] of an encoder before which b_dec is not subtracted."""
     return params.b_enc if sizes.transcodes else params.b_enc - params.b_dec @ params.W_enc
 
 
 def explained_by_dead(
-    params: NamedTuple, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
+    params: Any, f: jax.Array, z: jax.Array, x: jax.Array, y: jax.Array, dead: jax.Array, k: int
 ) -> jax.Array:
-    """Returns AuxK, a scalar: ||e - e^||^2 a token (arXiv 2406.04093, appendix A.2), where e = y - y^ is held still and
-    e^ is made of the k largest dead latents; 0 where no latent is dead.
+    """Returns AuxK, a scalar: ||e - e^||^2 per token (arXiv 2406.04093, appendix A.2), where e = y - y^ is held still
+    and e^ is the reconstruction from the k largest dead latents; 0 where no latent is dead.
 
     Args:
-      params: with `W_dec`, `b_dec` and `W_skip`. f: latents [B, Z]. z: pre-activations [B, Z].
-      x: what goes in [B, A]. y: what is to come out [B, A]. dead: bool [Z].
-      k: at most so many dead latents a token.
+        params: with `W_dec`, `b_dec` and `W_skip`.
+        f: latents [B, Z].
+        z: pre-activations [B, Z].
+        x: scaled inputs [B, A].
+        y: the values to reconstruct [B, A].
+        dead: bool [Z].
+        k: the most dead latents of a token.
     """
 
     def explained() -> jax.Array:
         error = jax.lax.stop_gradient(y - f @ params.W_dec - base(params, x))
         positive = jnp.where(dead, jnp.maximum(z, 0.0), 0.0)
-        # Most steps with dead latents have fewer than k of them, and finding the k largest is a quarter of a step.
+        # Most steps with dead latents have fewer than k of them, and the search for the k largest is a quarter of a
+        # step.
         kept = jax.lax.cond(
             dead.sum() <= k,
             lambda positive: positive > 0,

@@ -1,4 +1,4 @@
-"""What every architecture does: parameters, latents, what it keeps from step to step, records, warnings, release."""
+"""The base of architectures: parameters, latents, the state from step to step, records, warnings, release."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple
@@ -24,16 +24,16 @@ _SPECS = {
 
 
 class Encoded(NamedTuple):
-    """A batch of latents, and what sparsity terms and the history read of them. A pytree.
+    """A batch of latents, and the numbers that sparsity terms and the history read. A pytree.
 
     Attributes:
-      f: [B, Z], the latents, which the decoder takes.
-      l0: [B], how many latents are active; with a gradient where the architecture defines one.
-      fired: [Z], the share of the tokens on which each latent is active; with a gradient where there is one.
-      z: [B, Z], pre-activations, of which a latent fires where it is above `threshold`.
-      threshold: [Z] or a scalar.
-      magnitude: [B, Z], what an L1 penalty sums; None for `f` itself.
-      measures: scalars that the history shows as means over batches, by name.
+        f: [B, Z], the latents, which the decoder takes.
+        l0: [B], the number of active latents; with a gradient where the architecture defines one.
+        fired: [Z], the part of the tokens on which each latent is active; with a gradient where `l0` has one.
+        z: [B, Z], pre-activations; a latent fires where its pre-activation is above `threshold`.
+        threshold: [Z] or a scalar.
+        magnitude: [B, Z], the values that an L1 penalty sums; None for `f` itself.
+        measures: scalars by name, whose means over batches the history shows.
     """
 
     f: jax.Array
@@ -54,9 +54,9 @@ class Architecture(Part, abc.ABC):
             k: int = 64
 
     Parameters are a NamedTuple of float32 arrays with `W_enc` [A_in, Z], `W_dec` [Z, A_out], `b_dec` [A_out] and
-    `W_skip` [A_in, A_out] or None, and whatever else it needs: each further one is taken to begin with Z, or is a
-    scalar. What it keeps from step to step beside them (a running threshold) is its state, any pytree of arrays: part
-    of checkpoints, split over the mesh where an axis is Z long, and without gradient.
+    `W_skip` [A_in, A_out] or None. Further parameters have a first axis Z, or are scalars. The state is what an
+    architecture keeps from step to step beside them (a running threshold): any pytree of arrays, part of checkpoints,
+    split over the mesh where the first axis is Z long, and without gradient.
 
     All methods but `check` and `check_sizes` are called inside compiled programs, where fields of type `Number` are
     traced.
@@ -70,14 +70,14 @@ class Architecture(Part, abc.ABC):
         """Returns the parameters at the start.
 
         Args:
-          key: of the run's seed.
-          dims: A_in and A_out.
-          sizes: of the run.
-          initialisation: draws W_enc and W_dec.
+            key: a key of the run's seed.
+            dims: A_in and A_out.
+            sizes: the sizes of the run.
+            initialisation: draws W_enc and W_dec.
         """
 
     def state(self, sizes: Sizes) -> Any:
-        """Returns what it keeps from step to step, at the start; () for nothing."""
+        """Returns the state at the start; () for none."""
         return ()
 
     @abc.abstractmethod
@@ -90,46 +90,54 @@ class Architecture(Part, abc.ABC):
         """Returns a scalar that is added to the loss, or None.
 
         Args:
-          params: the parameters. encoded: of x. x: [B, A_in], scaled. y: [B, A_out], what is to be reconstructed.
-          state: before the step. dead: bool [Z], latents that were silent for `sizes.dead_tokens` tokens.
+            params: the parameters.
+            encoded: the latents of x.
+            x: [B, A_in], scaled inputs.
+            y: [B, A_out], the values to reconstruct.
+            state: the state before the step.
+            dead: bool [Z], latents that were silent for `sizes.dead_tokens` tokens.
         """
         return None
 
     def update(self, state: Any, encoded: Encoded, step: jax.Array, sizes: Sizes) -> Any:
-        """Returns what it keeps after a step, from what it kept before and the step's batch."""
+        """Returns the state after a step, from the state before and the step's batch."""
         return state
 
-    def project(self, params: NamedTuple) -> NamedTuple:
-        """Returns the parameters after an update, back within what they must satisfy: decoder rows of unit norm."""
+    def project(self, params: Any) -> Any:
+        """Returns the parameters after an update, projected onto their constraint: decoder rows of unit norm."""
         return params._replace(W_dec=unit_rows(params.W_dec))
 
     def learning_rates(self) -> dict[str, jax.Array | float]:
-        """Returns the peak learning rates of the parameters that have one of their own, by name."""
+        """Returns {parameter: peak learning rate} for parameters with a rate of their own."""
         return {}
 
     def records(self, params: NamedTuple, state: Any, sizes: Sizes) -> dict[str, jax.Array]:
-        """Returns what the history shows of the parameters and the state: scalars by name."""
+        """Returns scalars by name, of the parameters and the state, which the history shows."""
         return {}
 
     @abc.abstractmethod
     def release(self, params: NamedTuple, state: Any, sizes: Sizes) -> Any:
-        """Returns the autoencoder on scaled activations, a `sae.JumpReLU` or another pytree dataclass with `W_enc`
-        [A_in, Z], `b_enc` [Z], `W_dec` [Z, A_out], `b_dec` [A_out] and `W_skip`; `b_dec` is no longer subtracted before
+        """Returns the autoencoder on scaled activations: a `sae.JumpReLU` or another released form, with `W_enc`
+        [A_in, Z], `b_enc` [Z], `W_dec` [Z, A_out], `b_dec` [A_out] and `W_skip`. `b_dec` is no longer subtracted before
         the encoder. `sae.inputs` folds the units of raw activations into it."""
 
     def spec(self, name: str, shape: tuple[int, ...], sizes: Sizes) -> PartitionSpec:
-        """Returns how an array of the parameters or the state lies on a mesh with the axes `data` and `latent`."""
+        """Returns the partition of a parameter's or the state's array on a mesh with the axes `data` and `latent`."""
         if name in _SPECS:
             return _SPECS[name]
         return PartitionSpec(*(["latent"] if shape[:1] == (sizes.width,) else []))
 
 
 def counts(on: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Which latents fire, bool [B, Z] -> the L0 of each token [B], and the share of tokens on which each latent does
-    [Z]."""
+    """Returns the L0 of each token [B], and the part of the tokens on which each latent fires [Z].
+
+    Args:
+        on: bool [B, Z], whether a latent fires on a token.
+        dtype: the dtype of both results.
+    """
     return on.sum(axis=1).astype(dtype), on.mean(axis=0, dtype=dtype)
 
 
 def unit_rows(W_dec: jax.Array) -> jax.Array:
-    """[Z, A] with each row scaled to norm 1."""
+    """Returns W_dec [Z, A] with each row scaled to norm 1."""
     return W_dec / jnp.linalg.norm(W_dec, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The JumpReLU autoencoder while it trains, with the paper's straight-through gradients.
 
 f = z * 1[z > theta] on activations scaled so that their mean squared norm is 1 (arXiv 2408.05147, section 2.2; the
-gradients of the threshold from arXiv 2407.14435, section 3). Axis letters: B tokens, A width of the activation (of all
+gradients of the threshold from arXiv 2407.14435, section 3). Axis letters: B tokens, A dim of the activation (of all
 sites joined, for a crosscoder), Z latents.
 """
 
@@ -20,28 +20,29 @@ from sae.parts import Course, Number, Sizes
 
 
 class Params(NamedTuple):
-    """Trained parameters; a pytree. Unlike the released autoencoder, b_dec is subtracted before the encoder, but for
-    transcoders, whose output lives elsewhere."""
+    """Trained parameters; a pytree. Unlike in the released autoencoder, b_dec is subtracted before the encoder, except
+    for transcoders, whose output is at another site."""
 
     W_enc: jax.Array  # [A, Z]
     b_enc: jax.Array  # [Z]
     W_dec: jax.Array  # [Z, A], rows of unit norm
     b_dec: jax.Array  # [A]
     threshold: jax.Array  # [Z], theta, or log(theta)
-    W_skip: jax.Array | None = None  # [A, A], of the width that goes in and the one that comes out
+    W_skip: jax.Array | None = None  # [A, A], the dims of the input and the output
 
 
 @register("jumprelu")
 @dataclasses.dataclass(frozen=True)
 class JumpReLU(Affine):
-    """Latents above a threshold each; the defaults are Gemma Scope's. Released as a `sae.JumpReLU`.
+    """Latents above thresholds, one for each latent; the defaults are Gemma Scope's. The released form is a
+    `sae.JumpReLU`.
 
     Attributes:
-      skip: a transcoder has an affine skip.
-      log_threshold: train log(theta), as the paper does, or theta itself.
-      bandwidth: eps of the straight-through gradients, in scaled units.
-      threshold_init: theta at the start, in scaled units.
-      threshold_learning_rate: the optimizer's, for the threshold.
+        skip: whether a transcoder has an affine skip.
+        log_threshold: whether to train log(theta), as the paper does, or theta itself.
+        bandwidth: eps of the straight-through gradients, in scaled units.
+        threshold_init: theta at the start, in scaled units.
+        threshold_learning_rate: the learning rate of the threshold.
     """
 
     skip: bool = False
@@ -59,13 +60,13 @@ class JumpReLU(Affine):
         return Params(threshold=jnp.log(threshold) if self.log_threshold else threshold, **shared._asdict())
 
     def theta(self, params: Params) -> jax.Array:
-        """The thresholds themselves [Z]."""
+        """Returns the thresholds theta [Z]."""
         return jnp.exp(params.threshold) if self.log_threshold else params.threshold
 
     def encode(self, params: Params, x: jax.Array, state: tuple, sizes: Sizes) -> Encoded:
         z, theta = pre_activations(params, x, sizes), self.theta(params)
         f, l0, fired = activate(z, theta, self.bandwidth)
-        window = (jnp.abs(z - theta) < self.bandwidth / 2).mean(dtype=jnp.float32)
+        window = (jnp.abs(z - theta[None]) < self.bandwidth / 2).mean(dtype=jnp.float32)
         return Encoded(f, l0, fired, z, theta, measures={"window": jax.lax.stop_gradient(window)})
 
     def project(self, params: Params) -> Params:
@@ -79,7 +80,7 @@ class JumpReLU(Affine):
 
     def records(self, params: Params, state: tuple, sizes: Sizes) -> dict[str, jax.Array]:
         theta = self.theta(params)
-        # log(0) is no number: a theta that came down to zero counts as moved by a factor of a thousand.
+        # log(0) is no number: a theta of 0 counts as moved by a factor of a thousand.
         moved = jnp.abs(jnp.log(jnp.maximum(theta / self.threshold_init, 1e-3)))
         return {"threshold_mean": theta.mean(), "threshold_moved": moved.mean()}
 
@@ -105,13 +106,14 @@ class JumpReLU(Affine):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def activate(z: jax.Array, threshold: jax.Array, bandwidth: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pre-activations [B, Z] -> latents f = z * 1[z > theta] [B, Z]; ||f||_0 [B]; the share of tokens on which each
-    latent is active [Z].
+    """Returns latents f = z * 1[z > theta] [B, Z], ||f||_0 [B], and the part of the tokens on which each latent is
+    active [Z], for pre-activations z [B, Z].
 
     With eps the bandwidth, on the window |z - theta| < eps/2 the threshold has the gradient -(theta/eps) through f and
-    -(1/eps) through each 1[z > theta] that is counted. z has the hard mask's through f, and none through the counts.
+    -(1/eps) through each 1[z > theta] that is counted. z has the hard mask's gradient through f, and none through the
+    counts.
     """
-    on = z > threshold
+    on = z > threshold[None]
     return jnp.where(on, z, 0.0), *counts(on, z.dtype)
 
 
@@ -120,9 +122,9 @@ def _activate_fwd(z, threshold, bandwidth):
 
 
 def _activate_bwd(bandwidth, saved, cotangents):
-    z, threshold = saved
+    z, threshold = saved[0], saved[1][None]
     to_f, to_l0, to_fired = cotangents
-    counted = to_l0[:, None] + to_fired / len(z)
+    counted = to_l0[:, None] + (to_fired / len(z))[None]
     window = jnp.abs(z - threshold) < bandwidth / 2
     to_threshold = jnp.where(window, to_f * threshold + counted, 0.0).sum(axis=0) * (-1.0 / bandwidth)
     return jnp.where(z > threshold, to_f, 0.0), to_threshold

@@ -17,11 +17,11 @@ from sae.parts import Sizes
 @register("relu")
 @dataclasses.dataclass(frozen=True)
 class ReLU(Affine):
-    """Latents above 0, for a sparsity term `sae.sparsity.L1`. Released as a `sae.ReLU`; of several sites, as a
-    crosscoder with thresholds of 0.
+    """Latents above 0, for a sparsity term `sae.sparsity.L1`. The released form is a `sae.ReLU`, or a crosscoder with
+    thresholds of 0 for several sites.
 
     Attributes:
-      skip: a transcoder has an affine skip.
+        skip: whether a transcoder has an affine skip.
     """
 
     l0_gradient: ClassVar[bool] = False

@@ -15,17 +15,17 @@ from sae.parts import Number, Sizes
 @register("topk")
 @dataclasses.dataclass(frozen=True)
 class TopK(KeepsLargest):
-    """Latents that are among the k largest of their token, where they are above 0. It needs no sparsity term: give the
-    run `sparsity=()`. Released as a `sae.TopK`.
+    """The k largest latents of a token, where they are above 0. It needs no sparsity term: give the run `sparsity=()`.
+    The released form is a `sae.TopK`.
 
-    Dead latents are revived by AuxK, which lets them explain the error that the others leave (arXiv 2406.04093,
-    appendix A.2). Unlike there, decoder rows are kept at unit norm by projection.
+    AuxK revives dead latents: they explain the error that the others leave (arXiv 2406.04093, appendix A.2). Unlike
+    there, decoder rows are kept at unit norm by projection.
 
     Attributes:
-      k: how many latents a token has.
-      skip: a transcoder has an affine skip.
-      aux_k: how many dead latents of a token explain what is left over.
-      aux_coefficient: of AuxK; 0 for none.
+        k: the number of latents of a token.
+        skip: whether a transcoder has an affine skip.
+        aux_k: the number of dead latents of a token that explain the error of the others.
+        aux_coefficient: the coefficient of AuxK; 0 turns it off.
     """
 
     k: int = 64
@@ -42,7 +42,7 @@ class TopK(KeepsLargest):
         z = pre_activations(params, x, sizes)
         largest = released.keep_largest(jnp.maximum(jax.lax.stop_gradient(z), 0.0), self.k)
         on = largest > 0
-        # The smallest that is kept differs from token to token: the history and revival take its mean.
+        # The smallest latent that is kept differs between tokens: the history and revival take its mean.
         smallest = jnp.where(on, largest, jnp.inf).min(axis=1)
         threshold = jnp.where(jnp.isfinite(smallest), smallest, 0.0).mean()
         return Encoded(jnp.where(on, z, 0.0), *counts(on, z.dtype), z, threshold)

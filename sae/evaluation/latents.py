@@ -1,5 +1,5 @@
 """What each latent does over a text: how often and how strongly it fires, where it is strongest, which tokens it
-promotes. The material of the feature pages.
+promotes. The feature pages show it.
 
 Axis letters: S sequences, T tokens of a sequence, Z latents, E examples kept for each latent.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Integer
 
 from mishax_lite.compiling import jit_forward
 from sae import showing
@@ -31,27 +32,29 @@ _EFFECTS_HELD = 2**25  # logit effects in memory at a time
 
 @dataclasses.dataclass(frozen=True)
 class LatentStatistics:
-    """Over the text tokens of [S, T] token sequences.
+    """How each latent fires over the tokens of a text that count.
 
     Attributes:
-      tokens: how many text tokens were seen.
-      fired: [Z] on how many of them each latent is active.
-      largest: [Z] the largest activation seen, in raw units.
-      histogram: [Z, BINS] how many activations above zero lie in each of BINS equal parts of 0 … histogram_range.
-      histogram_range: [Z] at least `largest`.
-      example_sequence, example_peak: [Z, E] the sequences with the strongest activations, strongest first, and the
-        token in each where it is strongest; -1 where a latent has fewer.
-      example_activation: [Z, E, T] the latent's activation at every token of them.
+      tokens: how many tokens counted.
+      fired: int64 [Z], on how many of the tokens each latent is active.
+      largest: float32 [Z], the largest activation, in raw units.
+      histogram: int64 [Z, BINS], how many activations above zero lie in each of BINS equal parts of 0 to
+        `histogram_range`.
+      histogram_range: float32 [Z], at least `largest`.
+      example_sequence: int32 [Z, E], the sequences with the strongest activations, the strongest first; -1 where a
+        latent has fewer.
+      example_peak: int64 [Z, E], the token of each of these sequences where the latent is strongest; -1 likewise.
+      example_activation: float32 [Z, E, T], the latent's activation at every token of these sequences.
     """
 
     tokens: int
-    fired: np.ndarray
-    largest: np.ndarray
-    histogram: np.ndarray
-    histogram_range: np.ndarray
-    example_sequence: np.ndarray
-    example_peak: np.ndarray
-    example_activation: np.ndarray
+    fired: Integer[np.ndarray, " Z"]
+    largest: Float32[np.ndarray, " Z"]
+    histogram: Integer[np.ndarray, "Z bins"]
+    histogram_range: Float[np.ndarray, " Z"]
+    example_sequence: Integer[np.ndarray, "Z E"]
+    example_peak: Integer[np.ndarray, "Z E"]
+    example_activation: Float32[np.ndarray, "Z E T"]
 
     def __repr__(self) -> str:
         fired, examples = np.count_nonzero(self.fired), self.example_sequence.shape[1]
@@ -71,11 +74,23 @@ def latent_statistics(
     counted: Counted | None = None,
     progress: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> LatentStatistics:
-    """One pass over sequences [S, T], in memory that does not grow with S. A sequence gives one example at most. Which
-    tokens count, the autoencoder records, unless `counted` says otherwise; as for `sae.evaluate`."""
+    """Looks at every latent in one pass over a text, in memory that does not grow with the text.
+
+    Args:
+      autoencoder: on raw activations, of one site.
+      model: with its tokenizer.
+      tokens: as for `sae.evaluate`.
+      site: what the autoencoder reads.
+      examples: the most examples of a latent; a sequence gives one at most.
+      counted: which tokens count, in place of what the autoencoder records.
+      progress: called with the batches to come, and `total` and `desc`, as tqdm is.
+
+    Raises:
+      ValueError: for a negative number of examples, and as `sae.evaluate` does.
+    """
     check_model(autoencoder.info, model)
     text = counted_text(autoencoder.info, model, as_sequences(tokens, model), counted)
-    # What evaluation captures, so that its program serves here too.
+    # The sites that evaluation captures, so that its program serves here too.
     site_out = site if autoencoder.info is None or autoencoder.info.site != site else autoencoder.info.site_out
     sites = sites_to_capture(model, site, site_out, text.rule)
     autoencoder = bare(autoencoder)
@@ -85,7 +100,7 @@ def latent_statistics(
         raise ValueError(f"examples must not be negative, got {examples}: 0 keeps none")
     fired, total, largest = np.zeros(Z, np.int64), 0, np.zeros(Z, np.float32)
     histogram = np.zeros((Z, BINS), np.int64)
-    # The range of a histogram doubles when a larger activation comes.
+    # The range of a histogram doubles when an activation is larger.
     reach = np.maximum(np.asarray(autoencoder.thresholds, np.float32) * 2, 1e-6)
     sequence = np.full((Z, E), -1, np.int32)
     activation = np.zeros((Z, E, T), np.float32)
@@ -115,7 +130,7 @@ def _text_latents(autoencoder, x, text):
 
 
 def _grow(histogram: np.ndarray, reach: np.ndarray, peaks: np.ndarray) -> None:
-    """Doubles, in place, the range of every histogram that the peaks [Z] leave, by joining its bins in pairs."""
+    """Doubles, in place, the range of every histogram that a peak [Z] exceeds, by joining its bins in pairs."""
     while (small := peaks > reach).any():
         joined = histogram[small].reshape(-1, BINS // 2, 2).sum(axis=-1)
         histogram[small] = np.concatenate([joined, np.zeros_like(joined)], axis=1)
@@ -138,9 +153,19 @@ def _keep_strongest(sequence: np.ndarray, activation: np.ndarray, f: np.ndarray,
 
 
 def logit_effects(autoencoder: Released, model: LanguageModel, site: str, latents: slice = slice(None)) -> np.ndarray:
-    """[Z, V], for all latents or a range of them: how each one's decoder row, added at the site, would move the logits
-    directly, to first order (`LanguageModel.logit_directions`). What depends on the token, such as the last norm's
-    division, is left out, and the mean over the vocabulary, which softmax ignores, is taken away.
+    """Returns how the decoder row of each latent, added at a site, moves the logits directly, to first order.
+
+    Whatever depends on the token, such as the last norm's division, is left out, and the mean over the vocabulary,
+    which softmax ignores, is subtracted (`LanguageModel.logit_directions`).
+
+    Args:
+      autoencoder: on raw activations.
+      model: the language model.
+      site: where the autoencoder writes.
+      latents: a range of latents; by default all.
+
+    Returns:
+      float32 [Z, V].
 
     Raises:
       ValueError: for a site that does not write to the residual stream.
@@ -154,12 +179,19 @@ def logit_effects(autoencoder: Released, model: LanguageModel, site: str, latent
 
 @dataclasses.dataclass(frozen=True)
 class TopTokens:
-    """The tokens that each latent moves most: ids [Z, E] and effects on their logits [Z, E], the strongest first."""
+    """The tokens whose logits each latent moves most, the strongest first.
 
-    promoted: np.ndarray
-    promotion: np.ndarray
-    suppressed: np.ndarray
-    suppression: np.ndarray
+    Attributes:
+      promoted: int [Z, E], the ids of the tokens that a latent makes more likely.
+      promotion: float32 [Z, E], by how much it raises their logits.
+      suppressed: int [Z, E], the ids of the tokens that it makes less likely.
+      suppression: float32 [Z, E], the effects on their logits, which are negative.
+    """
+
+    promoted: Integer[np.ndarray, "Z E"]
+    promotion: Float32[np.ndarray, "Z E"]
+    suppressed: Integer[np.ndarray, "Z E"]
+    suppression: Float32[np.ndarray, "Z E"]
 
     def __repr__(self) -> str:
         latents, tokens = self.promoted.shape
@@ -167,9 +199,15 @@ class TopTokens:
 
 
 def top_tokens(autoencoder: Released, model: LanguageModel, site: str, count: int = 10) -> TopTokens:
-    """The greatest and the least of `logit_effects`, of which only a part is held at a time: Z times V is large.
+    """Returns the greatest and the least of `logit_effects`. Only a part is held at a time, since Z times V is large.
 
-    Rows of the embedding that the tokenizer has no piece for (padding of the table) are left out.
+    Rows of the embedding for which the tokenizer has no piece (padding of the table) are left out.
+
+    Args:
+      autoencoder: on raw activations.
+      model: the language model.
+      site: where the autoencoder writes.
+      count: E, the tokens on either side.
 
     Raises:
       ValueError: for a site that does not write to the residual stream.

@@ -1,7 +1,7 @@
-"""Whether a model and a text are those that an autoencoder was trained on, by what its `Info` records.
+"""Checks that a model and a text are those of an autoencoder's training, by what its `Info` records.
 
-All of it is done before a forward pass. Old files record less, and Gemma Scope's nothing: then nothing is refused that
-is not known to differ, and a `RecordWarning` says what is assumed.
+All of it happens before a forward pass. Old files record less, and Gemma Scope's files nothing: then nothing is refused
+that is not known to differ, and a `RecordWarning` says what is assumed.
 """
 
 import json
@@ -18,23 +18,23 @@ from sae.text import Sequences
 
 
 class RecordWarning(UserWarning):
-    """A record is missing, or the text is another one than trained on; the message says what that means."""
+    """A record is missing, or the text is not that of training; the message says what follows."""
 
 
 def check_model(info: Info | None, model: LanguageModel, subject: str = "this autoencoder") -> None:
-    """Raises ValueError, naming both models, where an autoencoder was trained on another one.
+    """Raises ValueError, naming both models, for an autoencoder that was trained on another model.
 
-    Fingerprints decide, whatever the names. Where none is recorded, the hash of the parameters does that earlier
-    versions recorded; where that is missing too, the name.
+    Fingerprints decide, whatever the names. Where none is recorded, the hash of the parameters decides, which earlier
+    versions recorded; where that is missing too, the name decides.
 
     Args:
-      info: the autoencoder's.
-      model: the one that is given. Its parameters are hashed once (a second for each gigabyte, about).
-      subject: what the error calls the autoencoder.
+      info: of the autoencoder.
+      model: the language model. Its parameters are hashed once (about a second for each gigabyte).
+      subject: the error's name for the autoencoder.
 
     Warns:
-      RecordWarning: where the names are the same and the parameters cannot be compared, as nothing is recorded of them
-        or they have another dtype than those trained on.
+      RecordWarning: where the names are the same and the parameters cannot be compared, since no record of them exists,
+        or since their dtype is not that of training.
     """
     if info is None:
         return
@@ -67,7 +67,7 @@ def check_model(info: Info | None, model: LanguageModel, subject: str = "this au
 
 
 def record_of(info: Info | None) -> Record | None:
-    """Returns the record of an `Info`, also of one written before there was a field for it."""
+    """Returns the record of an `Info`, also of one that an earlier version wrote without the field; None elsewhere."""
     if info is None or info.record is not None:
         return None if info is None else info.record
     store = _training(info).get("store", {})
@@ -80,17 +80,18 @@ def counted_of(info: Info | None, model: LanguageModel, subject: str = "this aut
     """Returns which tokens an autoencoder's training counted.
 
     Args:
-      info: the autoencoder's, also one written before there was a field for this.
-      model: with its tokenizer, whose special ids do not count where nothing is recorded.
-      subject: what the warning calls the autoencoder.
+      info: of the autoencoder, also one that an earlier version wrote without the field.
+      model: with its tokenizer. Where nothing is recorded, its special ids do not count.
+      subject: the warning's name for the autoencoder.
 
     Warns:
-      RecordWarning: where nothing is recorded; it says what counts then.
+      RecordWarning: where nothing is recorded. It says which tokens count then.
     """
     if info is not None and info.counted is not None:
         return info.counted
     left_out = {} if info is None else _training(info).get("left_out", {})
     ids, limits = left_out.get("token_ids", model.tokenizer.special_ids), left_out.get("sink_norms")
+    # pyrefly: ignore[bad-argument-type]  not None here
     counted = Counted(tuple(ids), sinks=Sinks(limits=limits) if limits else None)
     if not left_out:
         problem = "does not record which tokens its training counted"
@@ -103,7 +104,12 @@ def counted_of(info: Info | None, model: LanguageModel, subject: str = "this aut
 
 
 def differences(info: Info | None, text: Sequences) -> list[str]:
-    """How a text differs from the one that an autoencoder was trained on, as far as both are on record; in words."""
+    """Returns in words how a text differs from the text of training, as far as both are on record.
+
+    Args:
+      info: of the autoencoder.
+      text: the sequences.
+    """
     record = record_of(info)
     if record is None or record.origin is None or text.origin is None:
         return []
@@ -121,7 +127,12 @@ def differences(info: Info | None, text: Sequences) -> list[str]:
 
 
 def say_differences(info: Info | None, text: Sequences, subject: str = "this autoencoder") -> None:
-    """Warns, in one line, where the text is another one than trained on.
+    """Warns, in one line, of a text that is not that of training.
+
+    Args:
+      info: of the autoencoder.
+      text: the sequences.
+      subject: the warning's name for the autoencoder.
 
     Warns:
       RecordWarning: see `differences`.

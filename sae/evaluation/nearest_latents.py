@@ -1,4 +1,4 @@
-"""`sae.nearest`: which latent of one autoencoder is most like each latent of another, by their decoder rows.
+"""`sae.nearest`: the latent of one autoencoder that is most like each latent of another, by their decoder rows.
 
 Similarities are computed in blocks, so that those of all pairs, 131k times 131k, are never held.
 
@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from mishax_lite.compiling import jit_program
 from sae import showing
@@ -26,15 +27,20 @@ class Nearest:
     """For each latent of `a`, the latent of `b` whose decoder row points most nearly in the same direction.
 
     Attributes:
-        index: int32 [Z of a], the latent of b.
+        index: int32 [Z of a], the nearest latent of b.
         similarity: float32 [Z of a], the cosine of the two rows; 0 where either row is 0.
-        mutual: bool [Z of a], whether in turn no latent of a is nearer to that one, by more than rounding: all of
-            several equal latents are, or none. False where either row is 0.
+        mutual: bool [Z of a], whether no latent of a is nearer to that latent of b, by more than rounding: of several
+            equal latents, all are mutual or none. False where either row is 0.
+
+    Example:
+        >>> match = sae.nearest(autoencoder, autoencoder)
+        >>> match.index[:3].tolist(), bool(match.mutual.all())
+        ([0, 1, 2], True)
     """
 
-    index: np.ndarray
-    similarity: np.ndarray
-    mutual: np.ndarray
+    index: Int32[np.ndarray, " Z"]
+    similarity: Float32[np.ndarray, " Z"]
+    mutual: Bool[np.ndarray, " Z"]
 
     def __repr__(self) -> str:
         latents, middle = showing.count(len(self.index), "latent"), float(np.median(self.similarity))
@@ -44,15 +50,15 @@ class Nearest:
 def nearest(a: Released, b: Released, *, block: int = BLOCK) -> Nearest:
     """Matches the latents of two autoencoders by the cosine of their decoder rows.
 
-    So are seeds compared, and sizes (arXiv 2405.14860 and 2501.16615 count latents whose similarity is above 0.7).
+    This compares seeds, and sizes (arXiv 2405.14860 and 2501.16615 count latents whose similarity is above 0.7).
 
     Args:
-        a: whose latents are matched.
-        b: whose latents they are matched with; of activations of the same dim.
-        block: latents of either side whose similarities are held at a time.
+        a: the autoencoder whose latents are matched.
+        b: the autoencoder with whose latents they are matched; of activations of the same dim.
+        block: latents of either side whose similarities are in memory at a time.
 
     Returns:
-        The nearest latent of b for each of a. Of equally near ones, the first.
+        The nearest latent of b for each latent of a; of equally near ones, the first.
 
     Raises:
         ValueError: for rows of different lengths, and rows that are not finite.
@@ -71,13 +77,21 @@ def nearest(a: Released, b: Released, *, block: int = BLOCK) -> Nearest:
     index, similarity = strongest(rows_a, rows_b, 1, block=block)
     _, greatest = strongest(rows_b, rows_a, 1, block=block)
     index, similarity = index[:, 0], similarity[:, 0]
+    # pyrefly: ignore[bad-index]  with an axis, `any` of numpy is an array
     mutual = (similarity >= greatest[index, 0] - _TIE) & rows_a.any(axis=1) & rows_b.any(axis=1)[index]
     return Nearest(index, similarity, mutual)
 
 
 def neighbours(autoencoder: Released, count: int, *, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the latents of the same autoencoder that are most like each, itself excepted: index int32 [Z, K] and the
-    cosines float32 [Z, K], the nearest first; K is `count`, or Z - 1 if that is less.
+    """Returns the other latents of an autoencoder that are most like each latent.
+
+    Args:
+        autoencoder: any.
+        count: K, the neighbours of a latent; at most Z - 1 exist.
+        block: as for `nearest`.
+
+    Returns:
+        The latents, int32 [Z, K], and their cosines, float32 [Z, K], the nearest first.
 
     Raises:
         ValueError: for rows that are not finite.
@@ -93,13 +107,13 @@ def neighbours(autoencoder: Released, count: int, *, block: int = BLOCK) -> tupl
 def strongest(
     rows_a: Rows, rows_b: Rows, count: int, *, apart: bool = False, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of b with the greatest cosines to each row of a: index int32 [Z, K], and the cosines [Z, K].
+    """Returns the rows of b with the greatest cosines to each row of a: their numbers, int32 [Z, K], and the cosines.
 
     Args:
         rows_a: [Z, A].
         rows_b: [Z of b, A].
         count: K.
-        apart: whether a row of the same number is left out.
+        apart: whether the row of the same number is left out.
         block: rows of either side at a time.
 
     Example:
@@ -116,7 +130,8 @@ def strongest(
 
 
 def _strongest_of(rows, first, others, width, *, K, apart):
-    """Of unit rows [R, A], whose first has the number `first`, among others [blocks, R, A]: `width` latents."""
+    """Returns what `strongest` does, for unit rows [R, A] that begin with the number `first`, among others
+    [blocks, R, A] with `width` latents."""
     R = rows.shape[0]
 
     def add(best, block):
@@ -124,8 +139,8 @@ def _strongest_of(rows, first, others, width, *, K, apart):
         numbers = number * R + jnp.arange(R)
         cosines = jnp.matmul(rows, part.T, precision="highest")
         ours = first + jnp.arange(R)[:, None]
-        cosines = jnp.where((numbers < width) & ~(apart & (numbers == ours)), cosines, -jnp.inf)
-        # Those of before stand first: of equals, top_k takes the first.
+        cosines = jnp.where((numbers < width)[None] & ~(apart & (numbers[None] == ours)), cosines, -jnp.inf)
+        # The best so far stand first: of equals, top_k takes the first.
         joined = jnp.concatenate([best[1], cosines], axis=1)
         indices = jnp.concatenate([best[0], jnp.broadcast_to(numbers, cosines.shape)], axis=1)
         values, places = jax.lax.top_k(joined, K)
@@ -140,7 +155,8 @@ _program = jit_program(_strongest_of, program="other", static_argnames=("K", "ap
 
 
 def _rows(autoencoder: Released, where: str = "") -> np.ndarray:
-    """Decoder rows float32 [Z, A]. Raises ValueError for one that is not finite, which would be the nearest of all."""
+    """Returns decoder rows, float32 [Z, A]. Raises ValueError for a row that is not finite: it would be the nearest to
+    all."""
     rows = np.asarray(autoencoder.W_dec, np.float32).reshape(autoencoder.width, -1)
     if not (finite := np.isfinite(rows).all(axis=1)).all():
         number = int(np.flatnonzero(~finite)[0])
@@ -149,7 +165,7 @@ def _rows(autoencoder: Released, where: str = "") -> np.ndarray:
 
 
 def _in_blocks(rows: Rows, size: int) -> np.ndarray:
-    """Unit rows [blocks, R, A], filled up with zeros."""
+    """Returns unit rows [blocks, R, A], filled up with zeros."""
     rows = np.asarray(rows, np.float32)
     filled = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
     for start in range(0, len(rows), size):

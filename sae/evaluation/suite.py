@@ -1,6 +1,6 @@
-"""What an evaluation suite is, and the registry of them: one file in this folder, or anywhere else, adds one.
+"""What an evaluation suite is, and the registry of suites. One file in this folder, or anywhere else, adds one.
 
-`sae.evaluate` makes one pass over the text; each suite that was asked for sees every batch of it, for each autoencoder.
+`sae.evaluate` makes one pass over the text. Each suite that was named sees every batch, for each autoencoder.
 """
 
 import abc
@@ -21,7 +21,7 @@ Sums = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """What there is of some sequences. Axis letters: B sequences, T tokens, A dim of the activation.
+    """A batch of sequences, for one autoencoder. Axis letters: B sequences, T tokens, A dim of the activation.
 
     Attributes:
         model: the language model.
@@ -30,9 +30,9 @@ class Batch:
         text: bool [B, T], the tokens that count, on the host.
         inputs: [B, T, A] of each site that the autoencoder reads.
         outputs: [B, T, A] of each site that it reconstructs.
-        loss: a function of values [B, T, A] for each of `outputs` to the sum of the next-token losses in nats, over
+        loss: takes values [B, T, A] for each of `outputs`, and returns the sum of the next-token losses in nats, over
             predictions from tokens that count to tokens that count, with the values in the outputs' places.
-        finish: to be called with what a compiled program returned, before the next one runs.
+        finish: returns its argument; call it with what a compiled program returned, before the next one runs.
     """
 
     model: LanguageModel
@@ -47,7 +47,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a summary may say of the evaluation: `site`, several with + between them, and `rows_are_documents`."""
+    """Facts of the evaluation, for the metrics.
+
+    Attributes:
+        site: several sites have + between them.
+        rows_are_documents: as in `Metrics`.
+    """
 
     site: str
     rows_are_documents: bool = False
@@ -73,22 +78,22 @@ class Suite(abc.ABC):
 
     @abc.abstractmethod
     def add(self, batch: Batch) -> Mapping[str, Any]:
-        """What a batch adds to the sums, by name."""
+        """Returns what a batch adds to the sums, by name."""
 
     def merge(self, sums: Sums, new: Mapping[str, Any]) -> Sums:
-        """The sums with those of a batch, in float64."""
+        """Returns the sums with those of a batch, in float64."""
         return sums | {name: sums.get(name, 0) + np.asarray(part, np.float64) for name, part in new.items()}
 
     @abc.abstractmethod
     def metrics(self, sums: Sums, about: About) -> Any:
-        """The metrics: a frozen dataclass, a dict or a number."""
+        """Returns the metrics: a frozen dataclass, a dict or a number."""
 
 
 suites: Registry[type[Suite]] = Registry("evaluation suite")
 
 
 def suites_of(names: str | list[str] | tuple[str, ...]) -> dict[str, Suite]:
-    """The suites of some names.
+    """Returns the suites of some names, by name.
 
     Raises:
         ValueError: for no name, and for a name that no suite has.
@@ -96,5 +101,5 @@ def suites_of(names: str | list[str] | tuple[str, ...]) -> dict[str, Suite]:
     import_all("sae.evaluation")
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
-        raise ValueError(f"name at least one evaluation suite: there is {', '.join(suites)}")
+        raise ValueError(f"name at least one evaluation suite, of {', '.join(suites)}; got none")
     return {name: suites[name]() for name in names}

@@ -13,10 +13,10 @@ def table(metrics: Sequence[Metrics], targets: Sequence[str] | None = None) -> s
 
     Args:
         metrics: of each autoencoder.
-        targets: what each aimed at, for a column of its own; none without.
+        targets: the L0 that each aimed at, for a column; None for no such column.
 
     Raises:
-        ValueError: if there are not as many targets as metrics.
+        ValueError: for another number of targets than of metrics.
 
     Example:
         >>> one = Metrics("embed", 2000, 1900, 3.0, 0.25, 2.0, 2.5, 4.0, 0.5, 0.75, 7, 96, 20)
@@ -41,11 +41,11 @@ def table(metrics: Sequence[Metrics], targets: Sequence[str] | None = None) -> s
     return in_columns(columns)
 
 
-def in_columns(columns: dict[str, Sequence[str]]) -> str:
+def in_columns(columns: Mapping[str, Sequence[str]]) -> str:
     """Returns cells under their headings: the first column to the left, the others to the right.
 
     Args:
-        columns: heading to cells, of as many rows each.
+        columns: {heading: cells}, all of the same length.
 
     Raises:
         ValueError: for columns of unequal length.
@@ -69,13 +69,13 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> Any:
     """Returns records, such as `sae.train(...).history`, as columns.
 
     Args:
-        records: a mapping each. A name that a record lacks is None there.
+        records: mappings. A name that a record lacks is None there.
 
     Returns:
         A `pandas.DataFrame` where pandas is installed, else {name: list}; both have `["fvu"]` for one column.
 
     Example:
-        >>> table = as_table([{"step": 0, "l0": 9.5}, {"step": 50, "l0": 8.0, "fvu": 0.5}])
+        >>> table = sae.as_table([{"step": 0, "l0": 9.5}, {"step": 50, "l0": 8.0, "fvu": 0.5}])
         >>> list(table["l0"])
         [9.5, 8.0]
     """
@@ -83,5 +83,5 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> Any:
     columns = {name: [record.get(name) for record in records] for name in names}
     if importlib.util.find_spec("pandas") is None:
         return columns
-    # By name: no requirement of ours, and so no dependency that a build has to have.
+    # By name, since pandas is no requirement of this package, and no dependency that a build must have.
     return importlib.import_module("pandas").DataFrame(columns)

@@ -1,4 +1,4 @@
-"""Explainers: what puts a latent into a few words. One file adds one; see `sae.explainers.base.Explainer`."""
+"""Explainers put a latent into a few words. One file adds one; see `sae.explainers.base.Explainer`."""
 
 from sae.explainers.base import EXPLAINERS, Explainer, explainer_of, register
 

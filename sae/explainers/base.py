@@ -1,6 +1,6 @@
-"""What an explainer is, and the registry of them: one file in this folder, or anywhere else, adds one.
+"""The base of explainers and their registry: one file in this folder, or anywhere else, adds one.
 
-It knows what `sae.latents` says of a latent, and neither the model nor the autoencoder.
+An explainer knows the record of a latent from `sae.latents`, and neither the model nor the autoencoder.
 """
 
 import abc
@@ -15,12 +15,12 @@ from sae.registry import Registry
 class Explainer(abc.ABC):
     """Puts a latent into words.
 
-    Pages are written again where the `repr` of their explainer changes: it is the class and the attributes, unless a
-    subclass says otherwise, as a dataclass does.
+    Pages are written again where the `repr` of their explainer changes. By default it has the class and the attributes;
+    a subclass may have its own, as a dataclass does.
 
     Attributes:
         about: one line on the texts, which pages show.
-        version: of the texts; a new one where the same latent gets another text.
+        version: the version of the texts; raise it where the same latent gets another text.
 
     Example:
         >>> @sae.explainers.register("strongest")
@@ -52,10 +52,10 @@ register = EXPLAINERS.register
 
 
 def explainer_of(explainer: str | Explainer | None) -> Explainer | None:
-    """Returns the explainer of a name; an explainer, and None, as it is.
+    """Returns the explainer of a name. An explainer and None stay unchanged.
 
     Raises:
-        ValueError: for a name that no explainer has, and for anything else.
+        ValueError: for a name that no explainer has, and for another value.
 
     Example:
         >>> explainer_of("tokens")
@@ -73,13 +73,13 @@ def explainer_of(explainer: str | Explainer | None) -> Explainer | None:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all explainers."""
+    """Returns the names of all explainers."""
     import_all("sae.explainers")
     return tuple(EXPLAINERS)
 
 
 def explanation(explainer: Explainer, latent: Latent) -> str:
-    """Returns what an explainer says of a latent.
+    """Returns an explainer's text for a latent.
 
     Raises:
         ValueError: for an explainer that returns no text.

@@ -1,4 +1,4 @@
-"""The explainer `tokens`: the tokens on which a latent fires most strongly, and those that it promotes."""
+"""The explainer `tokens` lists the tokens on which a latent fires most strongly, and those that it promotes."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ from sae.latent import Latent
 class Tokens(Explainer):
     """Lists tokens: `fires on "sea", "shore"; promotes "water"`. The same latent always gets the same text.
 
-    It is worth a glance: latents are told apart and found again by it, it needs no other model and cannot make things
-    up. It is no explanation of what the tokens have in common. It leaves out the text before a token, on which a latent
-    may depend more; and it is of the strongest examples alone, which may mislead about all others (arXiv 2104.07143).
-    How well a text predicts where a latent fires has to be measured (arXiv 2410.13928).
+    The text tells latents apart, needs no other model and cannot make things up. It does not explain what the tokens
+    have in common. It leaves out the text before a token, on which a latent may depend more, and it shows the strongest
+    examples alone, which may mislead about all others (arXiv 2104.07143). How well a text predicts where a latent fires
+    has to be measured (arXiv 2410.13928).
 
     Attributes:
-        fires: the most tokens that it names of the examples; one that differs in case or spaces alone is the same. They
-            are in the order of the sums of their activations.
-        promoted: the most promoted tokens that it names, of those whose logits rise.
+        fires: the most tokens from the examples, in the order of the sums of their activations. Tokens that differ in
+            case or spaces alone count as one.
+        promoted: the most promoted tokens, among those whose logits rise.
     """
 
     about = "the tokens of the strongest examples, and those whose logits rise most"
@@ -45,7 +45,8 @@ class Tokens(Explainer):
 
 
 def _distinct(pairs: list[tuple[str, float]]) -> list[str]:
-    """Tokens without those that differ in case or spaces alone, in the order of the sums; each as it comes first."""
+    """Returns tokens in the order of their sums. Tokens that differ in case or spaces alone count as one, in the form
+    that comes first."""
     sums: dict[str, float] = {}
     shown: dict[str, str] = {}
     for token, weight in pairs:
@@ -56,5 +57,5 @@ def _distinct(pairs: list[tuple[str, float]]) -> list[str]:
 
 
 def _listed(tokens: list[str]) -> str:
-    """In quotation marks, on one line."""
+    """Returns tokens in quotation marks, on one line."""
     return ", ".join('"' + token.replace("\n", "↵") + '"' for token in tokens)

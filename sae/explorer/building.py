@@ -1,5 +1,5 @@
-"""`sae.explore`: the pages of several autoencoders, with the first page that leads to them and the picture of their
-trade-off. Pages that are there already, of the same autoencoder and text, stay."""
+"""`sae.explore`: the pages of autoencoders, the first page with links to them, and the picture of their trade-off.
+Pages of the same autoencoder and text that exist already stay."""
 
 import dataclasses
 import hashlib
@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from mishax_lite.hashing import fingerprint
 from sae import showing
@@ -26,12 +27,12 @@ from sae.progress import Progress, chosen
 from sae.released import Released
 from sae.text import Sequences, as_sequences
 
-VERSION = 2  # of what pages say; those of an earlier one are written again
+VERSION = 2  # of what pages say; pages of an earlier version are written again
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An autoencoder whose pages are wanted.
+    """An autoencoder whose pages are to be written.
 
     Attributes:
         place: where they go, below the folder of the first page.
@@ -53,33 +54,33 @@ class Entry:
 def explore(
     autoencoders: Released | Sequence[Released] | Mapping[str, Released],
     model: LanguageModel,
-    sequences: Sequences | np.ndarray,
+    sequences: Sequences | Integer[np.ndarray, "S T"],
     folder: str | Path,
     *,
     text: str = "text that the caller gave",
     explainer: Explainer | str | None = None,
     progress: Progress | bool | None = None,
 ) -> Path:
-    """Measures autoencoders and writes their pages: static files, to be opened in a browser.
+    """Measures autoencoders and writes their feature pages: static files for a browser.
 
     Args:
-        autoencoders: one, several, or several by name; a name is the way to its folder, such as
-            "layer_3/resid_post/width_1536". By default they are named by site and width.
+        autoencoders: one, several, or several by name. A name is the path of its folder, such as
+            "layer_3/resid_post/width_1536"; by default it has the site and the width.
         model: with its tokenizer.
-        sequences: the text: figures and examples are over it, and the same tokens count as for `sae.evaluate`.
-        folder: where the pages go. Those of the same autoencoder, model and text stay as they are.
-        text: what the pages call the text, after "tokens of".
-        explainer: what puts each latent into words (`sae.explainers`), by its name or itself; None for no words.
+        sequences: the text of the metrics and examples; the same tokens count as for `sae.evaluate`.
+        folder: where the pages go. Pages of the same autoencoder, model and text stay as they are.
+        text: the pages' name for the text, after "tokens of".
+        explainer: what puts each latent into words (`sae.explainers`), or its name; None for no words.
         progress: as for `sae.evaluate`.
 
     Returns:
-        The first page.
+        The path of the first page.
 
     Raises:
-        ValueError: as for `sae.evaluate`, for crosscoders, for no autoencoder, and for an unknown explainer.
+        ValueError: as for `sae.evaluate`; and for crosscoders, no autoencoder, or an unknown explainer.
 
     Example:
-        >>> sae.explore(autoencoder, model, sequences, folder).name
+        >>> sae.explore(autoencoder, model, sequences, "runs/pages").name
         'index.html'
     """
     progress, explainer = chosen(progress), explainer_of(explainer)
@@ -109,16 +110,16 @@ def build(
     explainer: Explainer | None = None,
     progress: Progress,
 ) -> Path:
-    """Writes the pages of autoencoders, those excepted that are there already, and returns the first page.
+    """Writes the pages of autoencoders, except those that exist already, and returns the path of the first page.
 
     Args:
         entries: the autoencoders.
-        model: theirs.
+        model: the autoencoders' model.
         sequences: the text of the metrics.
         folder: of the first page.
-        about: what that page says of the text.
+        about: what the first page says of the text.
         explainer: what puts each latent into words; None for no words.
-        progress: called with what is to come, as tqdm is.
+        progress: called with the items to come, as tqdm is.
     """
     rows = []
     for entry in entries:
@@ -146,22 +147,24 @@ def _write(
     progress: Progress,
 ) -> None:
     out, site = folder / entry.place, entry.metrics.site
-    said = (VERSION, entry.about) + (() if explainer is None else (explainer, explainer.version))
-    key = entry.key + hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+    contents = (VERSION, entry.about) + (() if explainer is None else (explainer, explainer.version))
+    key = entry.key + hashlib.sha256(repr(contents).encode()).hexdigest()[:16]
     identity_file = out / "identity.txt"
     if identity_file.exists() and identity_file.read_text(encoding="utf-8") == key:
         return
-    # Pages of an earlier text or autoencoder must not be taken for these.
+    # Pages of an earlier text or autoencoder must not be taken for pages of this one.
     identity_file.unlink(missing_ok=True)
     for old in out.glob("*.html"):
         old.unlink()
     autoencoder = entry.load()
+    # pyrefly: ignore[missing-attribute]  not None here
     statistics = latent_statistics(autoencoder, model, sequences, autoencoder.info.site, progress=progress)
     effects = top_tokens(autoencoder, model, site) if model.sites[site].writes_to_residual else None
     explained = None
-    if explainer is not None:  # what `sae.latents` says
+    if explainer is not None:  # the words that `sae.latents` gives
         near = nearest_latents.neighbours(autoencoder, NEIGHBOURS)
         latents = Latents(site, statistics, effects, *near, sequences, model.tokenizer, explainer)
+        # pyrefly: ignore[bad-argument-type]  not None here
         explained = pages.Explanations(explainer.about, lambda latent: latents[latent].explanation)
     pages.write_latents(
         out,
@@ -180,12 +183,13 @@ def _write(
 
 
 def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released]) -> dict[str, Released]:
-    """Autoencoders by the way to their folders."""
+    """Returns autoencoders by the paths of their folders."""
     if isinstance(autoencoders, Released):
         autoencoders = [autoencoders]
     if not isinstance(autoencoders, Mapping):
         listed, autoencoders = list(autoencoders), {}
         for one in listed:
+            # pyrefly: ignore[missing-attribute]  not None here
             site = "autoencoder" if getattr(one, "info", None) is None else one.info.site_out
             name = stem = f"{site}/width_{getattr(one, 'width', '')}"
             number = 1
@@ -201,13 +205,14 @@ def _named(autoencoders: Released | Sequence[Released] | Mapping[str, Released])
             )
         path = PurePath(name)
         if path.is_absolute() or not path.parts or ".." in path.parts:
-            raise ValueError(f"the name of an autoencoder is the way to a folder below that of the pages, got {name!r}")
+            raise ValueError(f"the name of an autoencoder is a path below the folder of the pages, got {name!r}")
     if not autoencoders:
         raise ValueError("sae.explore needs an autoencoder, got none")
     return dict(autoencoders)
 
 
 def _hash(autoencoder: Released) -> str:
-    """Of the arrays and of the record."""
+    """Returns a hash of the arrays and of the record."""
     arrays = jax.device_get(bare(autoencoder))
+    # pyrefly: ignore[bad-argument-type]  not None here
     return fingerprint(arrays, repr(dataclasses.astuple(autoencoder.info)))[:32]

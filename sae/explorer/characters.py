@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sae.language_model import Tokenizer
 
 BREAK = "↵"
-# Embeddings, overrides, isolates and marks of direction (UAX #9): unclosed, they would turn what stands after them.
+# Embeddings, overrides, isolates and marks of direction (UAX #9): unclosed, they would turn the text after them.
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LONGEST = 4  # bytes of a character in UTF-8
 _JOINER = "\u200d"
@@ -19,7 +19,7 @@ class Characters:
       tokenizer: the model's.
 
     Attributes:
-      labels: of each id, what it is by itself; a byte beyond ASCII as <0x..>.
+      labels: the text of each id by itself; a byte beyond ASCII is <0x..>.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -27,14 +27,15 @@ class Characters:
         self._bytes = {i: byte for i in range(len(tokenizer)) if (byte := tokenizer.byte(i)) is not None}
 
     def spans(self, tokens: Sequence[int], start: int, stop: int) -> list[tuple[int, int, str]]:
-        """(first token, the one after the last, text) of each token, or of the bytes that make a character together.
+        """Returns (first token, the one after the last, text) for each token, or the bytes of a character together.
 
-        Line breaks get a mark that shows; the break itself stays, after the mark. Bytes that are no character are shown
-        each by itself.
+        Line breaks get a mark that shows; the break itself stays after the mark. Each byte that belongs to no character
+        stands by itself.
 
         Args:
           tokens: of a sequence, without padding.
-          start, stop: which of them; a character that lies across an end is there whole.
+          start: the first token.
+          stop: the token after the last. A character across either end stays whole.
         """
         spans, place = [], start
         while place > max(0, start - _LONGEST + 1) and 0x80 <= self._bytes.get(int(tokens[place]), 0) < 0xC0:
@@ -47,7 +48,7 @@ class Characters:
         return spans
 
     def _character(self, tokens: Sequence[int], start: int) -> tuple[int, str]:
-        """Where the character ends that begins with a token, and its text; one token's where it is no byte."""
+        """Returns where the character that begins with a token ends, and its text. A token that is no byte is one."""
         bytes_ = bytearray()
         for token in tokens[start : start + _LONGEST]:
             if int(token) not in self._bytes:
@@ -64,7 +65,7 @@ class Characters:
 
 
 def turns(text: str) -> bool:
-    """Whether something in a text sets the direction of what follows it.
+    """Returns whether a character of a text sets the direction of the text after it.
 
     Example:
       >>> turns("reversed: \\u202eabc"), turns("שלום")
@@ -74,7 +75,7 @@ def turns(text: str) -> bool:
 
 
 def first(text: str, characters: int) -> str:
-    """The start of a text, which does not end within a character."""
+    """Returns the start of a text, at most so many code points, that does not end within a character."""
     place = min(len(text), characters)
     while _is_within(text, place):
         place -= 1
@@ -82,7 +83,7 @@ def first(text: str, characters: int) -> str:
 
 
 def last(text: str, characters: int) -> str:
-    """The end of a text, which does not begin within a character: with an accent, say."""
+    """Returns the end of a text, at most so many code points, that begins with a whole character and not an accent."""
     place = max(0, len(text) - characters)
     while _is_within(text, place):
         place += 1
@@ -90,7 +91,7 @@ def last(text: str, characters: int) -> str:
 
 
 def _is_within(text: str, place: int) -> bool:
-    """Whether what stands before a place and what follows are shown as one: an accent, a tone of skin, joined emoji."""
+    """Returns whether the code points around a place are shown as one: an accent, a tone of skin, joined emoji."""
     if not 0 < place < len(text):
         return False
     after = text[place]

@@ -1,4 +1,4 @@
-"""Feature pages: static files that open without a network. Text of the corpus goes through Jinja2's escaping."""
+"""Feature pages: static files that open without a network. Jinja2 escapes the text of the corpus."""
 
 import dataclasses
 import functools
@@ -37,12 +37,13 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    # pyrefly: ignore[unsupported-operation]  Jinja declares the tests that it has itself
     environment.tests["turning"] = turns
     return environment
 
 
 def link(place: PurePath) -> str:
-    """A link to a file below a page, whatever its folders are called.
+    """Returns a link to a file below a page, whatever the names of its folders.
 
     Example:
       >>> link(PurePath("lr=1e-3 #2/50%/index.html"))
@@ -53,11 +54,11 @@ def link(place: PurePath) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What pages say of the text that their figures are over.
+    """What pages say of the text of their metrics.
 
     Attributes:
-      text: what it is, after "tokens of": "held-out text".
-      omissions: what of it does not count (`Counted.omissions`).
+      text: its name, after "tokens of": "held-out text".
+      omissions: the tokens of it that do not count (`Counted.omissions`).
     """
 
     text: str
@@ -69,8 +70,8 @@ class Explanations:
     """Latents in words.
 
     Attributes:
-      about: what the texts are, in a line.
-      of: returns the text of a latent by its number.
+      about: what explanations are, in a line.
+      of: takes the number of a latent and returns its explanation.
     """
 
     about: str
@@ -78,8 +79,17 @@ class Explanations:
 
 
 def write_index(folder: Path, model: str, rows: Sequence[dict], tokens: int, about: About) -> Path:
-    """Writes `index.html` and `style.css`. A row has `href` (from `link`), `site`, `width`, `target` and `metrics`."""
+    """Writes `index.html` and `style.css`, and returns the path of the first.
+
+    Args:
+      folder: where they go.
+      model: the name of the model.
+      rows: dicts with `href` (from `link`), `site`, `width`, `target` and `metrics`.
+      tokens: how many tokens the metrics are over.
+      about: what the page says of the text.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    # pyrefly: ignore[missing-attribute]  not None here
     style, _, _ = _environment().loader.get_source(_environment(), "style.css")
     replace_file(folder / "style.css", style)
     page = _environment().get_template("index.html").render(
@@ -103,19 +113,19 @@ def write_latents(
     explanations: Explanations | None = None,
     progress: Callable[..., Iterable] = lambda latents, **_: latents,
 ) -> Path:
-    """Writes a page for each latent that fired, then the list of them, `index.html`, whose presence says that all are
-    there.
+    """Writes a page for each latent that fired, and then their list, `index.html`. Where it exists, all pages exist.
 
     Args:
       folder: where they go.
-      root: the way from there to the folder of the first page, such as "../../".
-      name: what the autoencoder is called on them.
-      autoencoder, statistics: the statistics are over `sequences`.
+      root: the path from there to the folder of the first page, such as "../../".
+      name: the pages' name for the autoencoder.
+      autoencoder: on raw activations.
+      statistics: of the autoencoder, over `sequences`.
       effects: from `top_tokens`, or None where latents have no direct effect on the logits.
-      sequences: the text, for the examples.
+      sequences: the text of the examples.
       tokenizer: to show tokens.
-      about: what they say of the text.
-      explanations: where given, on the page of each latent and in the list.
+      about: what the pages say of the text.
+      explanations: shown on the page of each latent and in the list; None for none.
       progress: called with the latents to come, and `total` and `desc`, as tqdm is.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +173,7 @@ def write_latents(
             "top": [token for token, _ in top[:4]],
             **_snippet(examples[0]),
         })  # fmt: skip
+    # pyrefly: ignore[unsupported-operation]  a number
     rows.sort(key=lambda row: -row["fired"])
     dead = np.nonzero(statistics.fired == 0)[0].tolist()
     page = _environment().get_template("latents.html").render(
@@ -173,14 +184,14 @@ def write_latents(
     return folder / "index.html"
 
 
-# Control characters but tab and line feed, and what is no character: browsers show them as they like, or not at all.
+# Control characters but tab and line feed, and code points that are no character: browsers differ in showing them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def _writable(page: str) -> str:
-    """A page in which control characters are labels, such as <0x1B>, and what UTF-8 has no bytes for, such as half of a
-    surrogate pair in a document's name, is spelled out."""
-    page = _CONTROL.sub(lambda found: f"&lt;0x{ord(found[0]):02X}&gt;", page)
+    """Returns a page with labels such as <0x1B> for control characters, and escapes for code points that UTF-8 has no
+    bytes for, such as half of a surrogate pair in a document's name."""
+    page = _CONTROL.sub(lambda match: f"&lt;0x{ord(match[0]):02X}&gt;", page)
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -189,8 +200,8 @@ def _with_effects(labels: list[str], ids: np.ndarray, effects: np.ndarray) -> li
 
 
 def _bars(statistics: LatentStatistics, z: int) -> list[dict]:
-    """The histogram's bars up to the one with the largest activation: heights of 0 to 100, logarithmic in the count."""
-    counts = np.trim_zeros(statistics.histogram[z], "b")  # its range grows by doubling, and ends far above
+    """Returns the histogram's bars up to the largest activation's: heights of 0 to 100, logarithmic in the count."""
+    counts = np.trim_zeros(statistics.histogram[z], "b")  # the range grows by doubling, and ends far above
     most = np.log1p(counts.max())
     width = statistics.histogram_range[z] / BINS
     return [
@@ -207,13 +218,15 @@ def _bars(statistics: LatentStatistics, z: int) -> list[dict]:
 def _example(
     statistics: LatentStatistics, z: int, e: int, sequences: Sequences, characters: Characters, pad: int
 ) -> dict | None:
-    """The text around the peak of an example, in runs of tokens that are shaded alike; a character is never parted, and
-    has the strongest shade of its tokens."""
+    """Returns the text around the peak of an example, in runs of tokens that are shaded alike; None without an example.
+
+    A character is never parted, and has the strongest shade of its tokens.
+    """
     row, peak = int(statistics.example_sequence[z, e]), int(statistics.example_peak[z, e])
     if row < 0:
         return None
     tokens, values = sequences.tokens[row], statistics.example_activation[z, e]
-    # Padding comes last. It counts by some rules, as BOS does, and then either may be the peak.
+    # Padding comes last. By some rules padding and BOS count, and then either may be the peak.
     length = max(int(np.flatnonzero(tokens != pad).max(initial=0)), peak) + 1
     start, stop = max(min(1, peak), peak - TOKENS_BEFORE), min(length, peak + TOKENS_AFTER + 1)
     runs: list[dict] = []
@@ -237,13 +250,13 @@ def _example(
 
 
 def _snippet(example: dict, characters: int = 36) -> dict:
-    """The peak of an example with a few characters on either side."""
-    at = next(i for i, piece in enumerate(example["pieces"]) if piece["peak"])
-    before = "".join(piece["text"] for piece in example["pieces"][:at])
-    after = "".join(piece["text"] for piece in example["pieces"][at + 1 :])
+    """Returns the peak of an example with a few characters on either side."""
+    place = next(i for i, piece in enumerate(example["pieces"]) if piece["peak"])
+    before = "".join(piece["text"] for piece in example["pieces"][:place])
+    after = "".join(piece["text"] for piece in example["pieces"][place + 1 :])
     one_line = lambda text: text.replace("\n", "")  # noqa: E731
     return {
         "before": last(one_line(before), characters),
-        "peak": one_line(example["pieces"][at]["text"]),
+        "peak": one_line(example["pieces"][place]["text"]),
         "after": first(one_line(after), characters // 2),
     }

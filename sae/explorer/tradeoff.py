@@ -7,7 +7,7 @@ from pathlib import Path
 from mishax_lite.whole_files import replacing
 from sae.evaluation.fidelity import Metrics
 
-# Now, before hours of measuring what is to be drawn; it is imported where it draws, as that takes a second.
+# Checked here, before hours of measuring what is to be drawn; imported where it draws, since that takes a second.
 if importlib.util.find_spec("matplotlib") is None:
     raise ModuleNotFoundError(
         "the picture of the trade-off needs the package matplotlib: pip install matplotlib (the extra `pages`)",
@@ -16,7 +16,13 @@ if importlib.util.find_spec("matplotlib") is None:
 
 
 def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
-    """Writes a PNG: L0 against loss recovered, and against FVU, a line for each (site, width)."""
+    """Writes a picture of L0 against loss recovered, and against FVU, with a line for each (site, width).
+
+    Args:
+      metrics: of each autoencoder.
+      path: of the PNG file.
+      title: of the picture.
+    """
     # The figure is made without pyplot, which keeps global state and may ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,5 +55,5 @@ def draw(metrics: Sequence[Metrics], path: Path, title: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """A text that matplotlib takes as it is: between two dollars it would read formulas."""
+    """Returns a text that matplotlib shows as it is: between two dollars it would read formulas."""
     return text.replace("$", r"\$")

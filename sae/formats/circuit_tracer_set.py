@@ -1,8 +1,8 @@
 """circuit-tracer's folders of a transcoder for each layer: `config.yaml`, and `layer_{i}.safetensors` for layer i.
 
 A file has `W_enc` [Zl, A], `W_dec` [Zl, A'], `b_enc`, `b_dec`, `activation_function.threshold` unless it is a ReLU's or
-a TopK's, and `W_skip` [A', A], which is applied as x @ W_skip.T. The folder is read as one set; a file that is named is
-read alone, which is how layers are loaded one at a time.
+a TopK's, and `W_skip` [A', A], which is applied as x @ W_skip.T. The folder is read as one set. A file that the user
+names is read alone, so layers can be loaded one at a time.
 """
 
 import re
@@ -21,7 +21,7 @@ from sae.transcoder_set import TranscoderSet
 
 _KIND = "transcoder_set"
 _NAME = "layer_{}.safetensors"
-_ALL = "layer_*.safetensors"  # the set of a folder, in the place of a file's name
+_ALL = "layer_*.safetensors"  # stands for the set of a folder, in the place of a file's name
 _NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
 _THRESHOLD = "activation_function.threshold"
 
@@ -35,22 +35,23 @@ class CircuitTracerSet(Format):
     beside = (r"layer_\d+\.safetensors", re.escape(config_file.NAME))
 
     def of_folder(self, folder: Path) -> Path | None:
-        """The set of a folder with a file of layer 0."""
+        """Returns the set of a folder with a file of layer 0."""
         return None if super().of_folder(folder) is None else folder / _ALL
 
     def takes(self, file: Path) -> bool:
-        """A layer's file, or the set."""
+        """Returns whether a file is a layer's, or the set."""
         return file.name == _ALL or re.fullmatch(r"layer_\d+\.safetensors", file.name) is not None
 
     def check_exists(self, file: Path) -> None:
-        """Raises ValueError for a file that is missing; of a set, the first layer's."""
+        """Raises ValueError for a missing file; the first layer's for a set."""
+        # pyrefly: ignore[bad-argument-type]  not None here
         super().check_exists(file.with_name(self.main) if file.name == _ALL else file)
 
     def read(self, file: Path) -> Contents:
-        """Reads a layer, or all layers one at a time into their place.
+        """Reads a layer, or all layers, one at a time.
 
         Raises:
-            ValueError: for a set of TopK, whose layers are read by themselves.
+            ValueError: for a set of TopK, whose layers have to be read one at a time.
         """
         if file.name != _ALL:
             return _layer(file, safetensors_files.read(file, _NEEDED))
@@ -61,21 +62,22 @@ class CircuitTracerSet(Format):
             one = self.read(part).values
             for name in values.keys() & one.keys():  # a ReLU has no threshold, which is 0 then
                 if one[name].shape != values[name].shape[1:]:
-                    raise ValueError(f"{part}: {name} {list(one[name].shape)} is another than that of layer 0")
+                    raise ValueError(f"{part}: {name} {list(one[name].shape)} is not {list(values[name].shape[1:])}")
                 values[name][layer] = one[name]
             if ("W_skip" in values) != ("W_skip" in one):
-                raise ValueError(f"{part}: it and {self.main} differ in whether they have a W_skip")
+                raise ValueError(f"{part}: one of it and {self.main} has a W_skip, and the other has none")
         return Contents(shapes.form, values, info=shapes.info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the header of the file, or of layer 0's."""
+        """Reads the header of the file, or of layer 0's."""
+        # pyrefly: ignore[bad-argument-type]  not None here
         first = file.with_name(self.main) if file.name == _ALL else file
         one = _layer(first, safetensors_files.headers(first, _NEEDED))
         if file.name != _ALL:
             return one
         if one.form is TopK:
             raise ValueError(
-                f"{file.parent} has a TopK for each layer, and there is no form for a set of those: name one of its "
+                f"{file.parent} has a TopK for each layer, and no released form holds a set of TopK: name one of its "
                 f"files, such as {first}"
             )
         layers = range(safetensors_files.count_layers(file.parent, _NAME))
@@ -85,13 +87,13 @@ class CircuitTracerSet(Format):
         return Contents.of_sizes(TranscoderSet, sizes, {"W_skip"} & one.values.keys(), info=info)
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but sets of transcoders whose layers count from 0."""
+        """Refuses all but sets of transcoders at layers from 0 on."""
         if not isinstance(autoencoder, TranscoderSet):
             return f"a {type(autoencoder).__name__}, only for a TranscoderSet"
         return config_file.lacks(autoencoder.info)
 
     def files(self, contents: Contents) -> Files:
-        """A file for each layer, and a config."""
+        """Returns a file for each layer, and a config."""
         files: Files = {config_file.NAME: config_file.text(contents.info, _KIND)}
         for layer in range(len(contents.values["W_enc"])):
             one = {name: value[layer] for name, value in contents.values.items()}
@@ -104,7 +106,7 @@ class CircuitTracerSet(Format):
 
 
 def _layer(file: Path, tensors: dict) -> Contents:
-    """One layer's transcoder of its tensors, or the shapes of those."""
+    """Returns the contents of one layer's transcoder, by its tensors or by their shapes."""
     config = config_file.read(file.parent, _KIND)
     shapes_alone = not isinstance(tensors["W_enc"], np.ndarray)
     if bad := [name for name in ("W_enc", "W_dec") if len(tensors[name].shape) != 2]:
@@ -126,14 +128,14 @@ def _layer(file: Path, tensors: dict) -> Contents:
 
 
 def threshold(file: Path, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A threshold for each latent; one for all, and one with an axis of length 1 before, are taken too."""
+    """Returns a threshold for each latent. A file may have one for all latents, or an axis of length 1 before."""
     if value.size not in (1, shape[-1]):
         raise ValueError(f"{file}: the threshold must be {list(shape)}, got {list(value.shape)}")
     return np.broadcast_to(value.reshape(-1), shape).copy()
 
 
 def _k(file: Path, config: dict[str, str]) -> int:
-    """By the config, as circuit-tracer reads it."""
+    """Returns k by the config, as circuit-tracer reads it."""
     text = config.get("k", "")
     if not text.isascii() or not text.isdigit():
         raise ValueError(f"{file.parent / config_file.NAME}: a set of TopK needs k, a whole number, got {text!r}")

@@ -20,7 +20,8 @@ from sae.transcoder_set import TranscoderSet
 _CONFIG = "clt_cfg.json"
 _FACTORS = "estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out"
 _NEEDED = ("W_enc", "b_enc", "W_dec", "b_dec", "log_threshold", *_FACTORS)
-# CLT-Forge harvests what the norm before the MLP divided, before its gain, and what is added to the residual stream.
+# CLT-Forge reads after the division of the norm before the MLP, before its gain, and writes what the MLP adds to the
+# residual stream.
 _KINDS = "mlp_normed", "mlp_out"
 
 
@@ -57,7 +58,7 @@ class CLTForge(Format):
         return Contents(shapes.form, values, info=shapes.info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the config and the header."""
+        """Reads the config and the header."""
         place = file.parent / _CONFIG
         if (config := configs.read(place)) is None:
             raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
@@ -81,4 +82,5 @@ def _info(config: dict[str, Any], layers: int) -> Info | None:
     if not isinstance(model := config.get("model_name"), str):
         return None
     sites = [tuple(f"layer_{layer}/{kind}" for layer in range(layers)) for kind in _KINDS]
+    # pyrefly: ignore[bad-argument-type]  two sites
     return Info(names.model_of(model), *sites, training=json.dumps({"clt_forge": config}, sort_keys=True))

@@ -1,6 +1,6 @@
-"""The small files beside weights that say what those are: JSON objects, and the flat YAML of circuit-tracer.
+"""Reads the small config files beside weights: JSON objects, and the flat YAML of circuit-tracer.
 
-They come from anybody: what is longer than any config, says one thing twice or is no object is refused by name.
+The files are not trusted: a file that is longer than any config, has a name twice or is no object is refused by name.
 """
 
 import json
@@ -10,19 +10,18 @@ from typing import Any
 
 from sae.files import current
 
-_LONGEST = 1 << 20  # bytes; the configs of the field are below ten thousand
+_LONGEST = 1 << 20  # bytes; the configs of other projects are below ten thousand
 _DEEPEST = 50
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """The object of a JSON file; None where there is no such file.
+    """Returns the object in a JSON file; None where the file is missing.
 
     Args:
-        file: its path, where `sae.files.current` looks.
+        file: the path, which `sae.files.current` resolves.
 
     Raises:
-        ValueError: naming the file, when it is longer than a config, is no JSON, says one thing twice, or holds no
-            object.
+        ValueError: naming the file, where it is longer than a config, is no JSON, has a name twice, or holds no object.
 
     Example:
         >>> import tempfile
@@ -43,17 +42,16 @@ def read(file: Path) -> dict[str, Any] | None:
     level: list[Any] = [config]
     for _ in range(_DEEPEST):
         level = [one for value in level for one in _inside(value)]
-    if level:  # what keeps the config as text would not come back from there
+    if level:  # the record keeps the config as text, which could not be read again
         raise ValueError(f"{file} is damaged: it is nested more than {_DEEPEST} deep")
     return config
 
 
 def lines(file: Path) -> dict[str, str] | None:
-    """The lines `name: text` of a YAML file; lists and what is nested are passed over. None where there is no such
-    file.
+    """Returns the lines `name: text` of a YAML file, without lists and nested values; None where the file is missing.
 
     Raises:
-        ValueError: naming the file, when it is longer than a config, no text, or says one thing twice.
+        ValueError: naming the file, where it is longer than a config, is no text, or has a name twice.
     """
     if (text := _text(file)) is None:
         return None
@@ -65,15 +63,15 @@ def lines(file: Path) -> dict[str, str] | None:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs.
+    """Returns a dict of pairs.
 
     Raises:
-        ValueError: for a name that is there twice: readers differ in which they take.
+        ValueError: for a name that comes twice, as readers differ in the value that they take.
     """
     result = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} comes twice")
         result[name] = value
     return result
 

@@ -2,7 +2,7 @@
 
 `config.json` names the class: AutoEncoder, AutoEncoderNew, GatedAutoEncoder, AutoEncoderTopK, BatchTopKSAE,
 MatryoshkaBatchTopKSAE or JumpReluAutoEncoder. All but AutoEncoderNew and JumpReluAutoEncoder subtract the decoder's
-bias from what goes in, which is folded here. A BatchTopK with its threshold is a JumpReLU.
+bias from inputs, which is folded here. A BatchTopK with its threshold is a JumpReLU.
 """
 
 import json
@@ -51,11 +51,11 @@ class DictionaryLearning(Format):
         return Contents(contents.form, contents.values, contents.numbers, _info(trainer))
 
     def shapes(self, file: Path) -> Contents | None:
-        """By the config and the pickle, without the numbers."""
+        """Reads the config and the pickle, without the numbers."""
         kind, trainer = _trainer(file)
         state = torch_files.headers(file)
         if not isinstance(state, dict):
-            return None  # `read` says what is wrong
+            return None  # `read` names the problem
         form = _FORMS[kind]
         name, turned = ("encoder.weight", True) if "encoder.weight" in state else ("W_enc", False)
         shape = getattr(state.get(name), "shape", ())
@@ -67,7 +67,7 @@ class DictionaryLearning(Format):
 
 
 def _trainer(file: Path) -> tuple[str, Mapping[str, Any]]:
-    """The class that the config names, and all that it says of the training."""
+    """Returns the class that the config names, and the config's part on the training."""
     place = file.parent / _CONFIG
     trainer = (configs.read(place) or {}).get("trainer")
     if not isinstance(trainer, dict):
@@ -83,7 +83,7 @@ class _MissingTensor(ValueError):
 
 
 class _Tensors:
-    """A state dict, whose tensors come in float32."""
+    """A state dict that gives its tensors in float32."""
 
     def __init__(self, file: Path, state: Mapping[str, Any]):
         self.file, self.state = file, state
@@ -94,14 +94,14 @@ class _Tensors:
         return value.astype(np.float32)
 
     def number(self, name: str) -> float:
-        """A tensor of one number."""
+        """Returns the number in a tensor of one number."""
         if (value := self[name]).size != 1:
             raise _MissingTensor(f"{name} must be one number, got {list(value.shape)}")
         return value.item()
 
 
 def _linear(tensors: _Tensors, b_dec: str) -> dict[str, np.ndarray]:
-    """The arrays of torch's encoder [Z, A] and decoder [A, Z]."""
+    """Returns the arrays of torch's encoder [Z, A] and decoder [A, Z]."""
     return {"W_enc": tensors["encoder.weight"].T, "W_dec": tensors["decoder.weight"].T, "b_dec": tensors[b_dec]}
 
 
@@ -111,7 +111,7 @@ def _relu(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 
 
 def _relu_new(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
-    """Subtracts no bias; the decoder has its own."""
+    """Reads a ReLU that subtracts no bias; the decoder has a bias of its own."""
     return Contents(ReLU, _linear(tensors, "decoder.bias") | {"b_enc": tensors["encoder.bias"]})
 
 
@@ -129,7 +129,8 @@ def _topk(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 
 
 def _with_threshold(values: dict[str, np.ndarray], b_enc: np.ndarray, threshold: float) -> Contents:
-    """A threshold that was never set is -1, and all above 0 are active then, as in dictionary_learning itself."""
+    """Returns a JumpReLU with one threshold. A threshold that was never set is -1; then all latents above 0 are active,
+    as in dictionary_learning itself."""
     shifted = subtracted(b_enc, values)
     thresholds = np.full(len(b_enc), max(0.0, threshold), np.float32)
     return Contents(JumpReLU, values | {"b_enc": shifted, "threshold": thresholds})
@@ -145,7 +146,9 @@ def _matryoshka(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
 
 
 def _jumprelu(tensors: _Tensors, _: Mapping[str, Any]) -> Contents:
-    return Contents(JumpReLU, {name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")})
+    values = {name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    # Training moves thresholds below 0; a ReLU comes after the gate, so that 0 is the same there.
+    return Contents(JumpReLU, values | {"threshold": np.maximum(tensors["threshold"], 0)})
 
 
 _READERS = {
@@ -171,7 +174,7 @@ _FORMS = {
 
 
 def _info(trainer: Mapping[str, Any]) -> Info | None:
-    """The model, and the site of a submodule that is called as `resid_post_layer_8`."""
+    """Returns the `Info` by the model, and the site of a submodule with a name such as `resid_post_layer_8`."""
     model, layer, submodule = (trainer.get(name) for name in ("lm_name", "layer", "submodule_name"))
     if not isinstance(model, str) or not isinstance(submodule, str) or type(layer) is not int:
         return None

@@ -1,9 +1,10 @@
-"""`sae.save` and `sae.load`: which format it is, by the files, and that format's reader and writer."""
+"""`sae.save` and `sae.load`: they choose a format, by the names of files, and call its reader or writer."""
 
 import warnings
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from sae import progress, showing
 from sae.checking import CheckWarning
@@ -16,37 +17,39 @@ from sae.language_model import LanguageModel
 from sae.released import Released
 from sae.text import Sequences
 
-_NAMED = 3  # of the autoencoders below a folder that is none
+_NAMED = 3  # the most autoencoders that an error names
 
 
 def save(autoencoder: Released, path: str | Path, format: str | None = None) -> None:
-    """Writes an autoencoder to a folder, in the place of the one that was there.
+    """Writes an autoencoder to a folder, in the place of an old one.
 
-    What `load` would refuse is refused before anything is written, and a crash leaves the old autoencoder whole or the
-    new one, each with its own `info`.
+    An autoencoder that `load` would refuse is refused before anything is written. A crash leaves the old autoencoder or
+    the new one whole, each with its own `info`.
 
     Args:
-      autoencoder: on raw activations, as `sae.train` returns it.
-      path: the folder.
-      format: "gemma_scope" (`params.npz`), "mishax_lite" (`autoencoder.npz`, which also holds an affine skip, a
-        crosscoder and every other form), or another registered format. By default Gemma Scope's, where that can hold
-        it, else the house's own.
+        autoencoder: on raw activations, as `sae.train` returns it.
+        path: the folder.
+        format: "gemma_scope" (`params.npz`), "mishax_lite" (`autoencoder.npz`, which also holds an affine skip, a
+            crosscoder and every other form), or another registered format. By default Gemma Scope's where that can hold
+            the autoencoder, else "mishax_lite".
 
     Raises:
-      ValueError: for an unknown format, an autoencoder that the format cannot hold (naming those that can), and what
-        nothing could load: values that are not finite, negative thresholds, stacked autoencoders.
-      OSError: when it cannot be written; what was there before is kept.
+        ValueError: for an unknown format, an autoencoder that the format cannot hold (it names formats that can), and
+            values that are not finite, negative thresholds and stacked autoencoders.
+        OSError: where the folder cannot be written; the old autoencoder is kept.
 
     Example:
-      >>> sae.save(autoencoder, "runs/layer_3")
+        >>> sae.save(autoencoder, "runs/layer_1")
+        >>> sae.save(autoencoder, "runs/for_saelens", format="saelens")
     """
     if not isinstance(autoencoder, Released):
-        hint = "of several, each goes into a folder of its own"
+        hint = "save each of several in a folder of its own"
         if hasattr(autoencoder, "autoencoders"):
-            hint = "result.autoencoders has those of a training, and each goes into a folder of its own"
+            hint = "save each of result.autoencoders in a folder of its own"
         raise ValueError(f"sae.save takes one autoencoder, got {showing.kind(autoencoder)}: {hint}")
     import_all(__package__)
     if format is None:
+        # pyrefly: ignore[no-matching-overload]  not None among these
         defaults = sorted((f for f in formats.values() if f.default is not None), key=lambda f: f.default)
         chosen = next((f for f in defaults if f().lacks(autoencoder) is None), defaults[-1])
     else:
@@ -59,36 +62,45 @@ def load(
     path: str | None = None,
     revision: str | None = None,
     *,
+    mesh: Mesh | None = None,
     check: LanguageModel | tuple[LanguageModel, Sequences | np.ndarray] | None = None,
 ) -> Released:
-    """Reads an autoencoder of any registered format, which is recognised from the names of the files.
+    """Reads an autoencoder of any registered format, which is recognised by the names of the files.
 
-    Of Gemma Scope's own `params.npz`, the path says model and site; `info` is None where nothing is known.
+    For Gemma Scope's own `params.npz`, the path names the model and the site. `info` is None where they are unknown.
 
     Args:
-      where: a folder, or the file in it (`~` is the user's home); or a repository of the Hugging Face hub,
-        `owner/name`, of which this autoencoder's files alone are fetched to the hub's cache (extra `hub`). A folder
-        here of that name goes first.
-      path: of a folder or a file within a repository, or within a copy of one.
-      revision: of a repository: a branch, a tag or a commit; by default its main branch.
-      check: a model, or a model and a text. `sae.check` then measures whether the autoencoder fits what its file
-        claims; without a text, on the one that comes with this package.
+        where: a folder, or the file in it (`~` is the user's home); or a repository of the Hugging Face hub,
+            `owner/name`, from which this autoencoder's files alone are fetched to the hub's cache (extra `hub`). A
+            local folder of that name goes first.
+        path: the path of a folder or a file within a repository, or within a copy of one.
+        revision: a branch, a tag or a commit of a repository; by default its main branch.
+        mesh: devices over which the latents are spread, over all axes but `data`, where these divide the width. Each
+            device's part is read by itself, so an autoencoder may be wider than the memory of this process.
+        check: a model, or a pair of a model and a text. `sae.check` then measures whether the autoencoder fits its
+            file's claims; without a text, on the text that comes with this package.
+
+    Returns:
+        The autoencoder, on raw activations.
 
     Raises:
-      ValueError: when there is no autoencoder at the path, several of different formats, or a damaged one (a negative
-        threshold, say). `sae.formats.hub.HubError`, which is one, when the hub cannot be reached, or does not have or
-        give what was asked for.
+        ValueError: for a path without an autoencoder, with several of different formats, or with a damaged one (a
+            negative threshold, say). Its subclass `sae.formats.hub.HubError`: where the hub cannot be reached, or lacks
+            or refuses the files.
 
     Warns:
-      CheckWarning: where the check finds that the autoencoder does not fit, with what fits.
+        CheckWarning: where the check finds that the autoencoder does not fit its file's claims; it says what fits.
 
     Example:
-      >>> autoencoder = sae.load("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
-      >>> autoencoder = sae.load("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71", check=model)
+        >>> sae.save(autoencoder, "layer_1")
+        >>> sae.load("layer_1")
+        JumpReLU(layer_1/resid_post of gemma2-tiny: 192 -> 64 latents, float32)
+        >>> sae.load("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")  # doctest: +SKIP
+        JumpReLU(layer_20/resid_post of gemma2-2b: 2,304 -> 16,384 latents, float32)
     """
     place = _place(where, path, revision)
     format, file = find(place)
-    autoencoder = format.load(file)
+    autoencoder = format.load(file, mesh)
     if check is None:
         return autoencoder
     model, sequences = check if isinstance(check, tuple) else (check, None)
@@ -101,14 +113,14 @@ def load(
 
 
 def _place(where: str | Path, path: str | None, revision: str | None) -> Path:
-    """Where an autoencoder lies on this machine, fetched from the hub where it is of a repository there."""
+    """Returns the path of an autoencoder on this machine; one in a repository is fetched from the hub first."""
     here = local_path(where)
-    # A name in a folder that is here is a typing error, unless what only the hub has is asked for.
-    meant = path is not None or revision is not None or not here.parent.is_dir()
-    if isinstance(where, str) and hub.is_id(where) and not here.exists() and meant:
+    # `owner/name` below a local folder is a typing error, unless a path or a revision says that the hub is meant.
+    of_hub = path is not None or revision is not None or not here.parent.is_dir()
+    if isinstance(where, str) and hub.is_id(where) and not here.exists() and of_hub:
         return hub.fetch(where, path, revision, main_files())
     if revision is not None:
-        raise ValueError(f"a revision is of a repository of the hub, and {where} is here: leave it out")
+        raise ValueError(f"a revision is of a repository of the hub, and {where} is a local path: leave it out")
     if path is None:
         return here
     if not here.is_dir():
@@ -120,32 +132,32 @@ def _place(where: str | Path, path: str | None, revision: str | None) -> Path:
 
 
 def outline(path: str | Path) -> Released:
-    """Reads an autoencoder's `info` and shapes; in the places of its arrays are `jax.ShapeDtypeStruct`s.
+    """Reads an autoencoder's `info` and shapes, with `jax.ShapeDtypeStruct`s in the places of its arrays.
 
     Raises:
-      ValueError: as `load` does.
+        ValueError: as `load` does.
     """
     format, file = find(local_path(path))
     return format.outline(file)
 
 
 def main_files() -> tuple[str, ...]:
-    """The names of files by which a folder is an autoencoder's, the default formats' first."""
+    """Returns the names of files by which a folder is an autoencoder's, those of the default formats first."""
     import_all(__package__)
     ordered = sorted(formats.values(), key=lambda format: (format.default is None, format.default))
     return tuple(dict.fromkeys(format.main for format in ordered if format.main is not None))
 
 
 def find(path: Path) -> tuple[Format, Path]:
-    """The format of a folder or a file, and its main file.
+    """Returns the format of a folder or a file, and its main file.
 
     Raises:
-      ValueError: when nothing is there, nothing is recognised, or several formats are.
+        ValueError: for a path that does not exist, no known format, or several formats.
     """
     import_all(__package__)
     every = [format() for format in formats.values()]
     if not path.is_dir() and (taking := [format for format in every if format.takes(path)]):
-        return taking[0], path  # the reader says what is wrong with it
+        return taking[0], path  # the reader names any problem
     if not path.exists():
         raise ValueError(f"no autoencoder at {path}: there is no such folder")
     names = " or ".join(main_files())

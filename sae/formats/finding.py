@@ -1,4 +1,4 @@
-"""Autoencoders below a folder, and what their files say beside the arrays."""
+"""Finds autoencoders below a folder, and reads what their files say beside the arrays."""
 
 import json
 import os
@@ -11,17 +11,14 @@ from sae.released import Released
 
 
 def autoencoder_folders(root: Path) -> list[Path]:
-    """Every autoencoder under a folder, through symbolic links too, sites and sparsities in order; not crosscoders,
-    which have no site to evaluate at.
+    """Returns the folders of all autoencoders under a folder, also through symbolic links, in the order of sites and
+    sparsities. Crosscoders, which no single site can evaluate, are left out.
 
     Args:
         root: the folder.
 
-    Returns:
-        Their folders.
-
     Raises:
-        ValueError: when there is none.
+        ValueError: for a folder without autoencoders.
 
     Example:
         >>> import pathlib, tempfile
@@ -39,7 +36,7 @@ def autoencoder_folders(root: Path) -> list[Path]:
     folders = list(dict.fromkeys(path.parent for path in paths if path.parent not in crosscoders))
     if not folders and crosscoders:
         raise ValueError(
-            f"no autoencoder under {root} but crosscoders, which read several sites and cannot be spliced in at one: "
+            f"{root} has only crosscoders, which read several sites and cannot be spliced in at one: "
             + ", ".join(str(folder) for folder in crosscoders)
         )
     if not folders:
@@ -48,13 +45,14 @@ def autoencoder_folders(root: Path) -> list[Path]:
 
 
 def _outline(path: Path) -> Released:
-    """The outline of a main file's folder, of which one layer's file may be a part."""
+    """Returns the outline of the autoencoder in a main file's folder; the main file may be one of several layers'."""
     format, file = files.find(path)
     return format.outline(format.of_folder(file.parent) or file)
 
 
 def _autoencoder_files(root: Path) -> list[Path]:
-    """Through links too, which Path.rglob does not follow; what several names lead to once, by a name without links."""
+    """Returns the main files under a folder, also through links, which Path.rglob does not follow. A file that several
+    names lead to comes once, under a name without links."""
     paths: dict[str, Path] = {}
     main_files = set(files.main_files())
     for follow in (False, True):
@@ -70,15 +68,16 @@ def _autoencoder_files(root: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list:
-    """Sorts numbers within names by their value."""
+    """Returns a sorting key by which numbers within names have the order of their values."""
     words = str(path).replace("/", "_").split("_")
-    # ASCII alone: "²" is a digit to `isdigit` and none to `float`.
+    # ASCII alone: "²" is a digit for `isdigit` and not for `float`.
     number = re.compile(r"[0-9]+(\.[0-9]+)?")
     return [(0, float(word), "") if number.fullmatch(word) else (1, 0.0, word) for word in words]
 
 
 def activation_dtype(folder: Path) -> str:
-    """Of the activations that an autoencoder was trained on; float32 where its folder does not say so."""
+    """Returns the dtype of the activations that an autoencoder was trained on; float32 where its folder has no
+    record."""
     file = folder / "info.json"
     training = json.loads(read_json(file).get("training", "{}")) if file.exists() else {}
     return training.get("store", {}).get("activation_dtype", "float32")

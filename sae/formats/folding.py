@@ -1,4 +1,4 @@
-"""Folds what other projects subtract from activations into biases of the encoder, so that raw activations go in.
+"""Folds the vectors that other projects subtract from activations into the encoder's biases, for raw activations.
 
 In float64: sums over A numbers in float32 leave errors of 3.5e-5 in a bias where its parts cancel.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_NUMBERS = 1 << 24  # of the encoder in float64 at a time: 128 MiB
+_NUMBERS = 1 << 24  # numbers of the encoder in float64 at a time: 128 MiB
 
 
 def preactivations(vector: np.ndarray, W_enc: np.ndarray) -> np.ndarray:
@@ -28,12 +28,12 @@ def preactivations(vector: np.ndarray, W_enc: np.ndarray) -> np.ndarray:
 
 
 def subtracted(bias: np.ndarray, values: Mapping[str, np.ndarray], gain: np.ndarray | float = 1.0) -> np.ndarray:
-    """Returns a bias, float32 [Z], of an encoder of raw activations, where `b_dec` was subtracted from them before.
+    """Returns the bias, float32 [Z], of an encoder of raw activations, in place of one that subtracts `b_dec` first.
 
     Args:
-        bias: [Z], as the file has it.
-        values: with `b_dec` [A] and `W_enc` [A, Z].
-        gain: [Z], by which the encoder is multiplied where it has this bias; -1 for the way back into a file.
+        bias: [Z], as in the file.
+        values: `b_dec` [A] and `W_enc` [A, Z].
+        gain: [Z], the factor of the encoder that has this bias; -1 for the way back into a file.
 
     Example:
         >>> values = {"b_dec": np.float32([1, 2]), "W_enc": np.ones((2, 3), np.float32)}

@@ -1,5 +1,5 @@
 """Gemma Scope's files: `params.npz` with float32 `W_enc W_dec b_enc b_dec threshold` (arXiv 2408.05147), on raw
-activations, b_dec not subtracted at the input. Of the public files, the path says model and site
+activations, b_dec not subtracted at the input. The paths of the public files name the model and the site
 (`gemma_scope_paths.py`)."""
 
 from collections.abc import Collection
@@ -24,26 +24,26 @@ class GemmaScope(Format):
     default = 0
 
     def takes(self, file: Path) -> bool:
-        """Any npz archive that is not called as the house's own is taken for one of these."""
+        """Returns whether a file is an npz archive, under any name but that of the format mishax_lite."""
         return file.suffix == ".npz" and file.name != "autoencoder.npz"
 
     def read(self, file: Path) -> Contents:
-        """Reads a file; names may begin with a lower-case w, as in some copies."""
+        """Reads a file; the names of arrays may begin with a lower-case w, as in some copies."""
         names = _own(npz_files.headers(file) or {})
         values = npz_files.read(file, list(names.values()))
         contents = {name: values[stored] for name, stored in names.items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
     def shapes(self, file: Path) -> Contents | None:
-        """By the archive's headers."""
+        """Reads the archive's headers."""
         leaves = npz_files.headers(file)
         if leaves is None or set(_own(leaves).values()) - set(leaves):
-            return None  # `read` says what is wrong
+            return None  # `read` names the problem
         contents = {name: leaves[stored] for name, stored in _own(leaves).items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but a JumpReLU without a skip."""
+        """Refuses all but a JumpReLU without a skip."""
         if not isinstance(autoencoder, JumpReLU):
             exact = " (its method jumprelu() makes one of it)" if hasattr(autoencoder, "jumprelu") else ""
             return (
@@ -54,11 +54,12 @@ class GemmaScope(Format):
         return None if autoencoder.W_skip is None else "an affine skip (W_skip)"
 
     def files(self, contents: Contents) -> Files:
-        """One archive, not compressed."""
+        """Returns one archive, not compressed."""
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: lambda file: np.savez(file, **contents.values)}
 
 
 def _own(held: Collection[str]) -> dict[str, str]:
-    """By our names, those of the arrays that an archive holds: some copies have a lower-case w."""
+    """Returns {this library's name: the archive's name} of the arrays: some copies have a lower-case w."""
     small = {name: name.replace("W_", "w_") for name in _NAMES}
     return {name: other if other in held else name for name, other in small.items()}

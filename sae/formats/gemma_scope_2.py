@@ -1,8 +1,8 @@
 """Gemma Scope 2's folders: `params.safetensors` and `config.json` of a single-layer autoencoder or transcoder.
 
-JumpReLUs with `w_enc` [A, Z], `w_dec` [Z, A'], `b_enc`, `b_dec`, `threshold`, and `affine_skip_connection` [A, A'],
-which is applied as x @ skip. `config.json` names the modules that are read and written; where it is missing, the folder
-says the layer and the kind: `transcoder/layer_9_width_16k_l0_small_affine`.
+They hold JumpReLUs with `w_enc` [A, Z], `w_dec` [Z, A'], `b_enc`, `b_dec`, `threshold`, and `affine_skip_connection`
+[A, A'], which is applied as x @ skip. `config.json` names the modules that are read and written; where it is missing,
+the folder names the layer and the kind: `transcoder/layer_9_width_16k_l0_small_affine`.
 """
 
 import json
@@ -20,7 +20,7 @@ _CONFIG = "config.json"
 _TENSORS = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
 _SKIP = "affine_skip_connection"
 _FOLDER = re.compile(r"layer_(\d+)_width_\w+?_l0_(?:small|medium|big)(_affine)?")
-# By the folder above. The input of the output projection is what `attn_out` is of.
+# By the name of the folder above. Their `attn_out` reads the input of the output projection.
 SITES = {
     "resid_post": ("resid_post", "resid_post"),
     "mlp_out": ("mlp_out", "mlp_out"),
@@ -48,7 +48,7 @@ class GemmaScope2(Format):
         return Contents(JumpReLU, values, info=_info(file.parent, config))
 
     def shapes(self, file: Path) -> Contents:
-        """By the header."""
+        """Reads the header."""
         config = _config(file.parent)
         leaves = safetensors_files.headers(file, _needed(config))
         sizes = safetensors_files.sizes(file, leaves["w_enc"], leaves["w_dec"])
@@ -56,7 +56,7 @@ class GemmaScope2(Format):
         return Contents.of_sizes(JumpReLU, sizes, skip, info=_info(file.parent, config))
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but a JumpReLU."""
+        """Refuses all but a JumpReLU."""
         if isinstance(autoencoder, JumpReLU):
             return None
         exact = " (its method jumprelu() makes one of it)" if hasattr(autoencoder, "jumprelu") else ""
@@ -64,7 +64,7 @@ class GemmaScope2(Format):
         return f"a {what}, only for a JumpReLU{exact}"
 
     def files(self, contents: Contents) -> Files:
-        """The weights and a config."""
+        """Returns the weights and a config."""
         values, info = contents.values, contents.info
         tensors = {stored: values[name] for name, stored in _TENSORS.items()}
         if "W_skip" in values:
@@ -81,11 +81,12 @@ class GemmaScope2(Format):
             config["hf_hook_point_in"], config["hf_hook_point_out"] = map(names.hugging_face_path, sites)
             config["type"] = "sae" if sites[0] == sites[1] else "transcoder"
         text = json.dumps(config, indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What the config says, of something that is read here; nothing where there is none."""
+    """Returns the config; {} where it is missing. Raises ValueError for a kind that is not read here."""
     place = folder / _CONFIG
     config = configs.read(place) or {}
     if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
@@ -100,13 +101,14 @@ def _needed(config: Mapping[str, Any]) -> list[str]:
 
 
 def _info(folder: Path, config: Mapping[str, Any]) -> Info | None:
-    """By the config, and by the folder's place in the repository where that is missing or says less."""
+    """Returns the `Info` by the config, and by the folder's place in the repository where the config says less."""
     parts = folder.absolute().parts
     model, hooks = config.get("model_name"), [config.get(f"hf_hook_point_{way}") for way in ("in", "out")]
     repository = next((match for part in reversed(parts) if (match := _REPOSITORY.fullmatch(part))), None)
     if not isinstance(model, str):
         model = f"gemma3-{repository[1]}" if repository else None
     if all(isinstance(hook, str) for hook in hooks):
+        # pyrefly: ignore[bad-argument-type]  not None here
         sites = tuple(names.site_of(hook) for hook in hooks)
     else:
         layer, kind = (

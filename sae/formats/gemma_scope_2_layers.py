@@ -1,6 +1,6 @@
 """Gemma Scope 2's folders of several layers: `params_layer_0.safetensors` and on, and `config.json`.
 
-They are of cross-layer transcoders, and of crosscoders whose latents read one layer each.
+They hold cross-layer transcoders, and crosscoders whose latents read one layer each.
 
 File i has `w_enc` [A, Zl], `b_enc` [Zl], `threshold` [Zl] and `w_dec` [Zl, L, A] of the latents that read layer i, and
 `b_dec` [A] and `affine_skip_connection` [A, A] of the output at layer i. The axis L of `w_dec` is the absolute layer.
@@ -36,7 +36,7 @@ class GemmaScope2Layers(Format):
     beside = (r"params_layer_\d+\.safetensors", r"config\.json")
 
     def read(self, file: Path) -> Contents:
-        """Reads the files of all layers, one at a time into their place."""
+        """Reads the files of all layers, one at a time."""
         shapes = self.shapes(file)
         values = {name: np.empty(leaf.shape, np.float32) for name, leaf in shapes.values.items()}
         for layer in range(len(values["W_enc"])):
@@ -47,12 +47,12 @@ class GemmaScope2Layers(Format):
             for name, value in values.items():
                 if tensors[_OWN[name]].shape != value.shape[1:]:
                     got = f"{_OWN[name]} {list(tensors[_OWN[name]].shape)}"
-                    raise ValueError(f"{part}: {got} is another than {self.main} makes it, {list(value.shape[1:])}")
+                    raise ValueError(f"{part}: {got} is not {list(value.shape[1:])}, as {self.main} needs")
                 value[layer] = tensors[_OWN[name]]
         return Contents(shapes.form, values, info=shapes.info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the header of layer 0's file, and how many files there are."""
+        """Reads the header of layer 0's file, and counts the files."""
         count = safetensors_files.count_layers(file.parent, _NAME)
         leaves = safetensors_files.headers(file, list(_TENSORS.values()))
         if len(leaves["w_enc"].shape) != 2 or len(leaves["b_dec"].shape) != 1:
@@ -63,13 +63,13 @@ class GemmaScope2Layers(Format):
         return Contents.of_sizes(CrossLayerTranscoder, sizes, ("W_skip",) if _SKIP in leaves else (), info=info)
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but cross-layer transcoders."""
+        """Refuses all but cross-layer transcoders."""
         if isinstance(autoencoder, CrossLayerTranscoder):
             return None
         return f"a {type(autoencoder).__name__}, only for a CrossLayerTranscoder"
 
     def files(self, contents: Contents) -> Files:
-        """A file for each layer, and a config."""
+        """Returns a file for each layer, and a config."""
         files: Files = {}
         wanted = {name: key for name, key in _OWN.items() if name in contents.values}
         count, _, width = contents.values["W_enc"].shape
@@ -91,11 +91,14 @@ class GemmaScope2Layers(Format):
 
 
 def _hook(sites: str | tuple[str, ...]) -> str:
-    """Paths of several layers as one, `model.layers.{5,9}.output`; as they are where they differ in more."""
+    """Returns the paths of several layers as one, `model.layers.{5,9}.output`; joined by commas where they differ in
+    more than the layer."""
     paths = [names.hugging_face_path(site) for site in ((sites,) if isinstance(sites, str) else sites)]
     parts = [re.fullmatch(r"(model\.layers\.)(\d+)(\..+)", path) for path in paths]
+    # pyrefly: ignore[unsupported-operation]  not None here
     if not all(parts) or len({(part[1], part[3]) for part in parts}) > 1:
         return ",".join(paths)
+    # pyrefly: ignore[unsupported-operation]  not None here
     return f"{parts[0][1]}{{{','.join(part[2] for part in parts)}}}{parts[0][3]}"
 
 
@@ -114,4 +117,5 @@ def _info(config: Mapping[str, Any], count: int) -> Info | None:
     if not all(sites is not None and len(sites) == count for sites in both):
         return None
     facts = json.dumps({"gemma_scope_2": {"config": dict(config)}}, sort_keys=True)
+    # pyrefly: ignore[bad-argument-type]  not None here
     return Info(names.model_of(model), *both, training=facts)

@@ -1,10 +1,11 @@
-"""Gemma Scope's folders have no info.json; their paths name model and site:
+"""Reads the model and the site from the paths of Gemma Scope's folders, which have no info.json:
 
 google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz
 google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6/params.npz
 
-Repositories are `gemma-scope-{2b, 9b, 27b}-{pt, it}-{res, att, mlp, transcoders}` (arXiv 2408.05147, section 4). One
-may have been downloaded to a folder of that name, or be in the hub's cache: `models--google--gemma-scope-2b-pt-res`.
+Repositories are `gemma-scope-{2b, 9b, 27b}-{pt, it}-{res, att, mlp, transcoders}` (arXiv 2408.05147, section 4). A
+repository may have been downloaded to a folder of that name, or be in the hub's cache:
+`models--google--gemma-scope-2b-pt-res`.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from sae.autoencoder import Info
 
 _REPOSITORY = re.compile(r"(?:models--[\w.-]+?--)?(gemma-scope-(2b|9b|27b)-(pt|it)-(res|att|mlp|transcoders))")
-# What goes in and what comes out. Transcoders read what the norm divided, before its gain (design.md's `mlp_normed`).
+# Input and output sites. Transcoders read after the norm's division, before its gain (`mlp_normed`).
 SITES = {
     "res": ("resid_post", "resid_post"),
     "att": ("attn_z", "attn_z"),
@@ -24,18 +25,18 @@ SITES = {
 
 
 def info_of(folder: Path) -> Info | None:
-    """What the path of an autoencoder's folder says of it; None if it is not Gemma Scope's.
+    """Returns the `Info` that the path of an autoencoder's folder gives; None for a path that is not Gemma Scope's.
 
     Args:
-      folder: within a folder that is called as one of Gemma Scope's repositories.
+        folder: a folder within one that has the name of a repository of Gemma Scope.
 
     Returns:
-      The model is the base's, `gemma2-2b`, for instruction-tuned ones too; `training` has the repository and the
-      folder in it, whose name has the L0.
+        The info. Its model is the base, `gemma2-2b`, for instruction-tuned models too; `training` has the repository
+        and the folder in it, whose name has the L0.
 
     Example:
-      >>> info_of(Path("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")).site
-      'layer_20/resid_post'
+        >>> info_of(Path("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")).site
+        'layer_20/resid_post'
     """
     parts = folder.absolute().parts
     matches = [(at, match) for at, part in enumerate(parts) if (match := _REPOSITORY.fullmatch(part))]

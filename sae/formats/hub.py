@@ -1,8 +1,8 @@
-"""Autoencoders of the Hugging Face hub: the files of one are fetched to the hub's cache, or found there (extra `hub`).
+"""Autoencoders of the Hugging Face hub: the files of one are fetched to the hub's cache, or read there (extra `hub`).
 
-What a folder of a repository holds is asked of the hub first, so that nothing else than one autoencoder's files is
-fetched. The main file comes last: a folder of the cache that has it is whole. Where the hub cannot be reached, the
-cache alone is asked, and always for a revision that is a commit, which cannot change.
+The hub first lists a folder of the repository, so that the files of one autoencoder alone are fetched. The main file
+comes last: a folder of the cache with a main file is whole. Where the hub cannot be reached, and for a revision that is
+a commit, which cannot change, the cache is read first.
 """
 
 import re
@@ -16,14 +16,15 @@ from sae.formats.format import INFO
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIGS = (".json", ".yaml", ".yml")
-_MOST = 2**20  # bytes of a config
-_NAMED = 12  # folders of a repository that an error names
+_MOST = 2**20  # the most bytes of a config
+_NAMED = 12  # the most folders of a repository that an error names
 _CANONICAL = "canonical"
-_ABOVE = {"sae.safetensors": "config.json"}  # sparsify's config of the run, above the folders of its sites
+_ABOVE = {"sae.safetensors": "config.json"}  # sparsify's config of the run lies above the folders of its sites
+_BELOW = {"hyperparams.json": "checkpoints/final.safetensors"}  # Llama Scope's weights
 
 
 class HubError(ValueError):
-    """The hub does not give what was asked for; the message says why, and what to do."""
+    """The hub does not give the files; the message says why, and what to do."""
 
 
 class _NoEntryError(HubError):
@@ -31,7 +32,7 @@ class _NoEntryError(HubError):
 
 
 def is_id(where: str) -> bool:
-    """Whether this can be a repository of the hub: `owner/name`.
+    """Returns whether a text can be a repository of the hub: `owner/name`.
 
     Example:
         >>> is_id("google/gemma-scope-2b-pt-res"), is_id("runs/store/x"), is_id("./runs/x")
@@ -45,8 +46,8 @@ def fetch(repository: str, path: str | None, revision: str | None, mains: Iterab
 
     Args:
         repository: `owner/name`.
-        path: of a folder in it, or of a file; None for its root. Gemma Scope's `layer_20/width_16k/canonical` is the
-            folder there whose average L0 is nearest to 100, as its model cards say.
+        path: the path of a folder in it, or of a file; None for its root. Gemma Scope's `layer_20/width_16k/canonical`
+            is the folder there whose average L0 is nearest to 100, as its model cards say.
         revision: a branch, a tag or a commit; None for the main branch.
         mains: the names of files by which autoencoders are recognised.
 
@@ -82,7 +83,7 @@ def fetch_file(repository: str, path: str, revision: str | None) -> Path:
 
 
 def listing(repository: str, revision: str | None) -> dict[str, int]:
-    """Returns the bytes of every file of a repository, by its path.
+    """Returns {path: bytes} of every file of a repository.
 
     Raises:
         HubError: as `fetch` does.
@@ -97,7 +98,7 @@ def listing(repository: str, revision: str | None) -> dict[str, int]:
 
 
 def _inside(path: str | None) -> str:
-    """A path in a repository without what leads out of it."""
+    """Returns a path in a repository in its plain form. Raises HubError for a path that leads out of it."""
     parts = [part for part in str(path or "").split("/") if part not in ("", ".")]
     if ".." in parts or "\\" in str(path or ""):
         raise HubError(f"{path!r} is no path within a repository: give one like layer_20/width_16k/average_l0_71")
@@ -113,28 +114,35 @@ def _fetched(hub: "_Hub", inside: str, mains: tuple[str, ...]) -> Path:
         inside = _canonical(hub, inside.rpartition("/")[0])
     entries = _entries(hub, inside)
     if entries.get(inside) is not None:  # a file
-        inside, _, named = inside.rpartition("/")
+        inside, _, file = inside.rpartition("/")
         entries = hub.entries(inside)
     else:
-        named = None
+        file = None
     sizes = {path.rpartition("/")[2]: size for path, size in entries.items() if size is not None}
-    main = named or _main(hub, inside, sizes, entries, mains)
+    main = file or _main(hub, inside, sizes, entries, mains)
     if main in _ABOVE and inside:
         folder = inside.rpartition("/")[0]
         config = _joined(folder, _ABOVE[main])
         if hub.entries(folder).get(config) is not None:
             hub.download(config)
+    if main in _BELOW:
+        hub.download(_joined(inside, _BELOW[main]))
     beside = _beside(main, sizes, whole=main in mains)
     places = [hub.download(_joined(inside, name)) for name in (*beside, main)]
     if len({place.parent for place in places}) > 1:
         raise HubError(f"{hub.label} has changed while {inside or 'it'} was fetched: try again")
-    return places[-1] if named else places[-1].parent
+    return places[-1] if file else places[-1].parent
 
 
 def _beside(main: str, sizes: Mapping[str, int], whole: bool) -> list[str]:
-    """The other files of the autoencoder whose main file this is: configs, and files of other layers, which are called
-    alike but for the layer's number, and whether they are of an encoder or a decoder; not these where a file was named
-    that is an autoencoder by itself (not `whole`)."""
+    """Returns the names of the other files of an autoencoder: configs, and files of other layers.
+
+    Args:
+        main: the name of the main file. The names of other layers' files differ from it in the layer's number, and in
+            whether they are of an encoder or a decoder.
+        sizes: {name: bytes} of the folder's files.
+        whole: False where the user named a file that is an autoencoder by itself, without other layers.
+    """
     alike = re.sub(r"\d+", r"\\d+", re.escape(main)).replace("enc", "(?:enc|dec)") if whole else None
     return [
         name
@@ -173,15 +181,15 @@ def _named(paths: list[str], noun: str) -> str:
 def _canonical(hub: "_Hub", folder: str) -> str:
     paths = [path for path in _entries(hub, folder) if re.search(r"/average_l0_\d+$", path)]
     if not paths:
-        raise _NoEntryError(f"{hub.label} has no folders average_l0_… in {folder}, of which one could be canonical")
+        raise _NoEntryError(f"{hub.label} has no folder average_l0_… in {folder}, so none is canonical")
     return min(paths, key=lambda path: abs(int(path.rpartition("_")[2]) - 100))
 
 
 def _entries(hub: "_Hub", inside: str) -> dict[str, int | None]:
-    """What lies in a folder, or the file alone.
+    """Returns the entries of a folder, or the file alone, as {path: bytes; None for folders}.
 
     Raises:
-        HubError: for a path that the repository does not have, with what lies nearest.
+        HubError: for a path that the repository lacks, with the entries of the nearest folder above it.
     """
     try:
         return hub.entries(inside)
@@ -211,7 +219,7 @@ class _Hub:
             from huggingface_hub import errors
         except ImportError:
             raise HubError(
-                f"{repository!r} is no folder here, and looking for it on the hub needs huggingface_hub: "
+                f"{repository!r} is no local folder, and the hub is read by huggingface_hub, which is missing: "
                 "pip install huggingface_hub (the extra `hub`)"
             ) from None
         self.repository, self.revision = repository, revision
@@ -220,7 +228,7 @@ class _Hub:
         self._of: dict[str, Any] = {"repo_id": repository, "revision": revision}
 
     def entries(self, inside: str, recursive: bool = False) -> dict[str, int | None]:
-        """The bytes of the files in a folder, by path; None for folders."""
+        """Returns {path: bytes} of the files in a folder; None for folders."""
         tree = self.hub.HfApi().list_repo_tree(path_in_repo=inside or None, recursive=recursive, **self._of)
         return {entry.path: getattr(entry, "size", None) for entry in tree}
 
@@ -228,7 +236,7 @@ class _Hub:
         return Path(self.hub.HfApi().hf_hub_download(filename=path, **self._of))
 
     def cached(self, inside: str, mains: tuple[str, ...]) -> Path | None:
-        """The folder or the file in the cache; None where the cache lacks it."""
+        """Returns the folder or the file in the cache; None where the cache lacks it."""
         if (file := self._in_cache(inside)) is not None:
             return file
         places = [place for main in mains if (place := self._in_cache(_joined(inside, main)))]
@@ -241,30 +249,31 @@ class _Hub:
         return Path(place) if isinstance(place, str) and Path(place).is_file() else None
 
     def unreachable(self, error: Exception) -> bool:
-        """Whether it is for the way to the hub that it did not answer."""
+        """Returns whether an error means that the hub could not be reached."""
         if isinstance(error, self.errors.HfHubHTTPError):
             return getattr(error.response, "status_code", 0) >= 500
         return not isinstance(error, self.errors.HFValidationError)
 
     def problem(self, error: Exception, inside: str) -> HubError:
-        """What went wrong, and what to do about it."""
+        """Returns the error to raise: the problem in words, and what to do."""
         errors, name = self.errors, self.repository
         if isinstance(error, errors.HFValidationError):
-            return HubError(f"{name!r} is no folder here and no repository of the hub: {_line(error)}")
+            return HubError(f"{name!r} is no local folder and no repository of the hub: {_line(error)}")
         if isinstance(error, errors.GatedRepoError):
             page = f"https://huggingface.co/{name}"
             return HubError(
-                f"the hub gives {name} to those who accepted its licence: accept it at {page}, then run `hf auth login`"
+                f"{name} is for users of the hub who accepted its licence: accept it at {page}, then run "
+                "`hf auth login`"
             )
         if isinstance(error, errors.RepositoryNotFoundError):
             return HubError(
-                f"{name!r} is no folder here, and the hub has no such repository, or shows it only to some: check the "
-                "name, or run `hf auth login`"
+                f"{name!r} is no local folder, and the hub has no such repository, or hides it: check the name, or run "
+                "`hf auth login`"
             )
         if isinstance(error, errors.RevisionNotFoundError):
             return HubError(
-                f"the hub's {name} has no revision {self.revision!r}: give a branch, a tag or a commit that it has, or "
-                "none for its main branch"
+                f"the hub's {name} has no revision {self.revision!r}: give a branch, a tag or a commit, or leave it "
+                "out for the main branch"
             )
         if isinstance(error, errors.HfHubHTTPError) and not self.unreachable(error):
             return HubError(f"the hub does not give {_joined(name, inside)}: {_line(error)}")

@@ -1,4 +1,4 @@
-"""The L0 that an autoencoder's file claims: what publishers measured, or aimed at."""
+"""The L0 that an autoencoder's file claims: the one that publishers measured, or aimed at."""
 
 import json
 import re
@@ -13,11 +13,11 @@ _FOLDER = re.compile(r"average_l0_(\d+)")
 def claimed_l0(autoencoder: Released) -> float | None:
     """Returns the mean number of active latents that an autoencoder's file claims; None where it claims none.
 
-    That is k of a TopK; the number in the name of a Gemma Scope folder, over the publisher's text; the target in a
-    Gemma Scope 2 config, and in the record of a run of this library.
+    It is k for a TopK, the number in the name of a Gemma Scope folder (over the publisher's text), or the target in a
+    Gemma Scope 2 config or in the record of a run of this library.
 
     Args:
-        autoencoder: its arrays may be `jax.ShapeDtypeStruct`s.
+        autoencoder: the autoencoder, whose arrays may be `jax.ShapeDtypeStruct`s.
 
     Example:
         >>> import numpy as np, sae
@@ -26,6 +26,7 @@ def claimed_l0(autoencoder: Released) -> float | None:
         3.0
     """
     if "k" in autoencoder.numbers:
+        # pyrefly: ignore[missing-attribute]  one of its numbers
         return float(autoencoder.k)
     if autoencoder.info is None:
         return None

@@ -1,6 +1,6 @@
-"""`largest.npz` beside an autoencoder's file: the largest activation of each latent, and over how many tokens.
+"""`largest.npz` beside an autoencoder's file: the largest activation of each latent, and the number of tokens.
 
-A file of its own, as `params.npz` is Gemma Scope's to the name and `info.json` is for people to read.
+It is a file of its own, since `params.npz` is Gemma Scope's down to the names and `info.json` is for people to read.
 """
 
 import io
@@ -16,12 +16,12 @@ NAME = "largest.npz"
 
 
 def contents(largest: Largest | None, folder: Path) -> dict[str, bytes | None]:
-    """Returns what `sae.files.replace_together` needs so that a folder has this record, or none where it is None;
-    nothing where the folder has the same record already, so that its file stays untouched.
+    """Returns the files, for `sae.files.replace_together`, that give a folder this record, or no record for None. It
+    returns {} where the folder has the same record already, so that its file stays untouched.
 
     Args:
-        largest: the record of the autoencoder that the folder holds, or is about to.
-        folder: may be missing.
+        largest: the record of the autoencoder that the folder has or will have.
+        folder: the folder, which may be missing.
     """
     if largest is None:
         return {NAME: None}
@@ -33,7 +33,7 @@ def contents(largest: Largest | None, folder: Path) -> dict[str, bytes | None]:
 
 
 def write(largest: Largest | None, folder: Path) -> None:
-    """Leaves a folder with this record, or with none where it is None; a crash leaves the old one or the new one."""
+    """Writes this record to a folder, or removes the record for None; a crash leaves the old one or the new one."""
     if changes := contents(largest, folder):
         replace_together(folder, changes)
 
@@ -46,11 +46,11 @@ def _same(folder: Path, largest: Largest) -> bool:
 
 
 def read(folder: Path, width: int | None = None) -> Largest | None:
-    """Returns the record in a folder, None where it has none.
+    """Returns the record in a folder; None where it has none.
 
     Args:
-        folder: an autoencoder's.
-        width: Z, how many latents the autoencoder there has, where that is to be checked.
+        folder: an autoencoder's folder.
+        width: Z, the number of latents of the autoencoder there, for a check; None for no check.
 
     Raises:
         ValueError: for a damaged file, or one of another width; it says how to make it anew.
@@ -63,7 +63,7 @@ def read(folder: Path, width: int | None = None) -> Largest | None:
         with np.load(file, allow_pickle=False) as arrays:
             largest = Largest(arrays["largest"], int(arrays["tokens"]))
         if width not in (None, len(largest.values)):
-            raise ValueError(f"it is of {len(largest.values)} latents, the autoencoder beside it has {width}")
+            raise ValueError(f"it has {len(largest.values)} latents, and the autoencoder beside it has {width}")
         return largest
     except (*ARCHIVE_ERRORS, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(

@@ -1,13 +1,15 @@
-"""Llamascopium's folders (before: Language-Model-SAEs): `config.json` with a `sae_type`, and `sae_weights.safetensors`.
+"""Llamascopium's folders (formerly Language-Model-SAEs): `config.json` with a `sae_type`, and
+`sae_weights.safetensors`.
 
-`W_E` [A, Z], `b_E`, `W_D` [Z, A], `b_D`, `activation_function.log_jumprelu_threshold`. A cross-layer transcoder has
-`W_E` [L, A, Zl], `b_E` [L, Zl], `W_D.{t}` [t + 1, Zl, A] and `b_D.{t}` of what is written to layer t.
+They hold `W_E` [A, Z], `b_E`, `W_D` [Z, A], `b_D`, `activation_function.log_jumprelu_threshold`. A cross-layer
+transcoder has `W_E` [L, A, Zl], `b_E` [L, Zl], and `W_D.{t}` [t + 1, Zl, A] and `b_D.{t}` of the output at layer t.
 
 With `norm_activation` dataset-wise, inputs were multiplied by f_in = sqrt(A) over the mean norm that the file records
-for their hook, outputs likewise by f_out. With `sparsity_include_decoder_norm`, which is the default, what is compared
-with a threshold, and among latents, is the activation times the norm of its decoder's rows. Both are folded: latents
-are x W_E + b_E / f_in, and thresholds theta / (f_in norm). Llamascopium's own folding leaves thresholds as they are,
-except for cross-layer transcoders. The latents of TopK are scaled by those norms, as they depend on one another.
+for their hook, outputs likewise by f_out. With `sparsity_include_decoder_norm`, which is the default, an activation is
+multiplied by the norm of its decoder's rows before it is compared with a threshold or with other latents. Both are
+folded: latents are x W_E + b_E / f_in, and thresholds theta / (f_in norm). Llamascopium's own folding leaves thresholds
+unchanged, except for cross-layer transcoders. The latents of TopK are scaled by those norms, as they depend on one
+another.
 """
 
 import json
@@ -29,8 +31,8 @@ from sae.topk import TopK
 _CONFIG = "config.json"
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
 _FORMS = {"relu": ReLU, "jumprelu": JumpReLU, "topk": TopK}
-_LAYERED = ("relu", "jumprelu")  # of cross-layer transcoders
-_UNKNOWN = "unknown"  # a model that the files do not name, of which the sites are known
+_LAYERED = ("relu", "jumprelu")  # activations of cross-layer transcoders
+_UNKNOWN = "unknown"  # the model where the files name sites and no model
 
 
 @formats.register("llamascopium")
@@ -38,16 +40,16 @@ class Llamascopium(Format):
     """`config.json` and `sae_weights.safetensors`; ReLU, JumpReLU, TopK and cross-layer transcoders; only read."""
 
     title = "Llamascopium's format"
-    main = "sae_weights.safetensors"  # as SAELens's, whose config has another name
+    main = "sae_weights.safetensors"  # the same name as SAELens's, whose config has another name
     written = False
 
     def of_folder(self, folder: Path) -> Path | None:
-        """The weights, where the config beside them is Llamascopium's."""
+        """Returns the weights, where the config beside them is Llamascopium's."""
         file = super().of_folder(folder)
         return file if file is not None and is_folder(folder) else None
 
     def takes(self, file: Path) -> bool:
-        """The weights, where the config beside them is Llamascopium's."""
+        """Returns whether a file is the weights, and the config beside them is Llamascopium's."""
         return super().takes(file) and is_folder(file.parent)
 
     def read(self, file: Path) -> Contents:
@@ -75,7 +77,7 @@ class Llamascopium(Format):
         return Contents(shapes.form, values, shapes.numbers, shapes.info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the config and the header."""
+        """Reads the config and the header."""
         config = _config(file)
         if config["sae_type"] == "clt":
             leaves = safetensors_files.headers(file, ("W_E", "b_E", "W_D.0", "b_D.0"))
@@ -96,7 +98,7 @@ class Llamascopium(Format):
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder's config is Llamascopium's; one with SAELens's `cfg.json` is SAELens's."""
+    """Returns whether a folder's config is Llamascopium's; a folder with `cfg.json` is SAELens's."""
     saelens = current(folder, "cfg.json")
     if saelens is not None and saelens.exists():
         return False
@@ -104,7 +106,7 @@ def is_folder(folder: Path) -> bool:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The config of something that is read here."""
+    """Returns the config. Raises ValueError for settings that are not read here."""
     place = file.parent / _CONFIG
     config = configs.read(place) or {}
     if (kind := config.get("sae_type")) not in ("sae", "clt"):
@@ -114,26 +116,26 @@ def _config(file: Path) -> dict[str, Any]:
     if config["act_fn"] not in able:
         raise ValueError(f"{place}: the act_fn {config['act_fn']!r} of a {kind} is not read; {', '.join(able)} are")
     if config.get("use_glu_encoder"):
-        raise ValueError(f"{place}: use_glu_encoder is not read: there is no form for a product of two encoders")
+        raise ValueError(f"{place}: use_glu_encoder is not read, as no released form has a product of two encoders")
     if (way := config.setdefault("norm_activation", "dataset-wise")) not in ("dataset-wise", "inference"):
         raise ValueError(f"{place}: inputs normalised {way!r} are not read: no weights can do that")
     return config
 
 
 def _factor(file: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], hook: Any) -> np.float32:
-    """By what activations at a hook were multiplied; 1 where it is in the weights already."""
+    """Returns the factor by which activations at a hook were multiplied; 1 where it is in the weights already."""
     if config["norm_activation"] == "inference":
         return np.float32(1)
     norm = tensors.get(name := f"dataset_average_activation_norm.{hook}")
     if norm is None or norm.size != 1 or not 0 < norm.item() < np.inf:
         got = "nothing" if norm is None else norm.ravel()[:2].tolist()
-        raise ValueError(f"{file}: {name} must be one number above 0, got {got}: by it, inputs are normalised")
+        raise ValueError(f"{file}: {name}, by which inputs are normalised, must be one number above 0, got {got}")
     A = tensors["W_E"].shape[-2]
     return np.float32(math.sqrt(A) / norm.item())
 
 
 def _norms(config: Mapping[str, Any], norms: np.ndarray) -> np.ndarray:
-    """By what activations are multiplied before they are compared; a decoder row of zeros counts as one of norm 1."""
+    """Returns the factors of activations before comparisons; a decoder row of zeros counts as one of norm 1."""
     if not config.get("sparsity_include_decoder_norm", True):
         return np.ones_like(norms)
     return np.where(norms > 0, norms, 1).astype(np.float32)
@@ -142,11 +144,12 @@ def _norms(config: Mapping[str, Any], norms: np.ndarray) -> np.ndarray:
 def _cross_layer(
     file: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The arrays of a cross-layer transcoder, one target layer after the other."""
+    """Returns the arrays of a cross-layer transcoder, one target layer after the other."""
     L, width, _, out = shapes["W_dec"].shape
     hooks = [config.get(f"hook_points_{way}") for way in ("in", "out")]
     if not all(isinstance(of, list) and len(of) == L for of in hooks):
         raise ValueError(f"{file.parent / _CONFIG}: hook_points_in and hook_points_out must be {L} each")
+    # pyrefly: ignore[not-iterable]  not None here
     f_in, f_out = ([_factor(file, config, tensors, hook) for hook in of] for of in hooks)
     W_dec, b_dec = np.zeros((L, width, L, out), np.float32), np.zeros((L, out), np.float32)
     squares = np.zeros((L, width), np.float32)
@@ -169,13 +172,15 @@ def _cross_layer(
 
 
 def _info(file: Path, config: Mapping[str, Any], hooks: tuple[Any, Any]) -> Info | None:
-    """By the config; the model by `lm_config.json` beside it, where there is one."""
+    """Returns the `Info` by the config, with the model of an `lm_config.json` beside it."""
     model = config.get("model_name") or (configs.read(file.parent / "lm_config.json") or {}).get("model_name")
     sites = []
     for hook in hooks:
         several = isinstance(hook, list) and hook and all(isinstance(one, str) for one in hook)
         if not several and not isinstance(hook, str):
             return None
+        # pyrefly: ignore[bad-argument-type]  a list of names where there are several
         sites.append(tuple(names.site_of(one) for one in hook) if several else names.site_of(hook))
     model = names.model_of(model) if isinstance(model, str) else _UNKNOWN
+    # pyrefly: ignore[bad-argument-type]  two sites
     return Info(model, *sites, training=json.dumps({"llamascopium": dict(config)}, sort_keys=True))

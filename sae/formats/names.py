@@ -1,8 +1,8 @@
-"""What other projects call models and sites.
+"""Other projects' names of models and sites.
 
-Hook names of TransformerLens (`blocks.3.hook_resid_post`) and paths of modules in Hugging Face's Gemma
-(`model.layers.3.output`). A name that is not in the tables stays as it is: then the site is that of nobody's model, and
-whoever knows it says so by `dataclasses.replace(autoencoder, info=...)`.
+They are hook names of TransformerLens (`blocks.3.hook_resid_post`) and paths of modules in Hugging Face's Gemma
+(`model.layers.3.output`). A name that is not in the tables stays unchanged: then no model has such a site, and the user
+names the right one by `dataclasses.replace(autoencoder, info=...)`.
 """
 
 import json
@@ -15,7 +15,7 @@ _TRANSFORMER_LENS = {
     "hook_resid_post": "resid_post",
     "attn.hook_z": "attn_z",
     "hook_attn_out": "attn_out",
-    "ln2.hook_normalized": "mlp_normed",  # what the norm divided, before its gain
+    "ln2.hook_normalized": "mlp_normed",  # after the norm's division, before its gain
     "mlp.hook_post": "mlp_hidden",
     "hook_mlp_out": "mlp_out",
 }
@@ -36,7 +36,7 @@ _MODELS = {
 
 
 def site_of(hook: str) -> str:
-    """The site of a hook; the hook itself where it is not known.
+    """Returns the site of a hook; the hook itself where it is unknown.
 
     Example:
         >>> site_of("blocks.3.hook_mlp_out"), site_of("model.layers.17.output"), site_of("hook_embed")
@@ -49,7 +49,7 @@ def site_of(hook: str) -> str:
 
 
 def transformer_lens_hook(site: str) -> str:
-    """TransformerLens's name of a site; the site itself where it has none.
+    """Returns TransformerLens's name of a site; the site itself where it has none.
 
     Example:
         >>> transformer_lens_hook("layer_3/attn_z")
@@ -59,7 +59,7 @@ def transformer_lens_hook(site: str) -> str:
 
 
 def hugging_face_path(site: str) -> str:
-    """The path of a site in Hugging Face's Gemma; the site itself where it has none.
+    """Returns the path of a site in Hugging Face's Gemma; the site itself where it has none.
 
     Example:
         >>> hugging_face_path("layer_17/mlp_in")
@@ -75,7 +75,7 @@ def _hook(site: str, prefix: str, kinds: dict[str, str]) -> str:
 
 
 def model_of(name: str) -> str:
-    """The name here of a model on the hub, instruction-tuned ones by their base's; other names stay.
+    """Returns this library's name of a model on the hub; an instruction-tuned model has its base's. Other names stay.
 
     Example:
         >>> model_of("google/gemma-2-2b"), model_of("google/gemma-3-270m-pt"), model_of("gpt2")
@@ -88,12 +88,12 @@ def model_of(name: str) -> str:
 
 
 def hub_name(model: str, training: str = "{}") -> str:
-    """The name on the hub of a model here; other names stay.
+    """Returns the hub's name of a model; other names stay.
 
     Args:
-        model: its name here, which an instruction-tuned one shares with its base.
-        training: an autoencoder's `info.training`. Where its file, or the repository that it came from, named an
-            instruction-tuned model, that name comes back.
+        model: this library's name, which an instruction-tuned model shares with its base.
+        training: an autoencoder's `info.training`. Where its file, or its repository, named an instruction-tuned model,
+            the result is that name.
 
     Example:
         >>> hub_name("gemma2-2b"), hub_name("gemma3-270m"), hub_name("gemma3-1b"), hub_name("gpt2")
@@ -115,7 +115,7 @@ def hub_name(model: str, training: str = "{}") -> str:
 
 
 def _texts(facts: object) -> Iterator[str]:
-    """Every text in a value of JSON."""
+    """Yields every text in a value of JSON."""
     if isinstance(facts, str):
         yield facts
     elif isinstance(facts, dict | list):

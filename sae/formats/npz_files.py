@@ -1,30 +1,33 @@
-"""npz archives of arrays: read with every damage named, or their headers alone."""
+"""Reads npz archives of arrays, or their headers alone; errors name every damage."""
 
 import errno
 import math
+import struct
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import jax
 import numpy as np
 
 from sae.files import ARCHIVE_ERRORS, check_archive, current
+from sae.formats import mapped
 
-_SMALL = 1 << 25  # bytes: what so small an archive may hold, however it is compressed
-_COMPRESSED = 20  # by how much weights may be compressed; trained ones hardly are
+_SMALL = 1 << 25  # arrays of up to this many bytes may be compressed by any factor
+_COMPRESSED = 20  # the factor by which weights may be compressed; trained ones hardly can be
+_LENGTHS = 26  # the place, in a member's own header, of the lengths of its name and its extra field, which end it
 
 
 def read(file: Path, needed: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays of an archive.
+    """Returns the arrays of an archive; large ones that are not compressed are read while they are used.
 
     Args:
-        file: its path, where `sae.files.current` looks.
-        needed: names that it has to have.
+        file: the path, which `sae.files.current` resolves.
+        needed: the names that the archive has to have.
 
     Raises:
-        ValueError: when it is damaged, or lacks an array.
+        ValueError: for a damaged archive, or a missing array.
     """
     place = current(file.parent, file.name) or file
     if not place.is_file() or not zipfile.is_zipfile(place):
@@ -34,29 +37,30 @@ def read(file: Path, needed: Collection[str]) -> dict[str, np.ndarray]:
         with np.load(place, allow_pickle=False) as arrays:
             if missing := [name for name in needed if name not in arrays.files]:
                 raise ValueError(f"{file}: it has no {', '.join(missing)}; it holds {', '.join(arrays.files)}")
-            values = {name: arrays[name] for name in arrays.files}
+            values = {name: _mapped(place, arrays.zip, f"{name}.npy") for name in arrays.files}
+            values = {name: arrays[name] if value is None else value for name, value in values.items()}
     except ValueError as error:
         raise error if str(error).startswith(str(file)) else ValueError(f"{file}: {error}") from None
     except ARCHIVE_ERRORS as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the file's beginning
+        if error.errno != errno.EINVAL:  # an offset before the file's beginning
             raise
         raise ValueError(f"{file} is damaged: its directory leads nowhere") from None
     for name, value in values.items():
-        if not isinstance(value, np.ndarray):  # numpy gives the bytes of what has no array's header
+        if not isinstance(value, np.ndarray):  # numpy gives the bytes of a member without an array's header
             raise ValueError(f"{file}: {name} is damaged: it is no array")
     return values
 
 
 def check(file: Path) -> None:
-    """Checks an archive before numpy makes room for its arrays, whose sizes it believes.
+    """Checks an archive before numpy, which trusts the sizes in it, makes room for its arrays.
 
     Args:
-        file: an npz archive, where `sae.files.current` looks.
+        file: the path of an npz archive, which `sae.files.current` resolves.
 
     Raises:
-        ValueError: naming the file and the array, for one that is there twice, or is shorter or longer than its shape
+        ValueError: naming the file and the array, for an array that comes twice, or is shorter or longer than its shape
             says, and for arrays that are far larger than the archive.
     """
     place = current(file.parent, file.name) or file
@@ -66,7 +70,7 @@ def check(file: Path) -> None:
         with zipfile.ZipFile(place) as archive:
             for member in archive.infolist():
                 if member.filename in seen:
-                    raise ValueError(f"{member.filename} is there twice")
+                    raise ValueError(f"{member.filename} comes twice")
                 seen.add(member.filename)
                 total += _checked_size(archive, member)
         if total > max(_SMALL, _COMPRESSED * size):
@@ -74,13 +78,14 @@ def check(file: Path) -> None:
     except (*ARCHIVE_ERRORS, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the file's beginning
+        if error.errno != errno.EINVAL:  # an offset before the file's beginning
             raise
         raise ValueError(f"{file} is damaged: its directory leads nowhere") from None
 
 
 def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """The bytes of a member's array, by its own header; 0 of what is no array, of which the reader says so."""
+    """Returns the bytes of a member's array, by its header; 0 for a member that is no array, which the reader
+    refuses."""
     with archive.open(member) as stream:
         try:
             shape, _, dtype = _read_header(stream)
@@ -92,21 +97,46 @@ def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     return has
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _mapped(place: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """A large member that is not compressed, once its bytes agree with their checksum; None for any other."""
+    if name not in archive.namelist():
+        return None
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < mapped.LARGE:
+        return None
+    with archive.open(member) as stream:
+        try:
+            shape, fortran, dtype = _read_header(stream)
+        except ValueError:
+            return None
+        if dtype.hasobject:
+            return None
+        header = stream.tell()
+        while stream.read(1 << 20):  # zipfile raises an error where the checksum is another
+            pass
+    with place.open("rb") as file:
+        file.seek(member.header_offset + _LENGTHS)
+        lengths = struct.unpack("<HH", file.read(4))
+    begin = member.header_offset + _LENGTHS + 4 + sum(lengths)
+    return mapped.mapped(place, dtype, shape, begin + header, "F" if fortran else "C")
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(stream)
 
 
 def headers(file: Path) -> dict[str, jax.ShapeDtypeStruct] | None:
-    """The shapes and dtypes of an archive's arrays, of which nothing else is read; None where that cannot be done."""
+    """Returns the shapes and dtypes of an archive's arrays, whose values are not read; None where the headers cannot be
+    read."""
     shapes = {}
     try:
         with zipfile.ZipFile(current(file.parent, file.name) or file) as archive:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     shape, _, dtype = _read_header(member)
-                    if dtype.kind not in "USO":  # a text, which JAX has no dtype for
+                    if dtype.kind not in "USO":  # JAX has no dtype for texts
                         shapes[name.removesuffix(".npy")] = jax.ShapeDtypeStruct(shape, dtype)
     except (*ARCHIVE_ERRORS, OSError, ValueError):
         return None
@@ -114,10 +144,10 @@ def headers(file: Path) -> dict[str, jax.ShapeDtypeStruct] | None:
 
 
 def some(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Those arrays of an archive that it has, of some names; the others are not read.
+    """Returns the arrays with some names, where the archive has them; other arrays are not read.
 
     Raises:
-        ValueError: when it is damaged.
+        ValueError: for a damaged archive.
     """
     check(file)
     try:

@@ -1,9 +1,9 @@
 """OpenAI's files of GPT-2 small, `{layer}.pt`: torch archives of one autoencoder each, read without torch and without
 unpickling (https://github.com/openai/sparse_autoencoder).
 
-Tensors `pre_bias` [A], `latent_bias` [Z], `encoder.weight` [Z, A], `decoder.weight` [A, Z], statistics, and the entries
-`activation` and `activation_state_dict`. `pre_bias` is subtracted from what goes in and added to what comes out. TopK
-is of normalised tokens, which no weights can do: it is a form of its own. The path says the layer and the place.
+They hold tensors `pre_bias` [A], `latent_bias` [Z], `encoder.weight` [Z, A], `decoder.weight` [A, Z], statistics, and
+the entries `activation` and `activation_state_dict`. `pre_bias` is subtracted from inputs and added to outputs. TopK
+normalises tokens, which no weights can do: it is a form of its own. The path names the layer and the site.
 """
 
 import json
@@ -54,7 +54,7 @@ class OpenAI(LayerFiles):
         return Contents(form, values, numbers, _info(file))
 
     def shapes(self, file: Path) -> Contents:
-        """By the pickle, without the numbers."""
+        """Reads the pickle, without the numbers."""
         state = torch_files.state(file, _TENSORS, shapes_alone=True)
         form, numbers = _form(file, state)
         width, A = state["encoder.weight"].shape
@@ -62,7 +62,7 @@ class OpenAI(LayerFiles):
 
 
 def _form(file: Path, state: dict[str, Any]) -> tuple[type, dict[str, int]]:
-    """By the name of the activation's class; ReLU where there is none, as OpenAI's own reader takes it."""
+    """Returns the form and its numbers by the name of the activation's class; ReLU for none, as in OpenAI's reader."""
     activation, facts = state.get("activation", "ReLU"), state.get("activation_state_dict") or {}
     if isinstance(activation, str) and activation == "ReLU":
         return ReLU, {}
@@ -79,17 +79,17 @@ def _form(file: Path, state: dict[str, Any]) -> tuple[type, dict[str, int]]:
 
 
 def _shown(value: Any) -> str:
-    """A value of a file in a message; of what is nested, as deep as somebody likes, its type alone."""
+    """Returns a value of a file for a message; only its type where it may be nested to any depth."""
     return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _info(file: Path) -> Info | None:
-    """By `gpt2-small/{place}_v5_32k/autoencoders/{layer}.pt`."""
+    """Returns the `Info` by a path such as `gpt2-small/{place}_v5_32k/autoencoders/{layer}.pt`."""
     parts = file.absolute().parts
     place = re.fullmatch(r"(\w+?)(_v\d+(_\w+)?)?", parts[-3]) if len(parts) > 3 else None
     layer = _FILE.fullmatch(file.name)
     if place is None or place[1] not in _SITES or layer is None:
         return None
     site = f"layer_{int(layer[1])}/{_SITES[place[1]]}"
-    model = parts[-4] if parts[-4].startswith("gpt2") else "gpt2-small"  # of which all that are public are
+    model = parts[-4] if parts[-4].startswith("gpt2") else "gpt2-small"  # the model of all public files
     return Info(model, site, site, training=json.dumps({"openai": {"file": "/".join(parts[-3:])}}))

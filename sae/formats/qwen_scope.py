@@ -1,9 +1,10 @@
 """Qwen-Scope's repositories: `config.json`, and `layer{i}.sae.pt` of each layer, torch archives that are read without
 torch and without unpickling.
 
-TopK at the output of a block: `W_enc` [Z, A], `b_enc`, `W_dec` [A, Z], `b_dec`, nothing subtracted from what goes in. k
-is in the config, or in the name of the repository, `SAE-Res-Qwen3-8B-Base-W64K-L0_50`. Theirs keeps the k largest also
-where those are below 0, of which a trained one of tens of thousands has none: here nothing below 0 is kept.
+They hold TopK at the output of a layer: `W_enc` [Z, A], `b_enc`, `W_dec` [A, Z], `b_dec`, with no vector subtracted
+from inputs. k is in the config, or in the name of the repository, `SAE-Res-Qwen3-8B-Base-W64K-L0_50`. Theirs keeps the
+k largest also where those are below 0, which does not happen in trained autoencoders with tens of thousands of latents:
+here nothing below 0 is kept.
 """
 
 import json
@@ -45,7 +46,7 @@ class QwenScope(LayerFiles):
         return Contents(TopK, values, {"k": k}, info)
 
     def shapes(self, file: Path) -> Contents:
-        """By the pickle, without the numbers."""
+        """Reads the pickle, without the numbers."""
         state = torch_files.state(file, _TENSORS, shapes_alone=True)
         k, info = _facts(file)
         width, A = state["W_enc"].shape
@@ -53,7 +54,7 @@ class QwenScope(LayerFiles):
 
 
 def _facts(file: Path) -> tuple[int, Info | None]:
-    """k, and the model and site, by the config and the repository's name."""
+    """Returns k, and the model and the site, by the config and the repository's name."""
     place = file.parent / _CONFIG
     config = configs.read(place) or {}
     if (kind := config.get("model_type", "topk_sae")) != "topk_sae":
@@ -67,5 +68,6 @@ def _facts(file: Path) -> tuple[int, Info | None]:
     model = config.get("base_model", f"Qwen/{matches[-1][1]}" if matches else None)
     if not isinstance(model, str):
         return k, None
+    # pyrefly: ignore[unsupported-operation]  not None here
     site = f"layer_{int(_FILE.fullmatch(file.name)[1])}/resid_post"
     return k, Info(names.model_of(model), site, site, training=json.dumps({"qwen_scope": config}, sort_keys=True))

@@ -1,6 +1,6 @@
-"""`sae.releases`: which autoencoders lie in a folder or a repository of the hub, with sites, widths and L0s.
+"""`sae.releases`: lists the autoencoders of a folder or of a repository of the hub, with sites, widths and L0s.
 
-Of a folder, the headers of files tell. Of a repository, the names of its folders do, or the record of a release, which
+For a folder it reads the headers of files; for a repository the names of its folders, or the record of a release, which
 is the one file that is fetched.
 """
 
@@ -26,16 +26,22 @@ RECORD = "release.json"  # of a release that `sae.release` has made: of which si
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One autoencoder of a folder or a repository.
+    """One autoencoder of a folder or a repository. `sae.releases` returns them.
 
     Attributes:
-        path: of its folder in there, what `sae.load(where, path)` takes; "" for the root.
-        format: by its name in the registry.
-        site: what goes in; None where it is not known.
-        site_out: what comes out.
-        width: number of latents; of a repository, as its folder is called ("16k" is 16,384, "65k" 65,536).
-        l0: the L0 that it claims.
-        problem: why its file cannot be read; None where it can, or where it was not looked at.
+        path: the path of its folder, for `sae.load(where, path)`; "" for the root.
+        format: the format's name in the registry.
+        site: the input site; None where it is unknown.
+        site_out: the output site.
+        width: Z, the number of latents; in a repository by the name of its folder ("16k" is 16,384).
+        l0: the L0 that its file claims.
+        problem: the reason why its file cannot be read; None where it can, or was not read.
+
+    Example:
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> published = sae.releases("saes")[0]
+        >>> published.path, published.site, published.width
+        ('layer_1', 'layer_1/resid_post', 64)
     """
 
     path: str
@@ -49,6 +55,7 @@ class Published:
     def __repr__(self) -> str:
         parts = [self.format]
         if self.site is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             out = "" if self.site == self.site_out else f" to {showing.joined(self.site_out)}"
             parts.append(f"{showing.joined(self.site)}{out}")
         if self.width is not None:
@@ -64,18 +71,21 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
     """Lists the autoencoders of a folder, or of a repository of the hub.
 
     Args:
-        where: a folder, or `owner/name`; a folder here of that name goes first.
-        revision: of a repository.
+        where: a folder, or `owner/name`; a local folder of that name goes first.
+        revision: a branch, a tag or a commit of a repository.
 
     Returns:
-        Them by path, numbers in the order of their values. One whose file is damaged is listed with its problem.
+        The autoencoders in the order of their paths, in which numbers have the order of their values. One with a
+        damaged file is listed with its problem.
 
     Raises:
-        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` raises it.
+        ValueError: for a folder that does not exist; `sae.formats.hub.HubError` as `sae.load` does.
 
     Example:
-        >>> sae.releases("runs/scope/saes")
-        >>> sae.releases("google/gemma-scope-2b-pt-res")
+        >>> sae.save(autoencoder, "saes/layer_1")
+        >>> sae.releases("saes")
+        (Published(layer_1: gemma_scope, layer_1/resid_post, 64 latents, L0 ...),)
+        >>> published = sae.releases("google/gemma-scope-2b-pt-res")  # doctest: +SKIP
     """
     here = local_path(where)
     if isinstance(where, str) and hub.is_id(where) and not here.exists():
@@ -95,7 +105,7 @@ def _number(part: str) -> tuple[int, int, str]:
 
 
 def _format(file: str) -> str | None:
-    """The name of the format whose main file this is, or of the several that call theirs so; None where none does."""
+    """Returns the names of the formats with this main file, joined by "or"; None for no format."""
     import_all(__package__)
     name = file.rpartition("/")[2]
     return " or ".join(title for title, format in formats.items() if format.main == name) or None
@@ -113,26 +123,29 @@ def _outlined(root: Path, folder: Path) -> Published:
 
 
 def _records(repository: str, revision: str | None) -> dict[str, Any]:
-    """By path, what a release of this library says of its autoencoders."""
+    """Returns the descriptions of autoencoders, by path, in the record of a release of this library."""
     facts = configs.read(hub.fetch_file(repository, RECORD, revision)) or {}
     return facts["autoencoders"] if isinstance(facts.get("autoencoders"), dict) else {}
 
 
 def _recorded(folder: str, about: Any) -> Published | None:
-    """What a record says of an autoencoder; None where it has none, or one of another form."""
+    """Returns the autoencoder that a record describes; None for a missing description, or one of another form."""
     if not isinstance(about, dict):
         return None
-    sites = [tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out"))]
-    texts = [about.get("format"), *(one for site in sites for one in (site if isinstance(site, tuple) else (site,)))]
+    into, out = (tuple(site) if isinstance(site, list) else site for site in (about.get("site"), about.get("site_out")))
+    texts = [
+        about.get("format"),
+        *(one for site in (into, out) for one in (site if isinstance(site, tuple) else [site])),
+    ]
     width, l0 = about.get("width"), about.get("l0_target", about.get("l0"))
     numbers = type(width) is int and (l0 is None or type(l0) in (int, float))
     if not numbers or not all(isinstance(text, str) for text in texts):
         return None
-    return Published(folder, about["format"], *sites, width, l0)
+    return Published(folder, about["format"], into, out, width, l0)
 
 
 def _named(repository: str, file: str, records: Mapping[str, Any]) -> Published:
-    """What the record of a release says, or else the names of a repository and of a folder in it."""
+    """Returns the autoencoder that the record of a release describes, or else the names of repository and folder."""
     folder = file.rpartition("/")[0]
     if (recorded := _recorded(folder, records.get(folder))) is not None:
         return recorded

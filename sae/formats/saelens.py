@@ -1,9 +1,10 @@
-"""SAELens's folders: `cfg.json` and `sae_weights.safetensors` (SAELens 6; configs of before version 6 are read too).
+"""SAELens's folders: `cfg.json` and `sae_weights.safetensors` (SAELens 6; older configs are read too).
 
-W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true unless the config
-says otherwise, subtracts b_dec from what goes in; it is folded into the encoder's bias, and so is the scaling of TopK's
-activations by the norms of decoder rows. Normalisations of a token by itself (`layer_norm`, `constant_norm_rescale`)
-cannot be folded into weights; those by a constant have it in `activation_scaler.json`, if anywhere.
+W_enc [A, Z], W_dec [Z, A'] and W_skip [A', A], which is transposed here. `apply_b_dec_to_input`, true by default,
+subtracts b_dec from inputs; it is folded into the encoder's bias, and so is the scaling of TopK's activations by the
+norms of decoder rows. Normalisations of each token (`layer_norm`, `constant_norm_rescale`) cannot be folded into
+weights: a TopK with `layer_norm` is a NormedTopK, and the others are refused. The constant of a normalisation by a
+constant is in `activation_scaler.json`, if anywhere.
 """
 
 import json
@@ -20,13 +21,15 @@ from sae.formats import configs, llamascopium, names, safetensors_files
 from sae.formats.folding import subtracted
 from sae.formats.format import Contents, Files, Format, formats
 from sae.gated import Gated
+from sae.normed_topk import NormedTopK
 from sae.released import Released
 from sae.relu import ReLU
 from sae.topk import TopK
 
 _CONFIG, _SCALER, _VERSION = "cfg.json", "activation_scaler.json", "6.0.0"
-_SPECIAL = "exclude_special_tokens"  # ids that training left out, or whether it left out all special ones
-# By architecture: the form, and whether it is a transcoder.
+_SPECIAL = "exclude_special_tokens"  # the ids that training left out, or whether it left out all special ones
+_LAYER_NORM = "layer_norm"
+# {architecture: (form, whether it is a transcoder)}
 _ARCHITECTURES = {
     "standard": (ReLU, False),
     "topk": (TopK, False),
@@ -49,12 +52,12 @@ class SAELens(Format):
     beside = (r"cfg\.json", r"activation_scaler\.json", r"sparsity\.safetensors")
 
     def of_folder(self, folder: Path) -> Path | None:
-        """The weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
+        """Returns the weights, unless the config beside them is Llamascopium's, whose weights have the same name."""
         file = super().of_folder(folder)
         return None if file is None or llamascopium.is_folder(folder) else file
 
     def takes(self, file: Path) -> bool:
-        """The weights, unless the config beside them is Llamascopium's."""
+        """Returns whether a file is the weights, and the config beside them is not Llamascopium's."""
         return super().takes(file) and not llamascopium.is_folder(file.parent)
 
     def read(self, file: Path) -> Contents:
@@ -70,13 +73,15 @@ class SAELens(Format):
             if name in values and not (values.pop(name) == 1).all():
                 raise ValueError(f"{file}: its latents are scaled by {name}, which is not read")
         values = {name: values[name] for name in wanted}
+        if form is JumpReLU:  # training moves thresholds below 0, where SAELens takes 0
+            values["threshold"] = np.maximum(values["threshold"], 0)
         if "W_skip" in wanted:
             values["W_skip"] = values["W_skip"].T
         _fold(file, config, form, values, transcoder)
         return Contents(form, values, _numbers(file, config, form), _info(config))
 
     def shapes(self, file: Path) -> Contents:
-        """By the config and the header."""
+        """Reads the config and the header."""
         config = _config(file)
         form, _, wanted = _form(file.parent / _CONFIG, config)
         leaves = safetensors_files.headers(file, wanted)
@@ -84,38 +89,39 @@ class SAELens(Format):
         return Contents.of_sizes(form, sizes, wanted, _numbers(file, config, form), _info(config))
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """Several sites, forms that SAELens has no architecture for, and skips where it has none."""
-        form, transcoder = type(autoencoder), _is_transcoder(autoencoder)
-        if (form, transcoder) not in _ARCHITECTURES.values():
-            what = autoencoder.noun if autoencoder.several_sites() else f"{form.__name__} as a transcoder"
+        """Refuses several sites, and forms and skips for which SAELens has no architecture."""
+        if _entry(autoencoder) not in _ARCHITECTURES.values():
+            form = type(autoencoder).__name__
+            what = autoencoder.noun if autoencoder.several_sites() else f"{form} as a transcoder"
             return f"a {what}"
         return None
 
     def files(self, contents: Contents) -> Files:
-        """The weights and a config of version 6."""
+        """Returns the weights and a config of version 6."""
         skip = "W_skip" in contents.values
         autoencoder = contents.form(**contents.values, **contents.numbers, info=contents.info)
         architecture = next(
-            name
-            for name, entry in _ARCHITECTURES.items()
-            if entry == (contents.form, _is_transcoder(autoencoder)) and ("skip" in name) == skip
+            name for name, entry in _ARCHITECTURES.items() if entry == _entry(autoencoder) and ("skip" in name) == skip
         )
         values = dict(contents.values)
         if skip:
             values["W_skip"] = values["W_skip"].T
         config = json.dumps(_written(architecture, autoencoder, contents), indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(values), _CONFIG: config.encode(), _SCALER: None}
 
 
-def _is_transcoder(autoencoder: Released) -> bool:
-    """By its sites, where they are known; a skip and different dims tell it too."""
+def _entry(autoencoder: Released) -> tuple[type[Released], bool]:
+    """Returns the form, and whether an autoencoder is a transcoder, by its sites, a skip, or different dims."""
+    form = TopK if isinstance(autoencoder, NormedTopK) else type(autoencoder)  # a TopK with other inputs
     info = autoencoder.info
     skip = getattr(autoencoder, "W_skip", None) is not None
-    return skip or autoencoder.dims[0] != autoencoder.dims[1] or (info is not None and info.site != info.site_out)
+    apart = autoencoder.dims[0] != autoencoder.dims[1] or (info is not None and info.site != info.site_out)
+    return form, skip or apart
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The config beside the weights, in the words of version 6 where it is of a version before."""
+    """Returns the config beside the weights; an older one gets the names of version 6."""
     if (config := configs.read(file.parent / _CONFIG)) is None:
         raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
     metadata = config.get("metadata")
@@ -135,18 +141,20 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _form(file: Path, config: Mapping[str, Any]) -> tuple[type[Released], bool, list[str]]:
-    """The form, whether it is a transcoder, and the tensors that it needs."""
+    """Returns the form, whether it is a transcoder, and the names of the tensors that it needs."""
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise ValueError(f"{file}: the architecture {architecture!r} is not read; {', '.join(_ARCHITECTURES)} are")
     if (activation := config.get("activation_fn", "relu")) not in ("relu", "topk"):
         raise ValueError(f"{file}: the activation function {activation!r} is not read")
     form, transcoder = _ARCHITECTURES[architecture]
+    if form is TopK and config.get("normalize_activations") == _LAYER_NORM:
+        form = NormedTopK
     return form, transcoder, [name for name in form.axes if name != "W_skip" or "skip" in architecture]
 
 
 def _numbers(file: Path, config: Mapping[str, Any], form: type[Released]) -> dict[str, int]:
-    if form is not TopK:
+    if "k" not in form.numbers:
         return {}
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
@@ -159,13 +167,13 @@ def _numbers(file: Path, config: Mapping[str, Any], form: type[Released]) -> dic
 def _fold(
     file: Path, config: Mapping[str, Any], form: type[Released], values: dict[str, np.ndarray], transcoder: bool
 ) -> None:
-    """Makes, in place, arrays that take raw activations."""
+    """Folds normalisations into the arrays, in place, so that they take raw activations."""
     normalisation = config.get("normalize_activations") or "none"
     scaler = file.parent / _SCALER
     scale = np.float32(1)
     if normalisation == "expected_average_only_in" and not transcoder:
         scale = _scale(file, scaler)
-    elif normalisation != "none":
+    elif normalisation != "none" and form is not NormedTopK:
         what = "a transcoder's inputs" if transcoder else "inputs"
         raise ValueError(f"{file}: {what} normalised by {normalisation!r} are not read: no weights can do that")
     bias = "b_gate" if form is Gated else "b_enc"
@@ -182,12 +190,13 @@ def _fold(
 
 
 def _scale(file: Path, scaler: Path) -> np.float32:
-    """The constant by which inputs were multiplied."""
+    """Returns the constant by which inputs were multiplied."""
     scale = (configs.read(scaler) or {}).get("scaling_factor")
+    # pyrefly: ignore[unsupported-operation]  not None here
     if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise ValueError(
-            f"{file}: its inputs were scaled by a constant (expected_average_only_in), which no {_SCALER} beside it "
-            f"names: write it there, or set normalize_activations to none in {_CONFIG} where it is folded in"
+            f"{file}: its inputs were scaled by a constant (expected_average_only_in), and no {_SCALER} beside it has "
+            f"the constant: write it there, or set normalize_activations to none in {_CONFIG} if it is folded in"
         )
     return np.float32(scale)
 
@@ -205,14 +214,14 @@ def _info(config: Mapping[str, Any]) -> Info | None:
 
 
 def _counted(excluded: Any) -> Counted | None:
-    """A list of ids is a rule. True means all special ids of a tokenizer that is not here, which is the rule where none
-    is recorded; False says nothing of padding, and stays in the facts."""
+    """Returns the rule of a list of ids; None for True and False. True means all special ids of an unknown tokenizer,
+    which is the default without a rule; False says nothing of padding, and stays in the facts."""
     whole = isinstance(excluded, list) and all(type(token) is int and token >= 0 for token in excluded)
     return Counted(tuple(excluded)) if whole else None
 
 
 def _written(architecture: str, autoencoder: Released, contents: Contents) -> dict[str, Any]:
-    """The config of an autoencoder that takes raw activations."""
+    """Returns the config of an autoencoder that takes raw activations."""
     A_in, A_out = autoencoder.dims
     config = {
         "architecture": architecture,
@@ -221,11 +230,12 @@ def _written(architecture: str, autoencoder: Released, contents: Contents) -> di
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": _LAYER_NORM if contents.form is NormedTopK else "none",
         "reshape_activations": "none",
     }
     if "transcoder" in architecture:
         config["d_out"] = A_out
+    # pyrefly: ignore[unsupported-operation]  numbers join texts
     config |= contents.numbers
     if architecture == "topk":
         config["rescale_acts_by_decoder_norm"] = False

@@ -1,8 +1,8 @@
 """The safetensors format: eight bytes of length, a JSON header of names, dtypes, shapes and offsets, then the bytes
 (https://github.com/huggingface/safetensors).
 
-Read and written here rather than by its library, which has no bfloat16 for numpy, and so that every damage is named.
-Nothing of a file is believed before it is checked against the file's size.
+Files are read and written here and not by the format's library, which has no bfloat16 for numpy, and so that errors
+name every damage. All numbers in a file are checked against its size before they are used.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from sae.files import current
+from sae.formats import mapped
 from sae.formats.configs import once
 
 _DTYPES = {
@@ -33,19 +35,22 @@ _LONGEST_HEADER = 1 << 20  # bytes; an autoencoder's is below ten thousand
 
 
 def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The tensors of a file, floating-point ones in float32.
+    """Returns the tensors of a file, floating-point ones in float32; large float32 ones are read while they are used.
 
     Args:
-        file: its path, where `sae.files.current` looks.
-        needed: names that it has to have.
+        file: the path, which `sae.files.current` resolves.
+        needed: the names that the file has to have.
 
     Raises:
-        ValueError: for a file that is not in this format, damaged, or lacks a tensor.
+        ValueError: for a file of another format, a damaged file, or a missing tensor.
     """
     with _open(file) as stream:
         entries, base = _header(file, stream, needed)
         tensors = {}
         for name, (dtype, shape, begin, end) in entries.items():
+            if dtype == np.float32 and sys.byteorder == "little" and end - begin >= mapped.LARGE:
+                tensors[name] = mapped.mapped(Path(stream.name), dtype, shape, base + begin)
+                continue
             stream.seek(base + begin)
             values = np.frombuffer(stream.read(end - begin), dtype).reshape(shape)
             tensors[name] = values if dtype.kind == "i" else values.astype(np.float32)
@@ -53,14 +58,14 @@ def read(file: Path, needed: Collection[str] = ()) -> dict[str, np.ndarray]:
 
 
 def headers(file: Path, needed: Collection[str] = ()) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of a file's tensors as `read` would give them; nothing but the header is read.
+    """Returns the shapes and dtypes of a file's tensors as `read` would give them; only the header is read.
 
     Args:
-        file: its path, where `sae.files.current` looks.
-        needed: names that it has to have.
+        file: the path, which `sae.files.current` resolves.
+        needed: the names that the file has to have.
 
     Raises:
-        ValueError: as `read` does, but for values.
+        ValueError: as `read` does, except for damaged values.
     """
     with _open(file) as stream:
         entries, _ = _header(file, stream, needed)
@@ -71,7 +76,7 @@ def headers(file: Path, needed: Collection[str] = ()) -> dict[str, jax.ShapeDtyp
 
 
 def sizes(file: Path, W_enc: jax.ShapeDtypeStruct, W_dec: jax.ShapeDtypeStruct) -> dict[str, int]:
-    """The sizes of an autoencoder's axes A, Z and A', of an encoder [A, Z] and a decoder [Z, A'].
+    """Returns the sizes of an autoencoder's axes A, Z and A', for an encoder [A, Z] and a decoder [Z, A'].
 
     Raises:
         ValueError: for arrays of other ranks.
@@ -89,14 +94,14 @@ def _open(file: Path) -> BinaryIO:
 
 
 def count_layers(folder: Path, *names: str) -> int:
-    """How many layers a folder has files of.
+    """Returns the number of layers with files in a folder.
 
     Args:
-        folder: with files of one layer or more.
-        names: of the files of each layer, with `{}` for its number.
+        folder: a folder with files of at least one layer.
+        names: the names of the files of each layer, with `{}` for its index.
 
     Raises:
-        ValueError: where a file is missing up to the last layer.
+        ValueError: where a file of a layer below the last is missing.
     """
     pattern = re.escape(names[0]).replace(re.escape("{}"), r"(\d+)")
     last = max(int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name)))
@@ -108,7 +113,7 @@ def count_layers(folder: Path, *names: str) -> int:
 
 
 def _header(file: Path, stream: BinaryIO, needed: Collection[str]) -> tuple[dict[str, tuple], int]:
-    """{name: (dtype, shape, begin, end)}, and where the bytes begin."""
+    """Returns {name: (dtype, shape, begin, end)}, and the offset of the first byte of the tensors."""
     size = os.fstat(stream.fileno()).st_size
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(_LONGEST_HEADER, size - 8):
@@ -144,7 +149,7 @@ def _entry(name: str, entry: Mapping, size: int) -> tuple[np.dtype, tuple[int, .
 
 
 def writer(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Callable[[BinaryIO], None]:
-    """Returns a function that writes a file of some float32 tensors, one in memory at a time."""
+    """Returns a function that writes a file of float32 tensors, with one in memory at a time."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
-"""EleutherAI's sparsify: `cfg.json` and `sae.safetensors` in a folder that is called as the module it reads.
+"""EleutherAI's sparsify: `cfg.json` and `sae.safetensors` in a folder with the name of the module that it reads.
 
-TopK with ReLU before it. Tensors `encoder.weight` [Z, A], `encoder.bias`, `W_dec` [Z, A], `b_dec`, and `W_skip` [A, A],
-which is applied as x @ W_skip.T. An autoencoder subtracts b_dec from what goes in, a transcoder does not; that is
-folded into the encoder's bias.
+They hold TopK after a ReLU. Tensors are `encoder.weight` [Z, A], `encoder.bias`, `W_dec` [Z, A], `b_dec`, and `W_skip`
+[A, A], which is applied as x @ W_skip.T. An autoencoder subtracts b_dec from its inputs, which is folded into the
+encoder's bias; a transcoder does not.
 """
 
 import json
@@ -36,7 +36,7 @@ class Sparsify(Format):
         """Reads the weights by what the config beside them says.
 
         Raises:
-            ValueError: for another activation than topk, and what else is not read, by its name.
+            ValueError: for another activation than topk, and for other settings that are not read; it names them.
         """
         config = _config(file)
         wanted = _wanted(config)
@@ -50,7 +50,7 @@ class Sparsify(Format):
         return Contents(TopK, values, {"k": config["k"]}, _info(file.parent, config))
 
     def shapes(self, file: Path) -> Contents:
-        """By the config and the header."""
+        """Reads the config and the header."""
         config = _config(file)
         wanted = _wanted(config)
         leaves = safetensors_files.headers(file, list(wanted.values()))
@@ -59,18 +59,18 @@ class Sparsify(Format):
         return Contents.of_sizes(TopK, sizes, wanted, {"k": config["k"]}, _info(file.parent, config))
 
     def lacks(self, autoencoder: Released) -> str | None:
-        """All but TopK with as long an output as input."""
+        """Refuses all but TopK with equally long inputs and outputs."""
         if not isinstance(autoencoder, TopK):
             return f"a {type(autoencoder).__name__}, only for a TopK"
         A_in, A_out = autoencoder.dims
         return None if A_in == A_out else f"an output of another length, {A_out} for {A_in}"
 
     def files(self, contents: Contents) -> Files:
-        """The weights and a config."""
+        """Returns the weights and a config."""
         values, info = dict(contents.values), contents.info
         skip = "W_skip" in values
         transcode = skip or (info is not None and info.site != info.site_out)
-        if not transcode:  # which subtracts b_dec from what goes in
+        if not transcode:  # theirs subtracts b_dec from inputs
             values["b_enc"] = subtracted(values["b_enc"], values, -1.0)
         values["W_enc"] = values["W_enc"].T
         if skip:
@@ -89,16 +89,17 @@ class Sparsify(Format):
         }
         tensors = {stored: values[name] for name, stored in _TENSORS.items() if name in values}
         text = json.dumps(config, indent=2) + "\n"
+        # pyrefly: ignore[bad-assignment]  not None here
         return {self.main: safetensors_files.writer(tensors), _CONFIG: text.encode()}
 
 
 def _wanted(config: Mapping[str, Any]) -> dict[str, str]:
-    """By our names, those of the tensors that the config says there are."""
+    """Returns {this library's name: the file's name} of the tensors that the config promises."""
     return {name: stored for name, stored in _TENSORS.items() if name != "W_skip" or config.get("skip_connection")}
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The config beside the weights, of something that is read here."""
+    """Returns the config beside the weights. Raises ValueError for settings that are not read here."""
     place = file.parent / _CONFIG
     if (config := configs.read(place)) is None:
         raise ValueError(f"{file} has no {_CONFIG} beside it, which says what it holds")
@@ -111,7 +112,8 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _info(folder: Path, config: dict) -> Info | None:
-    """By the name of the folder, `layers.3`, and the run's config above it, which names the model."""
+    """Returns the `Info` by the name of the folder, `layers.3`, and the run's config above it, which names the
+    model."""
     hook = folder.absolute().name
     model = (configs.read(folder.absolute().parent / "config.json") or {}).get("model")
     if not isinstance(model, str):

@@ -1,8 +1,8 @@
-"""The tensors of a file that torch.save wrote, without torch and without running anything.
+"""Reads the tensors of a file that torch.save wrote, without torch and without running code of the file.
 
-Such a file is a zip archive with a pickle in it, which can run code when it is unpickled. Here its opcodes are walked
-by hand: containers, texts and numbers are made, and of the names that it may call only those that rebuild tensors have
-a meaning. Anything else ends the reading, by name. Limits on sizes hold before anything is allocated.
+Such a file is a zip archive with a pickle in it, which can run code when it is unpickled. Here its opcodes are
+interpreted one by one: containers, texts and numbers are made, and the only functions that it may call are those that
+rebuild tensors. Any other opcode or call is an error that names it. Limits on sizes hold before memory is allocated.
 """
 
 import collections
@@ -20,9 +20,9 @@ import numpy as np
 
 from sae.files import ARCHIVE_ERRORS, check_archive
 
-_PICKLE_BYTES = 1 << 18  # of tensors' places and names; the numbers are in members of their own
-_SMALL = 64  # numbers: a storage that `headers` reads too, such as that of k
-_REPEATED = 4  # by how much all tensors may be larger than the file, as some have one storage
+_PICKLE_BYTES = 1 << 18  # the most bytes of a pickle: it has tensors' places and names, and no numbers
+_SMALL = 64  # `headers` also reads storages of up to this many numbers, such as that of k
+_REPEATED = 4  # the factor by which all tensors may be larger than the file, as tensors may share a storage
 _STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -39,26 +39,27 @@ _MARK = object()
 
 
 class _Name:
-    """A name that a pickle calls: module and name, in one text."""
+    """A function's name in a pickle: module and name in one text."""
 
     def __init__(self, text: str):
         self.text = text
 
 
 def read(file: Path) -> Any:
-    """What a file holds: dicts, lists, texts, numbers and numpy arrays in the places of tensors.
+    """Returns the value in a file: dicts, lists, texts, numbers, and numpy arrays in the places of tensors.
 
     Args:
-        file: a path.
+        file: the path.
 
     Raises:
-        ValueError: for a file that is no archive of torch.save's, is damaged, or calls for anything but tensors.
+        ValueError: for a file that torch.save did not write, a damaged file, or one that calls other functions.
     """
     return _read(file, shapes_alone=False)
 
 
 def headers(file: Path) -> Any:
-    """As `read`, with `jax.ShapeDtypeStruct`s in the places of all but the smallest tensors, whose numbers stay unread.
+    """Returns the value in a file, with `jax.ShapeDtypeStruct`s in the places of all but the smallest tensors, whose
+    numbers are not read.
 
     Raises:
         ValueError: as `read` does.
@@ -67,15 +68,15 @@ def headers(file: Path) -> Any:
 
 
 def state(file: Path, ranks: Mapping[str, int], shapes_alone: bool = False) -> dict[str, Any]:
-    """The state dict of a file.
+    """Returns the state dict of a file.
 
     Args:
-        file: a path.
-        ranks: the numbers of axes of the tensors that it has to have, by name.
-        shapes_alone: as `headers` reads it, and not as `read`.
+        file: the path.
+        ranks: {name: number of axes} of the tensors that the file has to have.
+        shapes_alone: whether to read only shapes, as `headers` does.
 
     Raises:
-        ValueError: as `read` does, and for what is no state dict or lacks one of the tensors.
+        ValueError: as `read` does, and for a file without a state dict or without one of the tensors.
     """
     tensors = _read(file, shapes_alone)
     if not isinstance(tensors, dict):
@@ -87,14 +88,14 @@ def state(file: Path, ranks: Mapping[str, int], shapes_alone: bool = False) -> d
 
 
 class _Storages:
-    """The numbers of an archive, by the names that its pickle has for them."""
+    """The storages of an archive, which its pickle names."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, size: int, shapes_alone: bool):
         self.archive, self.folder, self.size, self.shapes_alone = archive, folder, size, shapes_alone
         self.left = _REPEATED * size
 
     def named(self, identity: Any) -> "_Numbers":
-        """The storage that ("storage", type, key, device, count) names."""
+        """Returns the storage that ("storage", type, key, device, count) names."""
         kind, name, key, _, count = identity
         dtype = isinstance(name, _Name) and name.text.startswith("torch.") and _STORAGES.get(name.text.split(".")[-1])
         if kind != "storage" or not dtype or not isinstance(key, str):
@@ -104,17 +105,19 @@ class _Storages:
             raise ValueError(f"its member {member.filename} is compressed, which torch.save does not do")
         if type(count) is not int or member.file_size != count * dtype.itemsize:
             has = member.file_size // dtype.itemsize
-            raise ValueError(f"its storage {key} has {has:,} numbers, {count!r:.40} are named")
+            raise ValueError(f"its storage {key} has {has:,} numbers, and its pickle says {count!r:.40}")
         return _Numbers(self, member, dtype, count)
 
     def take(self, bytes_: int) -> None:
-        """Counts the bytes of a tensor."""
+        """Counts the bytes of a tensor. Raises ValueError beyond the limit."""
         self.left -= bytes_
         if self.left < 0:
             raise ValueError(f"its tensors would be more than {_REPEATED} times as large as the file")
 
 
 class _Numbers:
+    """A storage: the numbers of one or more tensors."""
+
     def __init__(self, storages: _Storages, member: zipfile.ZipInfo, dtype: np.dtype, count: int):
         self.storages, self.member, self.dtype, self.count = storages, member, dtype, count
 
@@ -140,9 +143,9 @@ def _read(file: Path, shapes_alone: bool) -> Any:
 
 
 def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
-    """The value of a pickle, whose storages a function looks up."""
+    """Returns the value of a pickle; `storage` returns the storage of a name in it."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         at = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK), None)
@@ -191,6 +194,7 @@ def _walk(text: bytes, storage: Callable[[Any], "_Numbers"]) -> Any:
             items = since_mark()
             _container(stack[-1], dict).update(_pairs(items))
         elif name == "GLOBAL":
+            # pyrefly: ignore[missing-attribute]  not None here
             stack.append(_Name(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
@@ -230,13 +234,14 @@ def _container(value: Any, kind: Any) -> Any:
 
 
 def _pairs(items: list[Any]) -> dict:
-    if wrong := [key for key in items[::2] if not isinstance(key, str | int)]:  # hashing deep ones ends the process
+    # The hash of a deeply nested key would end the process.
+    if wrong := [key for key in items[::2] if not isinstance(key, str | int)]:
         raise ValueError(f"its pickle has a {type(wrong[0]).__name__} for a key")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
 def _call(called: Any, arguments: tuple) -> Any:
-    """Of what a pickle may call: tensors, parameters, and ordered dicts."""
+    """Returns the result of a call that a pickle may make: a tensor, a parameter, or an ordered dict."""
     text = called.text if isinstance(called, _Name) else type(called).__name__
     if text == "torch._utils._rebuild_tensor_v2":
         numbers, offset, shape, strides = arguments[:4]
@@ -264,7 +269,7 @@ def _tensor(
     if last >= numbers.count:
         raise ValueError(f"a tensor of the shape {shape} ends beyond its {numbers.count:,} numbers")
     if any(stride == 0 and size > 1 for size, stride in zip(shape, strides, strict=True)):
-        raise ValueError(f"a tensor of the shape {shape} repeats its numbers")  # it would be as large as it says
+        raise ValueError(f"a tensor of the shape {shape} repeats its numbers")  # it could be of any size
     numbers.storages.take(math.prod(shape) * numbers.dtype.itemsize)
     if numbers.storages.shapes_alone and numbers.count > _SMALL:
         return jax.ShapeDtypeStruct(shape, numbers.dtype)

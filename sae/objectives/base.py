@@ -1,7 +1,7 @@
 """What every objective does: errors of a batch, and the order of the latents in what is released."""
 
 import abc
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 
@@ -29,7 +29,7 @@ class Objective(Part, abc.ABC):
         self._one_of("precision", PRECISIONS)
 
     @abc.abstractmethod
-    def errors(self, params: NamedTuple, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    def errors(self, params: Any, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
         """Returns mean squared errors of a batch, scalars: first that of the reconstruction from all latents. The loss
         has their mean, so that lambda keeps its meaning however many there are.
 
@@ -43,6 +43,7 @@ class Objective(Part, abc.ABC):
         return autoencoder
 
 
-def base(params: NamedTuple, x: jax.Array) -> jax.Array:
-    """What a reconstruction is without any latent: [A] or [B, A]."""
-    return params.b_dec if params.W_skip is None else x @ params.W_skip + params.b_dec
+def base(params: Any, x: jax.Array) -> jax.Array:
+    """What a reconstruction is without any latent: [1, A] or [B, A]."""
+    b_dec = params.b_dec[None]
+    return b_dec if params.W_skip is None else x @ params.W_skip + b_dec

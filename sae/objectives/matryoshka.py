@@ -1,7 +1,7 @@
 """Matryoshka prefixes: the first latents reconstruct on their own as well (arXiv 2503.17547)."""
 
 import dataclasses
-from typing import NamedTuple, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,6 @@ from sae.objectives.base import Objective, base, register
 from sae.parts import Sizes
 
 BANDS = 32  # prefixes are whole numbers of 32nds of the latents
-
-T = TypeVar("T")
 
 
 @register("matryoshka")
@@ -43,7 +41,7 @@ class Matryoshka(Objective):
         if self.matryoshka and sizes.width % BANDS:
             raise ValueError(f"Matryoshka: the width must be a multiple of {BANDS}, got {sizes.width}")
 
-    def errors(self, params: NamedTuple, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    def errors(self, params: Any, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
         start_from = base(params, x)
         f = f.reshape(len(f), -1, BANDS)
         W_dec = params.W_dec.reshape(-1, BANDS, y.shape[-1])
@@ -54,6 +52,6 @@ class Matryoshka(Objective):
             errors.append(jnp.square(partial + start_from - y).sum(axis=-1).mean())
         return (errors[-1], *errors[:-1])
 
-    def release(self, autoencoder: T) -> T:
+    def release(self, autoencoder: Any) -> Any:
         order = jnp.arange(autoencoder.width).reshape(-1, BANDS).T.reshape(-1)
         return autoencoder.reordered(order)

@@ -1,7 +1,7 @@
 """The error of the reconstruction from all latents."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,5 +21,5 @@ class Reconstruction(Objective):
 
     precision: str = "highest"
 
-    def errors(self, params: NamedTuple, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    def errors(self, params: Any, f: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
         return (jnp.square(f @ params.W_dec + base(params, x) - y).sum(axis=-1).mean(),)

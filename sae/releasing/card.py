@@ -38,7 +38,7 @@ class Licences:
         text: of the text that they were trained on, in words.
 
     Example:
-        >>> Licences(autoencoders="cc-by-4.0", model="Gemma Terms of Use")
+        >>> sae.Licences(autoencoders="cc-by-4.0", model="Gemma Terms of Use")
         Licences(autoencoders='cc-by-4.0', model='Gemma Terms of Use', text=None)
     """
 

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sae.cross_layer import CrossLayerTranscoder
 from sae.discovery import import_all
@@ -101,7 +101,7 @@ def _first(entries: Sequence[Entry], kinds: Sequence[str]) -> list[str]:
             "Choose those of one with `only` (--only='*resid_post*'), or take the layout gemma_scope_2, which has a "
             "folder for each kind"
         )
-    return [f"{_place(entry.info.site)[0]}/width_{label(entry.outline.width)}/{_l0(entry)}" for entry in entries]
+    return [f"{_place(str(entry.info.site))[0]}/width_{label(entry.outline.width)}/{_l0(entry)}" for entry in entries]
 
 
 def _l0(entry: Entry) -> str:
@@ -117,14 +117,15 @@ def _second(entries: Sequence[Entry], kinds: Sequence[str]) -> list[str]:
     words: dict[int, str] = {}
     for name in dict.fromkeys(names):
         group = [index for index, other in enumerate(names) if other == name]
-        l0s: Mapping[int, float | None] = {index: _number(entries[index]) for index in group}
-        if None in l0s.values():
-            words |= {index: "unknown" if l0 is None else f"{l0:g}" for index, l0 in l0s.items()}
+        numbers = {index: _number(entries[index]) for index in group}
+        l0s = {index: l0 for index, l0 in numbers.items() if l0 is not None}
+        if len(l0s) < len(group):
+            words |= {index: "unknown" if l0 is None else f"{l0:g}" for index, l0 in numbers.items()}
         elif len(group) == 1:
             nearest = min(_USUAL, key=lambda word: abs(math.log(max(l0s[group[0]], 1e-3) / _USUAL[word])))
             words[group[0]] = nearest
         elif len(group) in _WORDS and len(set(l0s.values())) == len(group):
-            words |= dict(zip(sorted(group, key=l0s.get), _WORDS[len(group)], strict=True))
+            words |= dict(zip(sorted(group, key=l0s.__getitem__), _WORDS[len(group)], strict=True))
         else:
             words |= {index: f"{l0:g}" for index, l0 in l0s.items()}
     return [f"{name}_l0_{words[index]}{end}" for index, (name, end) in enumerate(names)]

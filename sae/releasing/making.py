@@ -167,7 +167,9 @@ def _write(one: Placed, folder: Path) -> None:
 def _add_l0(one: Placed, file: Path) -> None:
     """Adds to a config the L0 that Gemma Scope 2's configs have, as far as it is on record."""
     entry = one.entry
-    l0 = entry.aim if entry.aim is not None else entry.measured and entry.measured.metrics.l0
+    l0 = entry.aim
+    if l0 is None and entry.measured is not None:
+        l0 = entry.measured.metrics.l0
     if l0 is not None:
         config = read_json(file) | {"l0": int(l0) if float(l0).is_integer() else l0}
         replace_file(file, json.dumps(config, indent=2) + "\n")

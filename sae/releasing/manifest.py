@@ -27,7 +27,7 @@ def of(placed: Sequence[Placed], layout: str, repository: str | None) -> dict[st
         layout: of the release.
         repository: `owner/name`; None where none was named.
     """
-    fingerprints = {one.entry.fingerprint for one in placed} - {None}
+    fingerprints = {one.entry.fingerprint for one in placed if one.entry.fingerprint is not None}
     return {
         "version": _VERSION,
         "model": placed[0].entry.info.model,

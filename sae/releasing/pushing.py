@@ -123,7 +123,7 @@ class _Hub:
 
     def head(self) -> tuple[str, dict[str, Any]]:
         """The commit of the main branch, and its files by path."""
-        head = self.api.model_info(self.repository).sha
+        head = str(self.api.model_info(self.repository).sha)
         tree = self.api.list_repo_tree(self.repository, recursive=True, revision=head)
         return head, {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from sae.architectures.base import Encoded
 from sae.parts import Number, Sizes
+from sae.released import ranked
 from sae.sparsity.base import Now, SparsityTerm, register
 from sae.sparsity.lambdas import SHORTEST
 
@@ -34,5 +35,5 @@ class Revival(SparsityTerm):
         }
 
     def penalty(self, encoded: Encoded, state: tuple, now: Now, sizes: Sizes) -> jax.Array:
-        distance = jax.nn.relu(encoded.threshold - encoded.z).mean(axis=0)
+        distance = jax.nn.relu(ranked(encoded.threshold, encoded.z) - encoded.z).mean(axis=0)
         return self.revival * jnp.where(now.dead, distance, 0.0).sum()

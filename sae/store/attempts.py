@@ -1,14 +1,14 @@
 """One attempt at writing a segment: under names of its own, until the whole segment exists at once.
 
-A writer may be suspended between any two of its steps, for hours, while another one takes its segment over. So nothing
-that it does may touch what another one has written, and it may not commit what another one has tidied up:
+A writer may be suspended between any two of its steps, for hours, while another writer takes its segment over. So no
+step may touch files of another writer, and a commit must fail where another writer has removed files of the attempt:
 
-- On a disk, it writes to `writers/segment_00000-TOKEN/`, whose name is random. To commit is to rename that folder to
-  `segment_00000`, which fails where that exists. What another attempt has left is renamed before it is removed, so that
+- On a disk, it writes to `writers/segment_00000-TOKEN/`, whose name is random. A commit renames that folder to
+  `segment_00000`, which fails where that exists. The folder of another attempt is renamed before it is removed, so that
   its writer, should it go on, has either all its files to rename, or none.
-- A bucket has no renaming. The attempt writes to `segment_00000/CONTENT/`, named by a checksum of all that the arrays
-  are made of: whoever writes to these names writes the same bytes. To commit is to create `segment.json`, which names
-  the folder, and fails where it exists. Nothing is removed before a commit.
+- A bucket has no renaming. The attempt writes to `segment_00000/CONTENT/`, named by a checksum of the arrays' contents:
+  all writers of these names write the same bytes. A commit creates `segment.json`, which names the folder, and fails
+  where it exists. Nothing is removed before a commit.
 
 Either way a store is the same, byte for byte, however often its writers were suspended or killed.
 """
@@ -24,15 +24,15 @@ from sae.store.places import Place
 
 
 class Attempt:
-    """Where a writer puts its files of a segment, and how they become one.
+    """The files of one writer of a segment, and their commit.
 
     Args:
-      claim: of the segment.
-      content: names what the arrays will hold; called for a bucket alone.
+        claim: the claim on the segment.
+        content: returns a name for the arrays' contents; called for a bucket alone.
 
     Attributes:
-      folder: where the arrays go.
-      inner: the same within the segment, once it is committed.
+        folder: the folder of the arrays.
+        inner: the folder's name within the committed segment; "" on a disk.
     """
 
     def __init__(self, claim: Claim, content: Callable[[], str]):
@@ -49,10 +49,10 @@ class Attempt:
             _make_room(self._store, claim)
 
     def commit(self, facts: dict, files: Collection[str]) -> None:
-        """Makes the segment exist, from `files` of `folder`.
+        """Makes the segment exist, from `files` in `folder`.
 
         Raises:
-          OSError: when another writer has it.
+            OSError: where another writer has committed it or taken it over.
         """
         contents = sealing.seal(facts | ({"folder": self.inner} if self.inner else {}))
         self._claim.renew()
@@ -77,17 +77,17 @@ class Attempt:
     def _moved(self, contents: bytes) -> bool:
         try:
             return self._store.move(self.folder, self._segment)
-        except FileNotFoundError:  # removed by another writer; or moved, and a network file system has asked twice
+        except FileNotFoundError:  # removed by another writer; or moved by a network file system that repeats requests
             return self._store.read(commit_name(self._claim.index)) == contents
 
     def abandon(self) -> None:
-        """Removes what was written. Not in a bucket, where another writer may have written it too."""
+        """Removes the files of the attempt on a disk. In a bucket another writer may have written them too."""
         if self._store.folder is not None:
             self._store.remove(self.folder)
 
 
 def clear(store: Place, segments: dict[int, dict]) -> None:
-    """Removes what attempts have left at segments that are committed, {number: its facts}."""
+    """Removes files that attempts have left at committed segments, {index: its facts}."""
     if store.folder is not None:
         for name in store.entries("writers"):
             index = re.fullmatch(r"segment_(\d+)(-\w+|\.json\..*\.__lock)", name)
@@ -108,11 +108,11 @@ def clear(store: Place, segments: dict[int, dict]) -> None:
 
 
 def discard(store: Place, index: int) -> None:
-    """Takes a segment out of a store."""
+    """Removes a segment from a store."""
     if store.folder is not None:
         _remove(store, segment_name(index))
         return
-    # First what makes it exist, so that a crash in between leaves no half of a segment.
+    # segment.json first, so that a crash in between leaves no half of a segment.
     contents = store.read(commit_name(index))
     if contents is not None:
         store.replace(commit_name(index), contents, None)
@@ -124,7 +124,7 @@ def _staging(index: int, token: str) -> str:
 
 
 def _remove(store: Place, name: str) -> None:
-    """Removes a folder of a disk at once, as its writer may be about to rename it."""
+    """Removes a folder of a disk in one step, as its writer may be about to rename it."""
     away = f"writers/removed-{secrets.token_hex(8)}"
     try:
         store.move(name, away)
@@ -134,7 +134,7 @@ def _remove(store: Place, name: str) -> None:
 
 
 def _make_room(store: Place, claim: Claim) -> None:
-    """Removes a segment's folder that has no segment.json: no writer leaves one, but earlier versions did."""
+    """Removes a segment's folder without segment.json, which writers of earlier versions left."""
     name = segment_name(claim.index)
     if not store.entries(name) or store.read(commit_name(claim.index)) is not None:
         return

@@ -1,4 +1,4 @@
-"""The batches of a store: reads far ahead of their use, in large runs, put together and placed in a thread."""
+"""The batches of a store: rows are read far ahead of their use, in large runs; a thread joins and places them."""
 
 import collections
 import concurrent.futures
@@ -16,13 +16,13 @@ from sae.store.order import Block, Pass, Run
 from sae.store.places import Place
 from sae.store.source import Batches
 
-READ_BYTES = 5 << 20  # of a site that one lane gives to the steps that are put together, about
-READS_AHEAD = 2  # of all lanes, under way or waiting to be used
+READ_BYTES = 5 << 20  # about the bytes of a site that one lane gives to the steps of one read
+READS_AHEAD = 2  # reads of all lanes that are under way or waiting to be used
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Some steps of an epoch, whose rows are read together."""
+    """Steps of an epoch whose rows are read together."""
 
     plan: Pass
     step: int
@@ -30,11 +30,14 @@ class Read:
 
 
 class Segments(Protocol):
-    """What batches are read from: an `ActivationStore`.
+    """The source of the batches: an `ActivationStore`.
 
     Attributes:
-      place: where it is. sites: by name. codec: how rows are kept. growing: whether segments are still being added.
-      segments: the number of each segment and its rows.
+        place: the folder or the bucket.
+        sites: the names of the sites.
+        codec: the codec that keeps the rows.
+        growing: whether segments are still being added.
+        segments: (index, rows) of each segment.
     """
 
     place: Place
@@ -46,21 +49,21 @@ class Segments(Protocol):
     def sites(self) -> tuple[str, ...]: ...
 
     def width(self, site: str) -> int:
-        """A, the length of a row of a site."""
+        """Returns A, the length of a row of a site."""
 
     def read(self, name: str, segment: int, start: int, stop: int) -> dict:
-        """Begins to read rows of a segment: futures of the parts in which they are kept, by suffix."""
+        """Begins to read rows of a segment, and returns futures of their stored arrays by suffix."""
 
     def reopened(self) -> "Segments":
-        """The same with the segments that there are by now."""
+        """Returns the same store with the segments that exist now."""
 
 
 class StoreBatches(Batches):
-    """Iterates over {name: [B, A] float32, or [B] int32 of a row field}. `ActivationStore.batches` makes it.
+    """Iterates over {name: float32 [B, A], or int32 [B] for a row field}. `ActivationStore.batches` makes one.
 
     Attributes:
-      step: the step of the next batch.
-      passes: what the epochs have gone over so far; a checkpoint of a reader of a growing store keeps it.
+        step: the step of the next batch.
+        passes: the segments that the epochs have gone over so far; a checkpoint of a run on a growing store keeps it.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class StoreBatches(Batches):
 
     def close(self) -> None:
         """Stops reading ahead."""
+        # pyrefly: ignore[missing-attribute]  a generator
         self._iterator.close()
 
 
@@ -105,7 +109,7 @@ def _ahead(loader: "_Loader", passes: list[Pass], step: int) -> Iterator[dict]:
 
 
 class _Loader:
-    """What every read of one iteration has in common."""
+    """The settings that all reads of one iteration have in common."""
 
     def __init__(self, store, batch_size, names, seed, sharding):
         self._store, self._batch_size, self._names, self._seed = store, batch_size, names, seed
@@ -121,12 +125,12 @@ class _Loader:
         self._steps = max(1, READ_BYTES // (4 * widest * self._share))
 
     def next_read(self, passes: list[Pass], step: int) -> Read:
-        """The read that has `step`; a growing store's new segments join where an epoch begins."""
+        """Returns the read with `step`; new segments of a growing store join where an epoch begins."""
         plan = [p for p in passes if p.first_step <= step][-1]
         per_pass = order.steps_per_pass(plan.rows, self._batch_size)
         number, index = divmod(step - plan.first_step, per_pass)
         if index == 0 and number and plan is passes[-1]:
-            # A store that has grown to its end since the passes began is opened as one that does not grow.
+            # A store whose harvest has ended since the passes began is opened as a store that does not grow.
             segments = (self._store.reopened() if self._store.growing else self._store).segments
             if segments != plan.segments:
                 plan = Pass(step, plan.number + number, segments, plan.block)
@@ -136,7 +140,7 @@ class _Loader:
         return Read(plan, step, min(self._steps - index % self._steps, per_pass - index))
 
     def begin(self, read: Read) -> dict[int, list[tuple[Run, dict]]]:
-        """{lane: its runs, each with the futures of its block}."""
+        """Begins a read, and returns {lane: its runs, each with the futures of its block}."""
         return {
             lane: [
                 (run, self._begin(lane, run.block))
@@ -146,7 +150,7 @@ class _Loader:
         }
 
     def _begin(self, lane: int, block: Block) -> dict:
-        """Blocks are read whole, and each once: its lane keeps the last one, until its runs have used it up."""
+        """Begins to read a block whole, and only once: its lane keeps it until its runs have used it up."""
         if self._last.get(lane, (None,))[0] != block:
             try:
                 futures = {name: self._store.read(name, *block) for name in self._names}
@@ -156,7 +160,7 @@ class _Loader:
         return self._last[lane][1]
 
     def finish(self, read: Read, begun: dict[int, list[tuple[Run, dict]]]) -> list[dict]:
-        """The batches of a read."""
+        """Returns the batches of a read."""
         whole = {}
         for name in self._names:
             row = () if name in ROW_FIELDS else (self._store.width(name),)
@@ -175,7 +179,7 @@ class _Loader:
         return [self._placed({name: values[step] for name, values in whole.items()}) for step in range(read.steps)]
 
     def _placed(self, batch: dict[str, np.ndarray]) -> dict:
-        """[lanes, share, …] of this process's lanes -> [B, …], placed."""
+        """Returns this process's rows [lanes, share, …] as placed batches [B, …]."""
         joined = {name: values.reshape(-1, *values.shape[2:]) for name, values in batch.items()}
         if self._sharding is None:
             return joined
@@ -199,20 +203,21 @@ class _Loader:
         )
 
 
-def _put(out: np.ndarray, done: int, decode: Callable, stored: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-    """Rows of a block, by their numbers, into a lane's [steps, share, …], from row number `done` of the lane's on."""
+def _put(out: np.ndarray, start: int, decode: Callable, stored: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+    """Decodes rows of a block, by their indices, into a lane's [steps, share, …], from the lane's row `start` on."""
     share = out.shape[1]
-    taken = 0
-    while taken < len(rows):
-        step, offset = divmod(done + taken, share)
-        some = rows[taken : taken + share - offset]
+    count = 0
+    while count < len(rows):
+        step, offset = divmod(start + count, share)
+        some = rows[count : count + share - offset]
         decode(stored, out[step, offset : offset + len(some)], some)
-        taken += len(some)
+        count += len(some)
 
 
 def _own_lanes(sharding: jax.sharding.NamedSharding, batch_size: int, share: int) -> range:
-    """The lanes with rows of this process's devices."""
+    """Returns the lanes with rows of this process's devices."""
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    # pyrefly: ignore[unsupported-operation]  not None here
     spans = [part[0].indices(batch_size)[:2] for part in parts]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     return range(first // share, -(-last // share))

@@ -1,11 +1,11 @@
-"""Who is writing a segment: a file in `writers/` that only one writer can create.
+"""Claims on segments: a file in `writers/` that only one writer can create says who writes a segment.
 
-A writer that was killed leaves its file. A process of the same machine is known to be gone at once. One of another
-machine counts as gone when a second file, in which it counts on all the time, has stayed the same for a while. That
-while is measured by the clock of the one who looks, so no two clocks need to agree.
+A writer that was killed leaves its file. A process of the same machine is known to be gone at once. A process of
+another machine counts as gone when a second file, in which it counts all the time, has not changed for a while. The
+observer's own clock measures that time, so no two clocks need to agree.
 
-A claim spares work and no more: a writer may be suspended at any point, lose its claim, and go on. What it then does
-to the store is harmless because of how it writes (`attempts.py`).
+A claim only saves work: a writer may be suspended at any point, lose its claim, and go on. It then does no harm to the
+store because of how it writes (`attempts.py`).
 """
 
 import contextlib
@@ -23,19 +23,21 @@ from pathlib import Path
 from sae.store.manifest import commit_name, segment_name
 from sae.store.places import Place
 
-SILENT_SECONDS = 300  # after which a writer on another machine counts as gone
+SILENT_SECONDS = 300  # seconds of silence after which a writer on another machine counts as gone
 BEATS = 15  # signs of life in that time
 _TWO_LAUNCHES = "two launches of one harvest? Stop one of them, or give each an index of its own (worker=)"
 _logger = logging.getLogger(__name__)
 
 
 class Claim:
-    """The right to write one segment. `Claims.take` gets it; it may be renewed from another thread.
+    """The right to write one segment. `Claims.take` gets it; another thread may renew it.
 
     Attributes:
-      store, index: which segment of which store.
-      token: random; names what this attempt writes.
-      predecessor: token of the writer from which it was taken over, where that one is gone for certain.
+        store: the store's place.
+        index: the segment's index.
+        token: random; it names the files of this attempt.
+        predecessor: the token of the writer from which the segment was taken over, where that writer is gone for
+            certain.
     """
 
     def __init__(self, store: Place, index: int, silent_seconds: float, predecessor: str | None = None):
@@ -55,20 +57,20 @@ class Claim:
         self.held = False
 
     def create(self) -> bool:
-        """Takes the segment, if nobody has it."""
+        """Takes the segment where no writer has it, and returns whether it did."""
         self.held = self.store.create(_name(self.index), self._contents)
         return self.held
 
     def take_over(self, contents: bytes) -> bool:
-        """Takes the segment from the writer whose file has these contents, if it still has."""
+        """Takes the segment from the writer whose file has these contents, and returns whether it did."""
         self.held = self.store.replace(_name(self.index), contents, self._contents)
         return self.held
 
     def renew(self) -> None:
-        """Says that this writer is alive; nothing, once it has let go of the segment.
+        """Gives a sign of life; does nothing after `release`.
 
         Raises:
-          OSError: when another one has taken the segment over.
+            OSError: where another writer has taken the segment over.
         """
         with self._lock:
             if not self.held:
@@ -79,12 +81,11 @@ class Claim:
                 self.store.write(_sign_name(name, self.token), str(self._beat))
                 return
             raise OSError(
-                "another writer has taken it over, as this one had not been heard of for more than "
-                f"{self._silent_seconds:g} s"
+                f"another writer has taken it over, as this one was silent for more than {self._silent_seconds:g} s"
             )
 
     def release(self) -> None:
-        """Lets go of the segment, written or not. A second time does nothing."""
+        """Gives the segment up, written or not. A second call does nothing."""
         with self._lock:
             if self.held:
                 self.store.remove_file(_sign_name(_name(self.index), self.token))
@@ -92,12 +93,13 @@ class Claim:
             self.held = False
 
     def lasts(self) -> bool:
-        """Whether nobody has taken the segment over."""
+        """Returns whether this writer still has the segment."""
         with self._lock:
             return self.held and self.store.read(_name(self.index)) == self._contents
 
     def _create_again(self) -> bool:
-        """Not every bucket removes a file on a condition: a late writer may have removed this one for its own."""
+        """Creates the claim's file again, and returns whether it did. Not every bucket removes a file on a condition: a
+        late writer may have removed this file in place of its own."""
         committed = self.store.read(commit_name(self.index)) is not None
         return not committed and self.store.create(_name(self.index), self._contents)
 
@@ -106,8 +108,8 @@ class Claims:
     """The claims of one harvest on segments of a store. As a context, it renews them and watches those of others.
 
     Args:
-      store: where.
-      silent_seconds: after which a writer of another machine, whose claim has not changed, counts as gone.
+        store: the store's place.
+        silent_seconds: seconds without a change of a claim after which its writer, on another machine, counts as gone.
     """
 
     def __init__(self, store: Place, silent_seconds: float = SILENT_SECONDS):
@@ -131,10 +133,10 @@ class Claims:
         return self._held[index]
 
     def take(self, index: int) -> Claim:
-        """Takes a segment to write, or takes it over from a writer that is gone. May wait to see whether it is.
+        """Takes a segment to write, or takes it over from a writer that is gone. It may wait to see whether it is gone.
 
         Raises:
-          OSError: when another writer is at it, with its process and machine, or has committed it.
+            OSError: where another writer writes it (with its process and machine), or has committed it.
         """
         name = _name(index)
         claim = Claim(self._store, index, self._silent_seconds)
@@ -154,7 +156,7 @@ class Claims:
                 self._store.remove_file(_sign_name(name, writer["token"]))
                 break
             claim.predecessor = None
-        if self._store.read(commit_name(index)) is not None:  # since this process looked for what is missing
+        if self._store.read(commit_name(index)) is not None:  # committed since this process listed missing segments
             claim.release()
             raise OSError(
                 f"{self._store}/{segment_name(index)} was written by another writer just now: {_TWO_LAUNCHES}"
@@ -163,7 +165,7 @@ class Claims:
         return claim
 
     def _silent(self, index: int, signs: bytes, writer: dict) -> bool:
-        """Whether a claim has not changed for long enough. Raises OSError where it has changed lately."""
+        """Returns whether a claim has not changed for long enough. Raises OSError where it has changed lately."""
         name = _name(index)
         unknown = name not in self._seen
         self._look(name, signs)
@@ -192,7 +194,7 @@ class Claims:
         )
 
     def _beat(self) -> None:
-        # A bucket may be out of reach for a while; and that a claim is lost, the writer finds before it commits.
+        # A bucket may be out of reach for a while; and a writer notices a lost claim before it commits.
         tolerant = contextlib.suppress(OSError, ValueError)
         while not self._stop.wait(self._silent_seconds / BEATS):
             for claim in list(self._held.values()):
@@ -207,12 +209,12 @@ class Claims:
 
 
 def claim(store: Place, index: int, silent_seconds: float = SILENT_SECONDS) -> Claim:
-    """Takes one segment, for a writer that is quick and so renews nothing. Raises as `Claims.take` does."""
+    """Takes one segment, for a quick writer that renews nothing. Raises OSError as `Claims.take` does."""
     return Claims(store, silent_seconds).take(index)
 
 
 def clear(store: Place, committed: Collection[int]) -> None:
-    """Removes claims of segments that are committed: nobody needs them, whoever is at work."""
+    """Removes claims on committed segments, which no writer needs any more."""
     names = set(map(_name, committed))
     for name in store.names("writers/"):  # few: most segments have none
         claim, json_, token = name.partition(".json")
@@ -229,12 +231,12 @@ def _name(index: int) -> str:
 
 
 def _sign_name(name: str, token: str) -> str:
-    """The file in which the writer with a claim counts on."""
+    """Returns the name of the file in which the writer with a claim counts."""
     return f"{name}.{token}"
 
 
 def _signs(store: Place, name: str, contents: bytes) -> bytes:
-    """What changes as long as the writer of a claim is alive."""
+    """Returns bytes that change as long as the writer of a claim is alive."""
     return contents + (store.read(_sign_name(name, _writer(store, name, contents)["token"])) or b"")
 
 
@@ -249,7 +251,8 @@ def _writer(store: Place, name: str, contents: bytes) -> dict:
 
 
 def _machine() -> str:
-    """Tells this machine, since its last start, from others, and a container's processes from those outside."""
+    """Returns a text that tells this machine, since its last start, from others, and a container's processes from those
+    outside."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         processes = os.readlink("/proc/self/ns/pid")
@@ -259,14 +262,14 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str | None:
-    """When a process of this machine started, which tells it from a later one with the same number; None if it is
-    gone."""
+    """Returns the start of a process of this machine, which tells it from a later process with the same number; None if
+    it is gone."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         pass
     try:
-        os.kill(process, 0)  # no /proc here, as on macOS: only whether there is one
+        os.kill(process, 0)  # without /proc, as on macOS, only its existence is known
     except OSError:
         return None
     return "unknown"

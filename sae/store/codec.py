@@ -1,4 +1,4 @@
-"""What a codec is, which says how a store keeps its rows, and the registry of them: a file in `codecs/` adds one."""
+"""The base of codecs, which decide how a store keeps its rows, and their registry: a file in `codecs/` adds one."""
 
 import abc
 import math
@@ -10,26 +10,26 @@ import numpy as np
 from sae.discovery import import_all
 from sae.registry import Registry
 
-_ROWS = 1024  # of which a copy in float32 is made at a time
+_ROWS = 1024  # rows that are copied to float32 at a time
 
 
 class Codec(abc.ABC):
     """How rows of activations are kept in a store, in one array or several. Its name is the store's `dtype`.
 
     Attributes:
-        about: one line on it, for help texts.
+        about: one line on the codec, for help texts.
     """
 
     about: ClassVar[str]
 
     @abc.abstractmethod
     def parts(self, dim: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """The arrays that keep rows of `dim` numbers: by suffix of the array's name the dtype and the shape of a row.
-        The suffix of the first is "", the others' begin with a dot."""
+        """Returns the arrays that keep rows of `dim` numbers, as {suffix of the array's name: (dtype, shape of a row)}.
+        The first suffix is "", the others begin with a dot."""
 
     @abc.abstractmethod
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Activations [rows, A] of any float dtype as they are stored, by suffix.
+        """Returns activations [rows, A] of any float dtype in their stored form, by suffix.
 
         Raises:
             ValueError: for activations that it cannot keep.
@@ -37,15 +37,16 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, stored: Mapping[str, np.ndarray], out: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """What `encode` returned, into `out` [rows, A] float32; or only the rows with these numbers, in their order."""
+        """Writes stored rows into `out` [rows, A] float32; with `rows`, only those with these indices, in that
+        order."""
 
     def exact(self, dtype: np.dtype) -> bool:
-        """Whether activations of a dtype come back as they were."""
+        """Returns whether activations of a dtype come back unchanged."""
         del dtype
         return False
 
     def row_bytes(self, dim: int) -> int:
-        """Bytes of a row in all its arrays."""
+        """Returns the bytes of a row in all its arrays."""
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.parts(dim).values())
 
 
@@ -53,7 +54,7 @@ codecs: Registry[type[Codec]] = Registry("codec of a store")
 
 
 def codec(name: str) -> Codec:
-    """The codec of a store's dtype.
+    """Returns the codec of a store's dtype.
 
     Raises:
         ValueError: for a name that no codec has.
@@ -67,13 +68,13 @@ def codec(name: str) -> Codec:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all codecs: what a store's dtype may be."""
+    """Returns the names of all codecs, which are the dtypes that a store can have."""
     import_all("sae.store.codecs")
     return tuple(codecs)
 
 
 def lost(codec: Codec, x: np.ndarray, stored: Mapping[str, np.ndarray]) -> float:
-    """Sum of the squares of x minus what `encode` made of it, in float64."""
+    """Returns the sum of the squares of x minus its decoded form, in float64."""
     if codec.exact(x.dtype):
         return 0.0
     total = 0.0
@@ -86,7 +87,7 @@ def lost(codec: Codec, x: np.ndarray, stored: Mapping[str, np.ndarray]) -> float
 
 
 def take(values: np.ndarray, out: np.ndarray, rows: np.ndarray | None = None) -> None:
-    """Values of any dtype into `out`; or only the rows with these numbers, in their order."""
+    """Writes values of any dtype into `out`; with `rows`, only the rows with these indices, in that order."""
     if rows is None:
         out[...] = values
     elif values.dtype == out.dtype:

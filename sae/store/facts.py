@@ -1,17 +1,18 @@
-"""`segment.json`: what a segment says of itself. It ends in a checksum of all that stands before.
+"""`segment.json`: the facts of a segment. It ends in a checksum of all bytes before.
 
 manifest     fingerprint of the store's manifest
-segment      the segment's number: a copy under another name is no segment
+segment      the segment's index: a copy under another name is no segment
 rows, sinks  rows of its arrays, and rows that were left out as attention sinks
-sites        of every site, in float64: mean [A], mean_squared_norm, median_norm, and of a segment with rows what
-             rounding to the stored dtype lost (mean squared norm)
+sites        for every site, in float64: mean [A], mean_squared_norm, median_norm, and for a segment with rows the
+             rounding error of the stored dtype (mean squared norm)
 checksums    xxh3_128 of every array's values in the order of its rows, and of its zarr.json
-folder       in a bucket: where in the segment its arrays are
+folder       in a bucket: the folder, within the segment, of its arrays
 checksum     xxh3_128 of the bytes before
 """
 
 import math
 
+from sae import showing
 from sae.store import manifest as manifests
 from sae.store import sealing
 from sae.store.manifest import Manifest, array_names, commit_name, segment_name
@@ -23,14 +24,18 @@ _STATISTICS = {"mean": list, "mean_squared_norm": float | int, "median_norm": fl
 
 
 def read(store: Place, index: int, manifest: Manifest) -> dict:
-    """What a segment's `segment.json` says, checked.
+    """Returns the checked facts of a segment's `segment.json`.
 
     Raises:
-      ValueError: when it is damaged, or belongs to another manifest or segment; with the file and the field.
+        FileNotFoundError: where the file is missing.
+        ValueError: where it is damaged, or belongs to another manifest or segment; it names the file and the field.
     """
     name = f"{store}/{commit_name(index)}"
     if not 0 <= index < manifest.segments:
-        raise ValueError(f"{store}/{segment_name(index)} is none of the {manifest.segments} segments: delete it")
+        raise ValueError(
+            f"{store}/{segment_name(index)} is none of this store's {showing.count(manifest.segments, 'segment')}: "
+            "delete it"
+        )
     text = store.read(commit_name(index))
     if text is None:
         raise FileNotFoundError(f"{name} is missing")
@@ -48,6 +53,7 @@ def read(store: Place, index: int, manifest: Manifest) -> dict:
         expected[sealing.FIELD] = str
         sealing.check(name, text)
     expected |= {field: kind for field, kind in _OPTIONAL.items() if field in facts}
+    # pyrefly: ignore[bad-argument-type]  types, or unions of them
     manifests.check_json(name, facts, expected)
     if facts.get("segment", index) != index:
         raise ValueError(
@@ -65,6 +71,7 @@ def _check_sites(name: str, facts: dict, manifest: Manifest) -> None:
     manifests.check_json(f"{name}, sites,", facts["sites"], dict.fromkeys(manifest.sites, dict))
     expected = _STATISTICS | ({"rounding": float | int} if facts["rows"] else {})
     for site, statistics in facts["sites"].items():
+        # pyrefly: ignore[bad-argument-type]  types, or unions of them
         manifests.check_json(f"{name}, {site},", statistics, expected)
         if len(statistics["mean"]) != math.prod(manifest.sites[site]):
             raise ValueError(f"{name} is damaged: {site}'s mean has {len(statistics['mean'])} numbers")

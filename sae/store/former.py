@@ -1,7 +1,7 @@
 """Manifests of store formats 2 and 3, which are read and no longer written.
 
 They have hashes of the model's parameters and of its config in place of a fingerprint of both, and the rule of which
-tokens count in four fields. Format 2 has checksums of arrays alone, and its segments do not know their number.
+tokens count in four fields. Format 2 has checksums of arrays alone, and its segments do not record their index.
 """
 
 FORMATS = (2, 3)
@@ -23,7 +23,7 @@ _FIELDS = {
     "units": str,
     "format": int,
 }
-# Those that decide what the rows are, and notes.
+# Fields since format 3: those that decide the rows, and notes.
 _SINCE_3 = {"activation_dtype": str, "documents_sha256": str | None}
 _NOTES = {"left_out": bool | None, "origin": dict | None, "parameters_dtype": str | None}
 _REPLACED = ("model_sha256", "config_sha256", "dropped_tokens", "sink_factor", "sink_sites", "left_out")
@@ -35,11 +35,11 @@ def fields(format: int) -> dict:
 
 
 def as_manifest(values: dict) -> dict:
-    """Returns what manifest.json would hold in the current format, and as `former` what decides the rows as it stands:
-    over that the segments' fingerprints are.
+    """Returns the fields of manifest.json in the current format. `former` has the fields that decide the rows, in their
+    old form, since the segments' fingerprints are of those.
 
     Args:
-      values: of format 2 or 3, without the checksum.
+        values: the fields of format 2 or 3, without the checksum.
     """
     factor = values["sink_factor"]
     sinks = None if factor is None else {"factor": factor, "sites": tuple(values["sink_sites"])}

@@ -3,8 +3,8 @@
 Batches come in the order of a store with one segment (`sae/store/order.py`): blocks of neighbouring rows in a random
 order, the rows of each block shuffled anew, so that a memory-mapped file is read in large runs.
 
-Arrays that somebody else has may change while they are read. Every row therefore gets a check when the source is made
-(`row_checks.py`); the fingerprint is over these, and a row that is read with another one ends the run.
+The caller's arrays may change while they are read. Every row therefore gets a check when the source is made
+(`row_checks.py`); the fingerprint is over the checks, and a row that no longer has its check ends the run.
 
 Axis letters: R rows, A dim of the activation, its axes joined.
 """
@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from mishax_lite.promotion import common_dtype
 from sae import showing
 from sae.ahead import Ahead
 from sae.counted import Counted
@@ -32,40 +34,40 @@ from sae.store.moments import Moments
 from sae.store.order import Pass
 from sae.store.source import Generated, Source
 
-STATISTICS = 2**18  # rows that they are over, at most
-NOBODY = "unknown"  # the model, where nobody says which
+STATISTICS = 2**18  # the most rows that statistics are over
+NOBODY = "unknown"  # the name of an unknown model
 
 
 def rows(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Float[jax.Array | np.ndarray, "R ..."]],
     *,
     model: LanguageModel | None = None,
     counted: Counted | None = None,
     progress: Progress | bool | None = None,
 ) -> "Rows":
-    """Makes a source for `sae.train` of activations that are at hand: nothing is copied, and memory maps stay files.
+    """Returns a source for `sae.train` of the caller's own activations: nothing is copied, and memory maps stay files.
 
-    Reads every row once, also of memory maps, at about 2 GB a second where the file is in memory. The source's
+    It reads every row once, also of memory maps, at about 2 GB a second where the file is in memory. The source's
     fingerprint is over all bytes, so that a checkpoint refuses any other rows. Rows that change afterwards are an error
     when they are read; a change of rows that no batch takes is not noticed.
 
     Args:
         arrays: {site: rows [R, A]}, or [R, N, H] of heads, which are joined; raw units, any float dtype, equally many
-            rows in one order. Arrays of numpy, memory maps (`numpy.load(..., mmap_mode="r")`), of JAX, and tensors on
-            a CPU.
-        model: whose activations they are, for what the autoencoders record; None where no language model is at hand.
-            The sites are then whatever the names say, and nobody can tell later whether a model is theirs.
-        counted: which tokens the rows are of, for what the autoencoders record. By default all but the special ids of
-            the model's tokenizer; without a model all.
-        progress: while the rows are read; as for `sae.evaluate`.
+            rows in one order. Arrays of numpy, memory maps (`numpy.load(..., mmap_mode="r")`), arrays of JAX, and
+            tensors on a CPU.
+        model: the model of the activations, which the autoencoders record. Without it the names of the sites are free,
+            and a later check cannot tell whether a model is the right one.
+        counted: the rule of the tokens that have rows, which the autoencoders record. By default all tokens but the
+            special ids of the model's tokenizer; without a model all.
+        progress: shown while the rows are read; as for `sae.evaluate`.
 
     Returns:
-        A source. Its statistics are over 2^18 rows at most, evenly spread. The dtype of activations that autoencoders
-        record is the smallest that holds the values at every site.
+        A source. Its statistics are over at most 2^18 rows, evenly spread. Autoencoders record the smallest dtype that
+        holds the values at every site as that of the activations.
 
     Raises:
-        ValueError: for arrays of no rows, of different numbers of rows, that are no floats or not finite; and with a
-            model, sites that it lacks or that have another shape.
+        ValueError: for arrays without rows, with different numbers of rows, of another type than floats, or with values
+            that are not finite; with a model, for sites that it lacks or that have another shape.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
@@ -82,7 +84,7 @@ def rows(
         _check(site, array)
     if len({len(array) for array in values.values()}) > 1:
         lengths = ", ".join(f"{len(array):,} at {site}" for site, array in values.items())
-        raise ValueError(f"the sites of a source have the same rows in the same order, got {lengths}")
+        raise ValueError(f"the sites of a source need the same rows in the same order, got {lengths}")
     if model is not None:
         check_tokenizer(model)
         for site, array in values.items():
@@ -93,7 +95,7 @@ def rows(
     if model is not None:  # heads may come joined
         shapes = {site: tuple(token_site(model, site).shape) for site in shapes}
     checks = {site: row_checks.of(array, chosen(progress), f"rows at {site}") for site, array in values.items()}
-    # One sequence for each row: nobody knows the text.
+    # One sequence for each row, as the text is unknown.
     manifest = Manifest(
         model=NOBODY if model is None else model.name,
         model_fingerprint=None if model is None else model.fingerprint,
@@ -106,7 +108,7 @@ def rows(
         sequences_per_segment=count,
         seed=0,
         counted=rule,
-        activation_dtype=functools.reduce(jnp.promote_types, [array.dtype for array in values.values()]).name,
+        activation_dtype=common_dtype(*(array.dtype for array in values.values())).name,
         parameters_dtype=None if model is None else parameters_dtype(model),
     )
     return Rows(values, checks, manifest)
@@ -114,12 +116,12 @@ def rows(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(Source):
-    """Rows that somebody has; `rows` makes it.
+    """A source of the caller's own rows. `sae.rows` makes one.
 
     Attributes:
         arrays: {site: [R, *shape]}.
-        checks: {site: uint64 [R]}, of each row as it was when the source was made (`row_checks.of`).
-        manifest: of which model and sites they are.
+        checks: {site: uint64 [R]}, the check of each row when the source was made (`row_checks.of`).
+        manifest: the model and the sites of the rows.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -142,26 +144,26 @@ class Rows(Source):
         return self.manifest.sequences
 
     def mean_squared_norm(self, site: str) -> float:
-        """E||x||^2 over the rows of the statistics, in raw units."""
+        """Returns E||x||^2 over the rows of the statistics, in raw units."""
         return self._statistics(site)["mean_squared_norm"]
 
     def mean(self, site: str) -> np.ndarray:
-        """E[x], [A] float64, in raw units."""
+        """Returns E[x], float64 [A], in raw units."""
         return np.asarray(self._statistics(site)["mean"])
 
     def median_norm(self, site: str) -> float:
-        """The median of ||x||, in raw units."""
+        """Returns the median of ||x||, in raw units."""
         return self._statistics(site)["median_norm"]
 
     def sink_limits(self) -> dict[str, float]:
-        """{site: norm} that the rule has been given; nothing is left out here."""
+        """Returns {site: norm} of the given rule; no row is left out here."""
         return dict(self.manifest.counted.sink_limits)
 
     def batches_per_pass(self, batch_size: int) -> int:
-        """Batches in one epoch, which have every row.
+        """Returns the number of batches in one epoch, which have every row.
 
         Raises:
-            ValueError: when there are fewer rows than one batch has.
+            ValueError: where a batch has more rows than the source.
         """
         if not 1 <= batch_size <= self.rows:
             raise ValueError(f"batch_size must be from 1 to the {self.rows} rows given, got {batch_size}")
@@ -177,15 +179,16 @@ class Rows(Source):
         sharding: jax.sharding.NamedSharding | None = None,
         passes: Sequence[Pass] = (),
     ) -> Generated:
-        """Batches {site: [B, A] float32} without end, read one ahead; the batch of a step depends on (seed, step).
+        """Returns batches {site: float32 [B, A]} without end, read one ahead. The batch of a step depends on (seed,
+        step).
 
         Raises:
-            ValueError: for a site that is missing, a field of rows, or more rows in a batch than there are; while they
-                are read, for a row that has changed, and one that is not finite in float32.
+            ValueError: for a site that is missing, a field of rows, or a batch larger than the source; while iterating,
+                for a row that has changed, and a row that is not finite in float32.
         """
-        names = self.asked(batch_size, sites, start_step)
+        names = self.checked_names(batch_size, sites, start_step)
         if fields := [name for name in names if name in ROW_FIELDS]:
-            raise ValueError(f"{self.name} have no {fields[0]}: nobody has said which tokens they are of")
+            raise ValueError(f"{self.name} have no {fields[0]}: their tokens are unknown")
         return Generated(self._batches(batch_size, names, seed, start_step, sharding))
 
     def _batches(self, batch_size, names, seed, start_step, sharding) -> Iterator[dict]:
@@ -209,41 +212,42 @@ class Rows(Source):
         batch = {name: self._read(name, numbers) for name in names}
         for name, x in batch.items():
             if not (finite := np.isfinite(x).all(axis=1)).all():
-                raise ValueError(f"row {numbers[~finite][0]:,} at {name} is not finite in float32: take such rows out")
+                raise ValueError(f"row {numbers[~finite][0]:,} at {name} is not finite in float32: remove such rows")
         return batch
 
     def _read(self, site: str, numbers: np.ndarray) -> np.ndarray:
-        """Rows with these numbers, float32 [rows, A]. Raises ValueError for one that is not what it was."""
+        """Returns the rows with these indices, float32 [rows, A]. Raises ValueError for a row that has changed."""
         x = self.arrays[site][numbers]
         if (changed := row_checks.of_piece(x) != self.checks[site][numbers]).any():
             raise ValueError(
-                f"row {numbers[changed][0]:,} at {site} has changed since sae.rows read it: give arrays that nobody "
-                "writes to, and call sae.rows again"
+                f"row {numbers[changed][0]:,} at {site} has changed since sae.rows read it: give arrays that are not "
+                "written to, and call sae.rows again"
             )
         return x.astype(np.float32).reshape(len(x), -1)
 
     @functools.cached_property
-    def _known(self) -> dict[str, dict]:
+    def _cache(self) -> dict[str, dict]:
         return {}
 
     def _statistics(self, site: str) -> dict:
         self.check_sites([site])
-        if site not in self._known:
+        if site not in self._cache:
             x = self._read(site, _spread(self.rows))
             moments = Moments.of(x)
             if not moments.finite():
-                raise ValueError(f"the activations at {site} are not all finite: take those rows out")
-            self._known[site] = moments.statistics(x, np.arange(len(x)))
-        return self._known[site]
+                raise ValueError(f"some activations at {site} are not finite: remove these rows")
+            self._cache[site] = moments.statistics(x, np.arange(len(x)))
+        return self._cache[site]
 
 
 def _spread(count: int) -> np.ndarray:
-    """The numbers of up to `STATISTICS` rows, evenly spread, rising."""
+    """Returns the indices of up to `STATISTICS` of `count` rows, evenly spread, rising."""
     return np.arange(count) if count <= STATISTICS else np.linspace(0, count - 1, STATISTICS).astype(np.int64)
 
 
 def _fingerprint(values: Mapping[str, np.ndarray], checks: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, shapes and the checks of all rows: other rows are another source to a checkpoint."""
+    """Returns a sha256 over names, shapes and the checks of all rows: a checkpoint takes other rows for another
+    source."""
     digest = hashlib.sha256()
     for site, array in sorted(values.items()):
         digest.update(f"{site} {array.shape} {array.dtype}".encode())
@@ -252,8 +256,11 @@ def _fingerprint(values: Mapping[str, np.ndarray], checks: Mapping[str, np.ndarr
 
 
 def _check(site: str, array: np.ndarray) -> None:
-    if array.dtype.kind == "V" and array.dtype.name.startswith("void"):  # as np.load gives bfloat16
-        raise ValueError(f"the rows at {site} have no type of numbers, {array.dtype}: array.view(ml_dtypes.bfloat16)?")
+    if array.dtype.kind == "V" and array.dtype.name.startswith("void"):  # np.load gives bfloat16 as this
+        raise ValueError(
+            f"the rows at {site} have the dtype {array.dtype}, which is none of numbers: for a file of bfloat16 give "
+            "array.view(ml_dtypes.bfloat16)"
+        )
     if array.ndim not in (2, 3) or not array.size or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"the rows at {site} are floats [rows, A] (or [rows, N, H]), got {showing.kind(array)}: give each token's "

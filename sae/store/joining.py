@@ -1,4 +1,4 @@
-"""Batches of one size from pieces of any size: what a stream makes of its segments."""
+"""Batches of one size from pieces of any size, such as the segments of a stream."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -6,30 +6,30 @@ import numpy as np
 
 from sae.store.codec import take
 
-Piece = tuple[Mapping[str, np.ndarray], np.ndarray]  # values [rows, …] by name, and the numbers of rows in their order
+Piece = tuple[Mapping[str, np.ndarray], np.ndarray]  # values [rows, …] by name, and the indices of rows in their order
 
 
 def batches_of(pieces: Iterable[Piece], size: int, rows: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of an epoch, from the rows of its pieces, one piece after another.
+    """Yields the batches of an epoch, from the rows of its pieces, one piece after another.
 
-    Every row is in one batch. The last batch is filled up with rows of the one before it. A piece may be overwritten
-    as soon as the next one is asked for.
+    Every row is in one batch. The last batch is filled up with rows of the batch before it. A piece may be overwritten
+    as soon as the next one is taken.
 
     Args:
-      pieces: activations of any float dtype [rows, A], or fields of rows [rows], with their order. A piece may be
-        empty.
-      size: B, rows of a batch.
-      rows: of all the pieces; at least one batch.
-      first: the number, within the epoch, of the first batch to give. The pieces then begin with row
-        `start_of(size, rows, first)`.
+        pieces: activations of any float dtype [rows, A], or fields of rows [rows], with their order. A piece may be
+            empty.
+        size: B, rows of a batch.
+        rows: the number of rows in all pieces; at least one batch.
+        first: the index, within the epoch, of the first batch to yield. The pieces then begin with row `start_of(size,
+            rows, first)`.
 
     Yields:
-      {name: [B, A] float32, or [B] int32 of a field}.
+        {name: [B, A] float32, or [B] int32 of a field}.
 
     Example:
-      >>> order = np.array([2, 0, 1, 4, 3])
-      >>> [batch["x"].tolist() for batch in batches_of([({"x": np.arange(5)}, order)], 2, 5)]
-      [[2, 0], [1, 4], [3, 1]]
+        >>> order = np.array([2, 0, 1, 4, 3])
+        >>> [batch["x"].tolist() for batch in batches_of([({"x": np.arange(5)}, order)], 2, 5)]
+        [[2, 0], [1, 4], [3, 1]]
     """
     count = -(-rows // size)
     number = start_of(size, rows, first) // size
@@ -44,20 +44,21 @@ def batches_of(pieces: Iterable[Piece], size: int, rows: int, first: int = 0) ->
             filled += len(some)
             if filled < size:
                 continue
-            if number == count - 2:  # the next batch may want some of it, whatever its reader does to it
+            if number == count - 2:  # the last batch may need rows of this one, which its reader may change
                 before = {name: out[: count * size - rows].copy() for name, out in batch.items()}
             if number >= first:
                 yield batch
             batch, number = None, number + 1
     if batch is not None:
         for name, out in batch.items():
+            # pyrefly: ignore[unsupported-operation]  not None here
             out[filled:] = before[name]
         yield batch
 
 
 def start_of(size: int, rows: int, first: int) -> int:
-    """The first row that `batches_of` needs, to begin with batch number `first` of an epoch of so many rows: a batch
-    that is filled up needs the one before it."""
+    """Returns the first row that `batches_of` needs to begin with batch `first` of an epoch of `rows` rows: a batch
+    that is filled up needs the batch before it."""
     count = -(-rows // size)
     filled_up = first == count - 1 and rows % size
     return (first - 1 if filled_up else first) * size

@@ -1,12 +1,12 @@
-"""What a store says of itself, in `manifest.json`; and where its files are.
+"""`manifest.json` describes a store; and the places of a store's files.
 
 store/manifest.json          this file's Manifest
-store/documents.json         (id, source) of every document, by number
+store/documents.json         (id, source) of every document, by index
 store/segment_00000/         rows in shuffled order
-    layer_3.resid_post/      zarr v3 array [rows, A]; what else its codec keeps is in layer_3.resid_post.scale/, say
+    layer_3.resid_post/      zarr v3 array [rows, A]; a codec may have more arrays, such as layer_3.resid_post.scale/
     token/ position/ document/   zarr v3 arrays [rows], int32
-    segment.json             the segment exists when this does; see `facts.py`
-store/writers/               what harvests that are under way need; see `claims.py` and `attempts.py`
+    segment.json             the segment exists when this file does; see `facts.py`
+store/writers/               files of harvests that are under way; see `claims.py` and `attempts.py`
 
 In a bucket, a segment's arrays lie one folder deeper, which `segment.json` names; see `attempts.py`.
 """
@@ -34,31 +34,33 @@ FORMAT = 4
 READABLE = (*former.FORMATS, FORMAT)
 SEEDS = 1 << 32
 ROW_FIELDS = ("token", "position", "document")
-_READ = ("corpus", "only_model_turns", "packed")  # fields of an `Origin` from which other sequences follow
+_READ = ("corpus", "only_model_turns", "packed")  # fields of an `Origin` that decide the sequences
 NOTES = ("origin", "parameters_dtype")  # fields that decide no row
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Everything that decides what the rows are. Two stores with equal manifests hold equal rows.
+    """All that decides the rows of a store. Two stores with equal manifests hold equal rows.
 
     Attributes:
-      model: its name.
-      model_fingerprint: of its parameters and config; None in a store of format 2 or 3, which has other hashes.
-      tokenizer_sha256: of its tokenizer.
-      sites: name -> shape of one token's activation, (D,) or (N, H), …; a row holds its axes joined.
-      dtype: of the stored activations.
-      corpus_sha256: of the token sequences, and of what they leave out.
-      sequences, length: the number of the sequences, and their tokens each, BOS included.
-      sequences_per_segment, seed: which sequences a segment holds, and in which order its rows are.
-      counted: which tokens have a row. The limits of its sinks are each segment's own (`segment.json`).
-      units: "raw": as the model computes them.
-      format: of the store.
-      activation_dtype: in which the model computed the activations.
-      documents_sha256: of documents.json; None in a store of format 2.
-      origin: how the text was cut and where it is from, where somebody has said so.
-      parameters_dtype: the model's; its parameters have another hash in another dtype. None in old stores.
-      former: of a store of format 2 or 3: what decides its rows, as its manifest.json has it; else None.
+        model: the model's name.
+        model_fingerprint: `model.fingerprint`; None in a store of format 2 or 3, which has other hashes.
+        tokenizer_sha256: `Tokenizer.sha256`.
+        sites: {site: shape of one token's activation}, (D,) or (N, H), …; a row holds its axes joined.
+        dtype: the dtype (the codec) of the stored activations.
+        corpus_sha256: `Sequences.fingerprint`: the token sequences, and the tokens that they leave out.
+        sequences: the number of the sequences.
+        length: T, tokens of a sequence, BOS included.
+        sequences_per_segment: the number of sequences of a segment.
+        seed: decides the sequences of each segment, and the order of its rows.
+        counted: which tokens have a row. Each segment has limits of its own for sinks (`segment.json`).
+        units: "raw": as the model computes them.
+        format: the format of the store.
+        activation_dtype: the dtype in which the model computed the activations.
+        documents_sha256: sha256 of documents.json; None in a store of format 2.
+        origin: how the text was cut, and its source, where they are known.
+        parameters_dtype: the dtype of the model's parameters, on which their hash depends. None in old stores.
+        former: in a store of format 2 or 3: the fields that decide its rows, as in its manifest.json; else None.
     """
 
     model: str
@@ -87,7 +89,7 @@ class Manifest:
                 raise ValueError(f"{site}'s shape is one or more sizes above 0, got {shape}")
         if not 0 <= self.seed < SEEDS:
             raise ValueError(
-                f"a harvest's seed is from 0 to {SEEDS - 1}, as its shuffling takes 32 bits; got {self.seed}"
+                f"a harvest's seed is from 0 to {SEEDS - 1}, since shuffling takes 32 bits; got {self.seed}"
             )
         if self.dtype not in names():
             raise ValueError(f"a store's dtype is one of {', '.join(names())}; got {self.dtype!r}")
@@ -98,11 +100,11 @@ class Manifest:
 
     @property
     def label(self) -> str:
-        """What the rows are of, in words: `layer_3/mlp_out, layer_3/resid_post of gemma2-tiny`."""
+        """The sites and the model in words: `layer_3/mlp_out, layer_3/resid_post of gemma2-tiny`."""
         return f"{showing.joined(tuple(self.sites))} of {self.model}"
 
     def identity(self) -> dict:
-        """Returns all that decides what the rows are, for JSON; without the notes."""
+        """Returns the fields that decide the rows, for JSON; without the notes."""
         if self.former is not None:
             return self.former
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in (*NOTES, "former")}
@@ -113,26 +115,27 @@ class Manifest:
 
     @property
     def segments(self) -> int:
-        """How many segments the whole store has."""
+        """The number of segments of the whole store."""
         return -(-self.sequences // self.sequences_per_segment)
 
 
 def segment_name(index: int) -> str:
+    """Returns the name of a segment's folder."""
     return f"segment_{index:05d}"
 
 
 def commit_name(index: int) -> str:
-    """The file with which a segment exists."""
+    """Returns the name of the file by which a segment exists."""
     return f"{segment_name(index)}/segment.json"
 
 
 def array_name(site: str) -> str:
-    """The folder of a site's array, or a row field's, beside the others of a segment."""
+    """Returns the name of the folder, within a segment, of the array of a site or a row field."""
     return site.replace("/", ".")
 
 
 def array_names(manifest: Manifest) -> list[str]:
-    """All arrays of a segment that has rows."""
+    """Returns the names of all arrays of a segment with rows."""
     stored = codec(manifest.dtype)
     parts = [
         array_name(site) + suffix for site, shape in manifest.sites.items() for suffix in stored.parts(math.prod(shape))
@@ -141,7 +144,7 @@ def array_names(manifest: Manifest) -> list[str]:
 
 
 def committed(store: Place) -> list[int]:
-    """The segments that exist."""
+    """Returns the indices of the segments that exist."""
     if store.folder is not None:
         folders = (path.parent.name for path in store.folder.glob("segment_*/segment.json"))
     else:
@@ -150,7 +153,7 @@ def committed(store: Place) -> list[int]:
 
 
 def documents_sha256(documents: Iterable[tuple[str, str]]) -> str:
-    """Of the documents.json that has these."""
+    """Returns the sha256 of the documents.json with these documents."""
     return hashlib.sha256(_documents_json(documents)).hexdigest()
 
 
@@ -159,24 +162,28 @@ def _documents_json(documents: Iterable[tuple[str, str]]) -> bytes:
 
 
 def read_documents(store: Place, manifest: Manifest) -> list[tuple[str, str]]:
-    """(id, source) of every document.
+    """Returns (id, source) of every document.
 
     Raises:
-      FileNotFoundError, ValueError: when documents.json is missing, or not the one that belongs to the manifest.
+        FileNotFoundError, ValueError: where documents.json is missing, or does not belong to the manifest.
     """
     contents = store.read("documents.json")
     if contents is None:
-        raise FileNotFoundError(f"{store}/documents.json is missing: the harvest, run again, writes it")
+        raise FileNotFoundError(f"{store}/documents.json is missing: run the harvest again, which writes it")
     if manifest.documents_sha256 not in (None, hashlib.sha256(contents).hexdigest()):
         raise ValueError(
-            f"{store}/documents.json is not the one that manifest.json was written with: its checksum differs. The "
-            "harvest, run again, writes it anew"
+            f"{store}/documents.json does not belong to manifest.json: its checksum differs. Run the harvest again, "
+            "which writes it anew"
         )
     return [tuple(pair) for pair in store.read_json("documents.json")]
 
 
 def read(store: Place) -> Manifest:
-    """Raises ValueError when there is no store, or one that this version cannot read."""
+    """Returns the manifest of a store.
+
+    Raises:
+        ValueError: where the place has no store, or one that this version cannot read.
+    """
     name, contents = f"{store}/manifest.json", store.read("manifest.json")
     if contents is None:
         raise ValueError(f"{store} is no activation store: it has no manifest.json")
@@ -206,14 +213,16 @@ def read(store: Place) -> Manifest:
 
 
 def check_json(file: str, values: dict, expected: dict[str, type | types.UnionType]) -> None:
-    """Raises ValueError unless a file's JSON object has these fields, of these types, and no others."""
+    """Raises ValueError unless a file's JSON object has exactly these fields, of these types."""
     for name in values:
         if name not in expected:
-            raise ValueError(f"{file} has the field {name!r}, which this version does not know: a newer one wrote it?")
+            raise ValueError(
+                f"{file} has the field {name!r}, which this version does not know: a newer version may have written it"
+            )
     for name, kind in expected.items():
         if name not in values:
             raise ValueError(f"{file} is damaged: the field {name!r} is missing")
-        no_bool = bool not in (typing.get_args(kind) or (kind,))  # which is an int, in Python
+        no_bool = bool not in (typing.get_args(kind) or (kind,))  # in Python a bool is an int
         if not isinstance(values[name], kind) or (no_bool and isinstance(values[name], bool)):
             raise ValueError(f"{file} is damaged: {name!r} is {json.dumps(values[name])[:60]}")
 
@@ -234,35 +243,36 @@ def _fields() -> dict[str, type | types.UnionType]:
 
 
 def write(store: Place, manifest: Manifest, documents: Iterable[tuple[str, str]]) -> None:
-    """Begins a store, or checks that the one that exists has the same manifest.
+    """Begins a store, or checks that the existing one has the same manifest.
 
-    Whoever creates the manifest decides what the store is; documents.json is the same whoever writes it.
+    The first writer of the manifest decides the store; all writers write the same documents.json.
 
     Raises:
-      ValueError: naming every field that differs from the store's own; the store is unchanged.
+        ValueError: for a store with another manifest, which stays unchanged; it names every field that differs.
     """
     contents = _documents_json(documents)
     if manifest.documents_sha256 != hashlib.sha256(contents).hexdigest():
-        raise ValueError("these are other documents than the manifest's")
+        raise ValueError("these documents are not the manifest's: give the documents of the sequences")
     values = dataclasses.asdict(manifest)
     del values["former"]
     if not store.create("manifest.json", sealing.seal(values, indent=2)):
         check(store, manifest)
-    if store.read("documents.json") != contents:  # missing, as a writer was killed before, or damaged
+    if store.read("documents.json") != contents:  # missing after a killed writer, or damaged
         store.write("documents.json", contents)
 
 
 def exists(store: Place) -> bool:
+    """Returns whether a place has a store."""
     return store.read("manifest.json") is not None
 
 
 def check(store: Place, manifest: Manifest) -> None:
-    """Raises ValueError, naming every field that differs, unless a store is the manifest's."""
+    """Raises ValueError for a store with another manifest; it names every field that differs."""
     store_manifest = read(store)
     if store_manifest.format != manifest.format:
         raise ValueError(
-            f"{store} is of store format {store_manifest.format}, which this version reads and no longer writes: train "
-            "from it as it is, or harvest to another folder. Nothing was changed."
+            f"{store} has store format {store_manifest.format}, which this version reads and no longer writes: train "
+            "from it, or harvest to another folder. Nothing was changed."
         )
     values = [(name, getattr(store_manifest, name), getattr(manifest, name)) for name in manifest.identity()]
     if causes := _causes(store_manifest, manifest):
@@ -278,8 +288,8 @@ def check(store: Place, manifest: Manifest) -> None:
 
 
 def _causes(store_manifest: Manifest, manifest: Manifest) -> list[tuple[str, object, object]]:
-    """How the text of two harvests was read, where it is another text: (name, the store's, the one asked for). What
-    makes the hashes differ says more than they do."""
+    """Returns the fields by which the texts of two harvests differ, as (name, the store's value, the manifest's value).
+    They say more than the hashes that differ."""
     if (
         store_manifest.corpus_sha256 == manifest.corpus_sha256
         or store_manifest.origin is None
@@ -291,7 +301,7 @@ def _causes(store_manifest: Manifest, manifest: Manifest) -> list[tuple[str, obj
 
 
 def whole(name: str, value: int) -> int:
-    """A plain int of a Python or numpy integer."""
+    """Returns a Python or numpy integer as a plain int."""
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -1,4 +1,4 @@
-"""Sums over rows in float64, in one pass."""
+"""Sums over rows in float64, from one reading."""
 
 import dataclasses
 
@@ -9,13 +9,19 @@ _BLOCK = 128  # rows at a time: their float64 copy stays in the processor's cach
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Of rows [rows, A]: `squares` [rows], the squared norm of each; `total` [A], their sum. float64."""
+    """Sums over rows.
+
+    Attributes:
+        squares: float64 [rows], the squared norm of each row.
+        total: float64 [A], the sum of the rows.
+    """
 
     squares: np.ndarray
     total: np.ndarray
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Moments":
+        """Returns the sums over rows x [rows, A]."""
         squares, total = np.empty(len(x)), np.zeros(x.shape[1])
         for start in range(0, len(x), _BLOCK):
             block = x[start : start + _BLOCK].astype(np.float64)
@@ -24,13 +30,16 @@ class Moments:
         return cls(squares, total)
 
     def median_norm(self) -> float:
+        """Returns the median norm; 0 for no rows."""
         return float(np.sqrt(np.median(self.squares))) if len(self.squares) else 0.0
 
     def finite(self) -> bool:
+        """Returns whether all rows are finite."""
         return bool(np.isfinite(self.squares).all())
 
     def statistics(self, x: np.ndarray, keep: np.ndarray) -> dict:
-        """Of the rows numbered `keep`: mean [A], mean squared norm, median norm; zeros where there are none."""
+        """Returns the mean [A], the mean squared norm and the median norm of the rows with the indices `keep`; zeros
+        for no rows."""
         dropped = np.ones(len(x), bool)
         dropped[keep] = False
         total = self.total - x[dropped].astype(np.float64).sum(axis=0)

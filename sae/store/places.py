@@ -1,7 +1,7 @@
-"""Where a store lies: a folder of a disk, or one of a bucket (`gs://`, `s3://`), all through tensorstore.
+"""The place of a store: a folder on a disk or in a bucket (`gs://`, `s3://`), all through tensorstore.
 
-A file is written whole or not at all, and `create` and `move` say which of two writers was first. A bucket has no
-renaming, so `move` is for folders of a disk alone.
+A file is written whole or not at all, and `create` and `move` tell which of two writers was first. A bucket has no
+renaming, so `move` is for folders on a disk alone.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import tensorstore as ts
 from mishax_lite.whole_files import replacing
 from sae.files import local_path
 
-# The generation of a key that does not exist: a write that asks for it creates the key or fails.
+# The generation of a key that does not exist: a write under this condition creates the key or fails.
 _ABSENT = b"\x02"
-# tensorstore tries again after an error or a connection that was cut, but waits without end for one that says nothing.
+# tensorstore tries again after an error or a lost connection, but waits without end for a silent one.
 _TIMEOUTS = {
     "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "30",
     "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "60",
@@ -34,8 +34,8 @@ class Place:
     """A folder of a file system or of a bucket. `place(…)` makes one.
 
     Attributes:
-      url: as the user gave it.
-      folder: on a file system; None in a bucket.
+        url: the address or the path, as the user gave it.
+        folder: the folder on a file system; None in a bucket.
     """
 
     url: str
@@ -45,18 +45,18 @@ class Place:
         return self.url
 
     def spec(self, name: str = "") -> dict:
-        """tensorstore's name for a folder within this one."""
+        """Returns tensorstore's spec of a folder within this one."""
         if self.folder is not None:
             return {"driver": "file", "path": f"{self.folder.resolve() / name}/"}
         for variable, value in _TIMEOUTS.items():
             os.environ.setdefault(variable, value)
-        # Not as a URL, in which `%`, `?` and `#` would mean something.
+        # Not as a URL, in which `%`, `?` and `#` have a meaning.
         scheme, _, rest = self.url.partition("://")
         bucket, _, path = rest.partition("/")
         spec = {"bucket": bucket, "path": "".join(f"{part}/" for part in (path, name) if part)}
         if scheme == "gs":
             return {"driver": "gcs", "gcs_request_retries": _RETRIES, **spec}
-        # The variables of Amazon's own tools, for servers that are not Amazon's.
+        # The variables of Amazon's own tools, for servers of others.
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint:
             spec["endpoint"] = endpoint
@@ -67,19 +67,20 @@ class Place:
         return ts.KvStore.open(self.spec()).result()
 
     def read(self, name: str) -> bytes | None:
-        """A file's contents; None where it does not exist."""
+        """Returns a file's contents; None where it does not exist."""
         answer = self._keys().read(name).result()
         return answer.value if answer.state == "value" else None
 
     def read_json(self, name: str):
-        """Raises FileNotFoundError, or ValueError when it is not JSON; both name the file."""
+        """Returns the value in a JSON file. Raises FileNotFoundError for a missing file, ValueError for one that is not
+        JSON; both name the file."""
         contents = self.read(name)
         if contents is None:
             raise FileNotFoundError(f"{self}/{name} is missing")
         return self.parse(name, contents)
 
     def parse(self, name: str, contents: bytes):
-        """The JSON of a file. Raises ValueError, naming the file, when it is none."""
+        """Returns the JSON value of a file's contents. Raises ValueError, naming the file, where they are not JSON."""
         try:
             return json.loads(contents)
         except ValueError as error:
@@ -90,18 +91,18 @@ class Place:
         self._write(name, contents)
 
     def create(self, name: str, contents: str | bytes) -> bool:
-        """Writes a file that does not exist yet. False, and nothing is changed, where somebody was first.
+        """Writes a file that does not exist yet. Returns False, and changes nothing, where another writer was first.
 
-        True also where a file with these very contents exists: a write that was done and whose answer was lost is
-        tried again, and then finds its own file.
+        It returns True also where a file with these very contents exists: a write whose answer was lost is tried again,
+        and then meets its own file.
         """
         return self._write(name, contents, if_equal=_ABSENT) or self.read(name) == _bytes(contents)
 
     def replace(self, name: str, old: bytes, contents: str | bytes | None) -> bool:
-        """Writes, or with None removes, a file whose contents are still `old`; False where they are not.
+        """Writes, or with None removes, a file whose contents are still `old`; returns False for other contents.
 
-        As in `create`, contents that are there by the end count as written. Contents that somebody else may have
-        written too have to say whose they are.
+        As in `create`, a file with the new contents counts as written. So contents that another writer may write too
+        have to name their writer.
         """
         if self.folder is not None:
             return _replace(self.folder / name, old, contents)
@@ -113,55 +114,60 @@ class Place:
         return self.read(name) == (None if contents is None else _bytes(contents))
 
     def _write(self, name: str, contents: str | bytes | None, **condition: bytes) -> bool:
-        """False where the condition does not hold."""
+        """Writes or removes a file; returns False where the condition does not hold."""
         if self.folder is not None:
+            # pyrefly: ignore[bad-argument-type]  not None here
             return _write(self.folder / name, _bytes(contents), new=bool(condition))
         return bool(self._keys().write(name, contents, **condition).result().generation)
 
     def names(self, prefix: str = "") -> list[str]:
-        """All files whose names, relative to this folder, begin with `prefix`."""
+        """Returns the names, relative to this folder, of all files that begin with `prefix`."""
         span = ts.KvStore.KeyRange(prefix, _after(prefix)) if prefix else ts.KvStore.KeyRange()
         return sorted(name.decode() for name in self._keys().list(span).result())
 
     def entries(self, name: str) -> list[str]:
-        """What a folder within this one has, on a disk; nothing, where it does not exist."""
+        """Returns the names in a folder within this one, on a disk; none where it does not exist."""
         try:
+            # pyrefly: ignore[unsupported-operation]  not None here
             return sorted(os.listdir(self.folder / name))
         except FileNotFoundError:
             return []
 
     def move(self, name: str, to: str) -> bool:
-        """Renames a folder within this one, on a disk, which is done at once or not at all. False, and nothing is
-        changed, where `to` exists and is not empty."""
+        """Renames a folder within this one, on a disk, in one step. Returns False, and changes nothing, where `to`
+        exists and is not empty."""
         try:
+            # pyrefly: ignore[unsupported-operation]  not None here
             (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+            # pyrefly: ignore[unsupported-operation]  not None here
             os.rename(self.folder / name, self.folder / to)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False
             raise
+        # pyrefly: ignore[unsupported-operation]  not None here
         for parent in {(self.folder / name).parent, (self.folder / to).parent}:
             _sync(parent)
         return True
 
     def remove_file(self, name: str) -> None:
-        """A file, if it exists."""
+        """Removes a file, if it exists."""
         if self.folder is not None:
             (self.folder / name).unlink(missing_ok=True)
         else:
             self._keys().write(name, None).result()
 
     def remove(self, name: str) -> None:
-        """A folder within this one with all that is in it, if it exists."""
-        if self.folder is not None:  # with the temporary files of writers that were killed, which no key names
+        """Removes a folder within this one with its contents, if it exists."""
+        if self.folder is not None:  # also temporary files of killed writers, which no key names
             shutil.rmtree(self.folder / name, ignore_errors=True)
         else:
             self._keys().delete_range(ts.KvStore.KeyRange(f"{name}/", _after(f"{name}/"))).result()
 
     def uncache(self, name: str) -> None:
-        """Has the kernel forget a file that is on the disk by now, where this is a folder. Stores are larger than
-        memory as a rule, and would push everything else out of it; and pages used again are cheaper than fresh ones, in
-        virtual machines by far."""
+        """Drops a file that is on the disk from the kernel's page cache; does nothing in a bucket. Stores are usually
+        larger than memory and would push everything else out of it; and pages used again are cheaper than fresh ones,
+        by far in virtual machines."""
         if self.folder is None or not hasattr(os, "posix_fadvise"):
             return
         with contextlib.suppress(FileNotFoundError):  # another writer of the same segment may have removed it
@@ -172,13 +178,13 @@ class Place:
                 os.close(file)
 
     def free_bytes(self) -> int | None:
-        """Of the disk, on which the folder need not exist yet; None in a bucket."""
+        """Returns the free bytes of the disk, on which the folder need not exist yet; None in a bucket."""
         if self.folder is None:
             return None
         return shutil.disk_usage(self._nearest()).free
 
     def check_writable(self) -> None:
-        """Raises OSError where a folder of a disk cannot be written to, or made. A bucket says so when it is used."""
+        """Raises OSError for a folder on a disk that cannot be written to, or made. A bucket fails when it is used."""
         if self.folder is None:
             return
         nearest = self._nearest()
@@ -190,17 +196,18 @@ class Place:
             )
 
     def _nearest(self) -> Path:
-        """This folder, or the nearest above it that exists."""
+        """Returns this folder, or the nearest above it that exists."""
+        # pyrefly: ignore[missing-attribute]  not None here
         folder = self.folder.resolve()
         return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def place(where: "str | Path | Place") -> Place:
-    """A folder's path (`~` is the user's home), `gs://bucket/folder` or `s3://bucket/folder`; for another server than
-    Amazon's, its address is in AWS_ENDPOINT_URL.
+    """Returns the place of a folder's path (`~` is the user's home), `gs://bucket/folder` or `s3://bucket/folder`. The
+    address of another server than Amazon's is in AWS_ENDPOINT_URL.
 
     Raises:
-      ValueError: for another kind of address, or a path that tensorstore cannot write to.
+        ValueError: for another kind of address, or a path that tensorstore cannot write to.
     """
     if isinstance(where, Place):
         return where
@@ -213,14 +220,15 @@ def place(where: "str | Path | Place") -> Place:
         raise ValueError(f"a store is in a folder, gs://bucket/folder or s3://bucket/folder; got {str(where)!r}")
     bucket, _, path = rest.rstrip("/").partition("/")
     if not bucket:
-        raise ValueError(f"{str(where)!r} names no bucket: {scheme}://bucket/folder")
+        raise ValueError(f"{str(where)!r} names no bucket: give {scheme}://bucket/folder")
     if {".", ".."} & set(path.split("/")) or not path.isprintable():
         raise ValueError(f"a folder of a bucket has no part . or .. and no control characters; got {str(where)!r}")
     return Place(f"{scheme}://{rest.rstrip('/')}", None)
 
 
 def _folder(path: Path) -> Place:
-    """tensorstore (0.1.86) takes a backslash for a slash, and would write to another folder."""
+    """Returns the place of a folder. tensorstore (0.1.86) takes a backslash for a slash, and would write to another
+    folder, so such a path is refused."""
     real = str(path.resolve())
     if "\\" in real or any("\ud800" <= character <= "\udfff" for character in real):
         raise ValueError(f"a store's path has no backslash and is valid UTF-8; got {real!r}: name another folder")
@@ -232,7 +240,7 @@ def _bytes(contents: str | bytes) -> bytes:
 
 
 def _sync(folder: Path) -> None:
-    """A folder's entries are on the disk when this returns."""
+    """Writes a folder's entries to the disk before it returns."""
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -240,12 +248,12 @@ def _sync(folder: Path) -> None:
         os.close(file)
 
 
-# On a disk, tensorstore holds a lock while it writes, for which everybody would wait if its holder were suspended.
-# These hold none.
+# On a disk, tensorstore holds a lock while it writes; if its holder were suspended, all others would wait. These
+# functions hold no lock.
 
 
 def _write(file: Path, contents: bytes, new: bool) -> bool:
-    """Writes a file at once or not at all. False where it is to be new and exists."""
+    """Writes a file whole or not at all. Returns False where it has to be new and exists."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(file, _temporary_ending(), exclusive=new) as temporary:
@@ -257,7 +265,8 @@ def _write(file: Path, contents: bytes, new: bool) -> bool:
 
 
 def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
-    """Takes a file away, which only one can, and puts another in its place. In between there is none."""
+    """Moves a file away, which only one writer can do, and puts another in its place. In between the file is
+    missing."""
     taken = file.with_name(file.name + _temporary_ending())
     try:
         if file.read_bytes() != old:
@@ -268,7 +277,7 @@ def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
     try:
         if taken.read_bytes() == old:
             return contents is None or _write(file, _bytes(contents), new=True)
-        with contextlib.suppress(FileExistsError):  # somebody has replaced it in between: back to where it was
+        with contextlib.suppress(FileExistsError):  # another writer has replaced it in between: move it back
             os.link(taken, file)
         return False
     finally:
@@ -276,10 +285,10 @@ def _replace(file: Path, old: bytes, contents: str | bytes | None) -> bool:
 
 
 def _temporary_ending() -> str:
-    """Ends the name of a file of one's own beside another, of the kind that tensorstore does not list."""
+    """Returns a new ending for the name of a temporary file beside another, which tensorstore does not list."""
     return f".{secrets.token_hex(8)}.__lock"
 
 
 def _after(prefix: str) -> str:
-    """The least string after all that begin with `prefix`."""
+    """Returns the least string after all strings that begin with `prefix`."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -1,7 +1,8 @@
-"""`ActivationStore`: what a store holds, and its rows."""
+"""`ActivationStore`: an open store, its facts and its rows."""
 
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Float64, Shaped
 
 from sae import showing
 from sae.store import arrays, order
@@ -24,13 +26,25 @@ from sae.store.source import Batches, Source
 
 @dataclasses.dataclass(frozen=True)
 class ActivationStore(Source):
-    """Activations of one or more sites over the same rows in the same order. `ActivationStore.open(path)` makes one.
+    """Activations of one or more sites over the same rows in the same order. `ActivationStore.open(path)` opens one.
 
     Attributes:
-      place: where it is.
-      manifest: model, tokenizer, sites, units, dtype, text, order.
-      segments: (number, rows) of each segment that was there when it was opened.
-      growing: opened while its harvest may still be under way.
+        place: the folder or the bucket.
+        manifest: model, tokenizer, sites, units, dtype, text, order.
+        segments: (index, rows) of each segment that existed when the store was opened.
+        growing: whether it was opened while its harvest may still be under way.
+
+    Raises:
+        TypeError: for a path: `ActivationStore.open` opens a store.
+
+    Example:
+        >>> store = sae.ActivationStore.open(store.path)
+        >>> store.sites, store.width("layer_1/resid_post")
+        (('layer_1/resid_post',), 192)
+        >>> batches = store.batches(64)
+        >>> next(batches)["layer_1/resid_post"].shape
+        (64, 192)
+        >>> batches.close()
     """
 
     place: Place
@@ -40,15 +54,26 @@ class ActivationStore(Source):
     kind = "store"
     batch_order = order.VERSION
 
+    def __new__(cls, *arguments, **fields):
+        path = arguments[0] if arguments else fields.get("place", fields.get("path"))
+        if isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"sae.ActivationStore is the type of an open store, got the path {str(path)!r}: call "
+                "sae.ActivationStore.open(path)"
+            )
+        return super().__new__(cls)
+
     @classmethod
     def open(cls, path: str | Path | Place, growing: bool = False) -> "ActivationStore":
-        """Opens a store in a folder, `gs://…` or `s3://…`.
+        """Opens a store.
 
         Args:
-          growing: open one whose harvest has not finished, with the segments that it has by now.
+            path: a folder, `gs://bucket/folder` or `s3://bucket/folder`.
+            growing: whether to open a store whose harvest has not finished, with the segments that it has so far.
 
         Raises:
-          ValueError: when there is no store, or it is not complete and `growing` is not set, or it has no row yet.
+            ValueError: where the path has no store, the store is not complete and `growing` is False, or it has no
+                segment yet.
         """
         where = place(path)
         manifest = manifests.read(where)
@@ -57,8 +82,9 @@ class ActivationStore(Source):
         if missing and not growing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
-                f"{where} is not complete: {segment_name(missing[0])}{others} of {manifest.segments} segments is "
-                "missing; run the harvest again, it writes what is missing, or open it with growing=True"
+                f"{where} is not complete: {segment_name(missing[0])}{others} of {manifest.segments} segments "
+                f"{'are' if others else 'is'} missing. Run the harvest again, which writes the missing ones, or open "
+                "the store with growing=True"
             )
         facts = {index: facts_module.read(where, index, manifest) for index in committed}
         if not facts:
@@ -73,12 +99,12 @@ class ActivationStore(Source):
         return f"ActivationStore({self.name}: {showing.count(self.rows, 'token')} at {m.label}, {m.dtype}{part})"
 
     def reopened(self) -> "ActivationStore":
-        """The same store with the segments that there are by now."""
+        """Returns the same store with the segments that exist now."""
         return type(self).open(self.place, growing=True)
 
     @property
     def path(self) -> Path | str:
-        """Its folder, or its address in a bucket."""
+        """The store's folder, or its address in a bucket."""
         return self.place.folder or self.place.url
 
     @property
@@ -87,7 +113,7 @@ class ActivationStore(Source):
 
     @property
     def rows(self) -> int:
-        """Tokens in the store."""
+        """Rows of the store, one for each token that counts."""
         return sum(rows for _, rows in self.segments)
 
     @property
@@ -97,43 +123,46 @@ class ActivationStore(Source):
 
     @functools.cached_property
     def documents(self) -> list[tuple[str, str]]:
-        """(id, source) of every document, by the number that rows carry.
+        """(id, source) of every document, by the number that rows have in `document`.
 
         Raises:
-          FileNotFoundError, ValueError: when documents.json is missing, or is another one than the store's.
+            FileNotFoundError, ValueError: where documents.json is missing, or belongs to another store.
         """
         return manifests.read_documents(self.place, self.manifest)
 
     def facts(self, segment: int) -> dict:
-        """What a segment's `segment.json` says: row counts, statistics, checksums."""
+        """Returns the facts in a segment's `segment.json`: row counts, statistics, checksums."""
         if segment not in self._facts:
             self._facts[segment] = facts_module.read(self.place, segment, self.manifest)
         return self._facts[segment]
 
     def mean_squared_norm(self, site: str) -> float:
-        """E||x||^2 over all rows, in raw units, from sums in float64."""
+        """Returns E||x||^2 over all rows, in raw units, from sums in float64."""
         return float(self._average(site, "mean_squared_norm"))
 
-    def mean(self, site: str) -> np.ndarray:
-        """E[x] over all rows, [A] float64, in raw units."""
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
+        """Returns E[x] over all rows, float64 [A], in raw units."""
+        # pyrefly: ignore[bad-return]  an average of arrays
         return self._average(site, "mean")
 
     def median_norm(self, site: str) -> float:
-        """The segments' medians of ||x||, averaged over their rows, in raw units."""
+        """Returns the segments' medians of ||x||, averaged over their rows, in raw units."""
         return float(self._average(site, "median_norm"))
 
     def sink_limits(self) -> dict[str, float]:
-        """{site: the norm over which a row was a sink}: the segments', which each have a median of their own, averaged
-        over their rows."""
+        """Returns {site: the norm over which a row was a sink}. Each segment has a median of its own; their limits are
+        averaged over their rows."""
         counted, limits = self.manifest.counted, {}
         for site in counted.sink_sites:
             if any("sink_limits" not in self.facts(index) for index, _ in self.segments):
                 warnings.warn(
-                    f"{self.name} was harvested before stores recorded the norm over which a token is a sink: "
-                    f"{counted.sinks.factor:g} medians of the rows that were kept stand for it, which is somewhat "
-                    "less. Harvest again for the exact norm",
+                    f"{self.name} was harvested before stores recorded the norm over which a token is a sink. "
+                    # pyrefly: ignore[missing-attribute]  not None here
+                    f"{counted.sinks.factor:g} medians of the kept rows, which is somewhat less, stand for it: harvest "
+                    "again for the exact norm",
                     stacklevel=2,
                 )
+                # pyrefly: ignore[missing-attribute]  not None here
                 return {site: counted.sinks.factor * self.median_norm(site) for site in counted.sink_sites}
             limits[site] = sum(rows * self.facts(i)["sink_limits"][site] for i, rows in self.segments) / max(
                 1, self.rows
@@ -141,8 +170,8 @@ class ActivationStore(Source):
         return limits
 
     def rounding(self, site: str) -> float:
-        """The share of the rows' variance that was lost when they were stored: E||x - stored||^2 / E||x - E[x]||^2, 0
-        for float32. A tenth of the FVU that one hopes for is too much."""
+        """Returns the part of the rows' variance that the stored dtype lost: E||x - stored||^2 / E||x - E[x]||^2, 0 for
+        float32. A tenth of the wanted FVU is too much."""
         spread = self.mean_squared_norm(site) - float(np.square(self.mean(site)).sum())
         return float(self._average(site, "rounding")) / spread if spread > 0 else 0.0
 
@@ -159,12 +188,13 @@ class ActivationStore(Source):
             return
         growing = len(self.segments) < self.manifest.segments
         raise ValueError(
-            f"{self.name} has no rows: in its {len(self.segments)} segments every token was left out. "
-            + ("Wait for more segments" if growing else "Harvest text that has tokens to count into another folder")
+            f"{self.name} has no rows: in its {showing.count(len(self.segments), 'segment')} every token was left out. "
+            + ("Wait for more segments" if growing else "Harvest text with tokens that count into another folder")
         )
 
-    def rows_between(self, name: str, segment: int, start: int, stop: int) -> np.ndarray:
-        """Rows of one segment: a site's activations [rows, A] float32, or `token`, `position`, `document` [rows]."""
+    def rows_between(self, name: str, segment: int, start: int, stop: int) -> Shaped[np.ndarray, "R ..."]:
+        """Returns rows of one segment: a site's activations float32 [rows, A], or `token`, `position`, `document`
+        [rows]."""
         stored = {suffix: part.result() for suffix, part in self.read(name, segment, start, stop).items()}
         if name in ROW_FIELDS:
             return stored[""]
@@ -174,16 +204,17 @@ class ActivationStore(Source):
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """How the rows of its sites are kept."""
+        """The codec that keeps the rows of its sites."""
         return codec(self.manifest.dtype)
 
     def read(self, name: str, segment: int, start: int, stop: int) -> dict[str, ts.Future]:
-        """Begins to read rows as they are stored: the parts of a site by suffix (`Codec.parts`), a field's by ""."""
+        """Begins to read rows in their stored form: the arrays of a site by suffix (`Codec.parts`), of a field by
+        ""."""
         suffixes = ("",) if name in ROW_FIELDS else tuple(self.codec.parts(self.width(name)))
         return {suffix: self._array(name, segment, suffix)[start:stop].read() for suffix in suffixes}
 
     def array_folder(self, name: str, segment: int) -> str:
-        """The folder, within the store's, of a site's array in a segment, or a row field's."""
+        """Returns the folder, within the store's, of the array of a site or a row field in a segment."""
         folder = self.facts(segment).get("folder")
         return "/".join(part for part in (segment_name(segment), folder, array_name(name)) if part)
 
@@ -203,18 +234,18 @@ class ActivationStore(Source):
             expected = self.codec.parts(self.width(name))[suffix][0] if site else None
             if site and array.dtype.numpy_dtype != expected:
                 raise ValueError(
-                    f"{self.place}/{folder} holds {array.dtype.name}, while manifest.json says {expected}: something "
-                    "else wrote it. experiments.inspect_store --repair harvests it again"
+                    f"{self.place}/{folder} holds {array.dtype.name}, while manifest.json says {expected}: another "
+                    "program wrote it. experiments.inspect_store --repair harvests it again"
                 )
             self._opened[name, segment, suffix] = array
         return self._opened[name, segment, suffix]
 
     def batches_per_pass(self, batch_size: int) -> int:
-        """Batches in one epoch. They have every row; the last are filled up with rows of the same epoch, so that less
-        than a batch of rows come twice, other ones in each epoch.
+        """Returns the number of batches in one epoch. They have every row; the last are filled up with rows of the same
+        epoch, so that less than a batch of rows comes twice; each epoch repeats other rows.
 
         Raises:
-          ValueError: when the store has fewer rows than one batch.
+            ValueError: where the store has fewer rows than one batch.
         """
         self._check_rows()
         if not 1 <= batch_size <= self.rows:
@@ -231,24 +262,25 @@ class ActivationStore(Source):
         sharding: jax.sharding.NamedSharding | None = None,
         passes: Sequence[Pass] = (),
     ) -> Batches:
-        """Batches {site: [batch_size, A] float32} without end, epoch after epoch, each in an order of its own.
+        """Returns batches {site: float32 [B, A]} without end, epoch after epoch, each in an order of its own.
 
-        Each epoch has every row (`batches_per_pass`). The rows of a batch come from up to eight places in it. They are
-        read ahead, in large runs. While a store is growing, an epoch goes over the segments that were there when it
+        Each epoch has every row (`batches_per_pass`). The rows of a batch come from up to eight places of the epoch.
+        They are read ahead, in large runs. In a growing store, an epoch goes over the segments that existed when it
         began.
 
         Args:
-          batch_size: B, rows of a batch.
-          sites: which sites; all by default. `token`, `position` and `document` may be asked for as well.
-          seed: decides the order. The batch of a step depends on (seed, step) and, in a growing store, on `passes`.
-          start_step: where to begin; no cost to begin late.
-          sharding: where given, batches are placed so, ahead of their use. With several processes each reads the rows
-            of its own devices, and all get parts of the same batches.
-          passes: of a growing store: `Batches.passes` as they were at `start_step`, to go on in the same order.
+            batch_size: B, rows of a batch.
+            sites: the sites; all by default. `token`, `position` and `document` may be named as well.
+            seed: decides the order. The batch of a step depends on (seed, step) and, in a growing store, on `passes`.
+            start_step: the step whose batch comes first; a late start costs nothing.
+            sharding: where given, batches are placed in this sharding, ahead of their use. With several processes each
+                reads the rows of its own devices, and all get parts of the same batches.
+            passes: for a growing store, `Batches.passes` as they were at `start_step`, to go on in the same order.
 
         Raises:
-          ValueError: for a site that the store lacks, or a batch larger than the store. While iterating: for a segment
-            that is damaged, which is named.
+            ValueError: for a site that the store lacks, or a batch larger than the store. While iterating: for a
+                damaged segment, which it names.
         """
-        names = self.asked(batch_size, sites, start_step)
+        names = self.checked_names(batch_size, sites, start_step)
+        # pyrefly: ignore[bad-argument-type]  `Segments` says what it reads of a store
         return StoreBatches(self, batch_size, names, seed, start_step, sharding, passes)

@@ -1,10 +1,11 @@
-"""What a store and a stream from the model have in common: sites, and rows of them."""
+"""The base of all sources of training, such as a store and a stream from the model: sites, and rows of them."""
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float64
 
 from sae.counted import Counted
 from sae.store.manifest import ROW_FIELDS, Manifest, whole
@@ -15,19 +16,19 @@ class Batches(Iterator[Mapping[str, np.ndarray | jax.Array]], abc.ABC):
     """Batches {site: [B, A]} without end.
 
     Attributes:
-      passes: what the epochs of a growing store have gone over so far, which a checkpoint keeps; empty where the order
-        is one.
+        passes: the segments that the epochs of a growing store have gone over so far, which a checkpoint keeps; empty
+            for a source with a fixed order.
     """
 
     passes: Sequence[Pass] = ()
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Stops whatever reads or computes ahead."""
+        """Stops reading or computing ahead."""
 
 
 class Generated(Batches):
-    """The batches that a generator gives, in one order."""
+    """The batches of a generator, in a fixed order."""
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray | jax.Array]]):
         self._batches = batches
@@ -36,18 +37,19 @@ class Generated(Batches):
         return next(self._batches)
 
     def close(self) -> None:
+        # pyrefly: ignore[missing-attribute]  a generator
         self._batches.close()
 
 
 class Source(abc.ABC):
-    """Something with a `manifest` that gives batches of its sites. `name` is what errors call it.
+    """A source of training: it has a `manifest` and gives batches of its sites.
 
     Attributes:
-      manifest: model, tokenizer, sites, units, text, order.
-      kind: "store" or "stream".
-      batch_order: a number that changes whenever other rows become the batch of a step, so that no run begun before
-        goes on in another order.
-      growing: rows are still being added; means, scales and limits of sinks are those of the rows by now.
+        manifest: model, tokenizer, sites, units, text, order.
+        kind: "store", "stream" or "rows".
+        batch_order: a number that changes whenever other rows become the batch of a step, so that an older run does not
+            go on in another order.
+        growing: whether rows are still being added; means, scales and limits of sinks are those of the rows so far.
     """
 
     manifest: Manifest
@@ -58,7 +60,7 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What errors call it."""
+        """The source's name in errors."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -67,27 +69,29 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def rows(self) -> int:
-        """Tokens of one epoch."""
+        """Rows of one epoch."""
 
     @abc.abstractmethod
     def mean_squared_norm(self, site: str) -> float:
-        """E||x||^2, in raw units."""
+        """Returns E||x||^2, in raw units."""
 
     @abc.abstractmethod
-    def mean(self, site: str) -> np.ndarray:
-        """E[x], [A] float64, in raw units."""
+    def mean(self, site: str) -> Float64[np.ndarray, " A"]:
+        """Returns E[x], float64 [A], in raw units."""
 
     @abc.abstractmethod
     def median_norm(self, site: str) -> float:
-        """The median of ||x||, in raw units."""
+        """Returns the median of ||x||, in raw units."""
 
     @abc.abstractmethod
     def sink_limits(self) -> dict[str, float]:
-        """{site: the norm, in raw units, over which a token was left out as an attention sink}; empty without sinks."""
+        """Returns {site: the norm, in raw units, over which a token was left out as an attention sink}; empty without
+        sinks."""
 
     @property
     def counted(self) -> Counted:
-        """Which tokens the rows are of, with the limits of sinks: evaluation by it leaves out what training did."""
+        """The rule of the tokens that have rows, with the limits of sinks. Evaluation by it leaves out the tokens that
+        training left out."""
         return self.manifest.counted.with_limits(self.sink_limits())
 
     @abc.abstractmethod
@@ -104,34 +108,39 @@ class Source(abc.ABC):
         """Returns batches {site: [B, A]} without end, from a step on.
 
         Args:
-          batch_size: B, rows of a batch.
-          sites: which sites; all by default.
-          seed: decides the order.
-          start_step: the step whose batch comes first.
-          sharding: where batches are placed; None for numpy's arrays.
-          passes: of a growing source: `Batches.passes` as they were at `start_step`.
+            batch_size: B, rows of a batch.
+            sites: the sites; all by default.
+            seed: decides the order.
+            start_step: the step whose batch comes first.
+            sharding: where batches are placed; None for numpy's arrays.
+            passes: for a growing source, `Batches.passes` as they were at `start_step`.
         """
 
     def width(self, site: str) -> int:
-        """A, the length of a row of a site."""
+        """Returns A, the length of a row of a site."""
         self.check_sites([site])
         return int(np.prod(self.manifest.sites[site]))
 
     def check_sites(self, sites: Sequence[str]) -> None:
-        """Raises ValueError unless all of them are there."""
+        """Raises ValueError for a site that the source lacks."""
         for site in sites:
             if site not in self.manifest.sites:
                 raise ValueError(f"{self.name} has no site {site!r}; it has {', '.join(self.sites)}")
 
     @abc.abstractmethod
     def batches_per_pass(self, batch_size: int) -> int:
-        """Batches in one epoch, which have every row. Raises ValueError for a size that is not possible."""
-
-    def asked(self, batch_size: int, sites: Sequence[str] | None, start_step: int) -> tuple[str, ...]:
-        """What batches are to have, checked: the sites, all by default, and fields of rows.
+        """Returns the number of batches in one epoch, which have every row.
 
         Raises:
-          ValueError: for a site that the source lacks, a step below 0, or a batch size that is not possible.
+            ValueError: for a size that is not possible.
+        """
+
+    def checked_names(self, batch_size: int, sites: Sequence[str] | None, start_step: int) -> tuple[str, ...]:
+        """Checks the arguments of `batches`, and returns the names of its arrays: sites, all by default, and fields of
+        rows.
+
+        Raises:
+            ValueError: for a site that the source lacks, a step below 0, or a batch size that is not possible.
         """
         names = tuple(self.sites if sites is None else sites)
         self.check_sites([name for name in names if name not in ROW_FIELDS])

@@ -1,7 +1,7 @@
-"""Is a store what it says it is: every file of it against what is recorded.
+"""Verification of a store: every file against its recorded checksum.
 
-The values of every array have a checksum in `segment.json`, every chunk one of its own in the array, zarr.json and
-documents.json one each; `segment.json` ends in one of itself, and carries the manifest's.
+`segment.json` has a checksum of the values of every array and of every zarr.json; every chunk has one in its array, and
+documents.json has one in the manifest. `segment.json` ends in a checksum of itself, and carries the manifest's.
 """
 
 import concurrent.futures
@@ -21,11 +21,11 @@ from sae.store.reading import ActivationStore
 def damaged(
     store: ActivationStore | Place, progress: Callable[..., Iterable] = lambda segments, **_: segments
 ) -> dict[int, list[str]]:
-    """{segment: what is wrong with it}; empty for a store without damage. Reads all of it.
+    """Reads a whole store and returns {segment: its problems in words}; empty for a store without damage.
 
     Args:
-      store: a store, or the place of one that may be too damaged to open.
-      progress: called with the segments to come, and `total` and `desc`, as tqdm is.
+        store: a store, or the place of a store that may be too damaged to open.
+        progress: called as tqdm is, with the segments to come, `total` and `desc`.
     """
     place = store.place if isinstance(store, ActivationStore) else store
     manifest, problems = manifests.read(place), {}
@@ -38,7 +38,7 @@ def damaged(
 
 
 def documents(store: ActivationStore | Place) -> str | None:
-    """What is wrong with documents.json; None where nothing is."""
+    """Returns the problem of documents.json in words; None where it has none."""
     place = store.place if isinstance(store, ActivationStore) else store
     try:
         manifests.read_documents(place, manifests.read(place))
@@ -82,11 +82,11 @@ def _check_file(place: Place, name: str, recorded: str) -> str | None:
     contents = place.read(name)
     if contents is None:
         return f"{name} is missing"
-    return None if arrays.checksum(contents) == recorded else f"{name}: its checksum is another than was recorded"
+    return None if arrays.checksum(contents) == recorded else f"{name}: its checksum differs from the recorded one"
 
 
 def _unexpected(place: Place, index: int, folder: str, facts: dict) -> list[str]:
-    """Files in a segment that belong to none of its arrays."""
+    """Returns the problems of files in a segment that belong to none of its arrays."""
     names = [array for array in facts["checksums"] if not array.endswith("/zarr.json")]
     expected = {commit_name(index)}
     expected |= {f"{folder}/{array}/{file}" for array in names for file in arrays.files(place, f"{folder}/{array}")}
@@ -95,7 +95,7 @@ def _unexpected(place: Place, index: int, folder: str, facts: dict) -> list[str]
 
 
 def discard(store: ActivationStore | Place, segments: Mapping[int, object] | Iterable[int]) -> None:
-    """Takes segments out of a store, so that a harvest writes them again."""
+    """Removes segments from a store, so that a harvest writes them again."""
     place = store.place if isinstance(store, ActivationStore) else store
     for index in segments:
         attempts.discard(place, index)

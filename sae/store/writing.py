@@ -1,4 +1,4 @@
-"""Writing a store, segment by segment. A segment exists when its `segment.json` does, which comes last."""
+"""Writes a store, segment by segment. A segment exists when its `segment.json` does, which is written last."""
 
 import math
 
@@ -17,10 +17,10 @@ from sae.store.places import Place
 
 
 def missing_segments(store: Place, manifest: Manifest) -> list[int]:
-    """The segments that are still to be written. What killed writers left of the others is removed.
+    """Returns the indices of the segments that are missing, and removes files that killed writers left of the others.
 
     Raises:
-      ValueError: when one that exists belongs to another store.
+        ValueError: where a segment belongs to another store.
     """
     facts = {index: facts_module.read(store, index, manifest) for index in manifests.committed(store)}
     claims.clear(store, facts)
@@ -29,16 +29,16 @@ def missing_segments(store: Place, manifest: Manifest) -> list[int]:
 
 
 def bytes_of(manifest: Manifest, segments: int, rows: int) -> int:
-    """What so many segments of a text with so many rows in all take, at most."""
+    """Returns the most bytes that `segments` segments of a text with `rows` rows in all segments take."""
     rows = -(-rows // manifest.segments)
     return segments * sum(arrays.stored_bytes(rows, size) for size in _arrays(manifest))
 
 
 def check_space(store: Place, manifest: Manifest, segments: int, rows: int) -> None:
-    """Refuses, before any work, what the disk cannot hold: so many segments of a text with so many rows in all.
+    """Checks, before any work, that the disk has room for `segments` segments of a text with `rows` rows in all.
 
     Raises:
-      ValueError: with the bytes needed and the bytes free.
+        ValueError: for too small a disk, with the bytes needed and the bytes free.
     """
     needed = bytes_of(manifest, segments, rows)
     free = store.free_bytes()
@@ -59,16 +59,16 @@ def write_segment(
     """Leaves out sinks, shuffles the rows of a segment, writes and commits it. Rows are moved a shard at a time.
 
     Args:
-      store: where.
-      claim: of the segment; it is released at the end, whatever that is.
-      activations: site -> [rows, A] of any float dtype.
-      rows: `token`, `position` and `document` of every row, [rows].
-      manifest: the store's; its seed and the segment's number decide the order.
+        store: the store's place.
+        claim: the claim on the segment; it is released at the end, also after an error.
+        activations: {site: [rows, A]} of any float dtype.
+        rows: `token`, `position` and `document` of every row, [rows] each.
+        manifest: the store's; its seed and the segment's index decide the order.
 
     Raises:
-      OSError: when the disk is full, or the segment was written by somebody else. What this attempt had written is
-        removed from a disk; what others have written is untouched.
-      ValueError: for activations that are not finite; nothing is written.
+        OSError: for a full disk, or a segment that another writer has written. This attempt's files are removed from a
+            disk; files of others are untouched.
+        ValueError: for activations that are not finite; nothing is written.
     """
     try:
         moments = {site: Moments.of(x) for site, x in activations.items()}
@@ -100,9 +100,10 @@ def write_segment(
 
 
 def sink_limits(moments: dict[str, Moments], manifest: Manifest) -> dict[str, float]:
-    """{site: the norm over which a row is an attention sink}: a multiple of the median over all these rows, sinks
-    among them."""
+    """Returns {site: the norm over which a row is an attention sink}: a multiple of the median over all rows, with
+    sinks."""
     counted = manifest.counted
+    # pyrefly: ignore[missing-attribute]  not None here
     return {site: counted.sinks.factor * moments[site].median_norm() for site in counted.sink_sites}
 
 
@@ -111,13 +112,13 @@ def check_finite(moments: dict[str, Moments], where: str) -> None:
     for site, sums in moments.items():
         if not sums.finite():
             raise ValueError(
-                f"{site} in {where} has activations that are infinite or not numbers: nothing of it is used. float16 "
-                "has no number above 65504: a model in bfloat16 or float32 may do"
+                f"{site} in {where} has activations that are infinite or not numbers, and is not used. float16 has no "
+                "number above 65504: load the model in bfloat16 or float32"
             )
 
 
 def kept_rows(moments: dict[str, Moments], manifest: Manifest) -> np.ndarray:
-    """The numbers of the rows that are no sinks. A row is one by its norm at any of their sites."""
+    """Returns the indices of the rows that are no sinks. The norm at any of the sinks' sites makes a row a sink."""
     keep = np.ones(len(next(iter(moments.values())).squares), bool)
     for site, limit in sink_limits(moments, manifest).items():
         keep &= moments[site].squares <= limit**2
@@ -125,12 +126,12 @@ def kept_rows(moments: dict[str, Moments], manifest: Manifest) -> np.ndarray:
 
 
 def row_order(manifest: Manifest, index: int, keep: np.ndarray) -> np.ndarray:
-    """The kept rows' numbers in the order in which the segment has them."""
+    """Returns the kept rows' indices in the order of the segment."""
     return keep[np.random.default_rng([manifest.seed, index]).permutation(len(keep))]
 
 
 def _write_all(store, attempt, activations, rows, order, facts, dtype) -> list[str]:
-    """Completes `facts`; returns the names of all files."""
+    """Writes all arrays, completes `facts`, and returns the names of all files."""
     files = []
     for site, x in activations.items() if len(order) else ():
         checksums, lost = _write_array(store, attempt.folder, array_name(site), x, order, dtype, files)
@@ -144,8 +145,8 @@ def _write_all(store, attempt, activations, rows, order, facts, dtype) -> list[s
 def _write_array(
     store: Place, folder: str, name: str, values: np.ndarray, order: np.ndarray, dtype: str | None, files: list[str]
 ) -> tuple[dict[str, str], float]:
-    """Writes values[order], a site's as `dtype`, a field's as int32. Returns {name of array or file: checksum}, and
-    the squared norm, over all rows, of what rounding to the dtype lost; adds to `files`."""
+    """Writes values[order], a site's as `dtype`, a field's as int32, and adds to `files`. Returns {name of array or
+    file: checksum}, and the squared norm, over all rows, of the rounding error."""
     stored = codec(dtype) if dtype else None
     encode = stored.encode if stored else (lambda x: {"": x.astype("<i4", copy=False)})
     writers = {
@@ -175,13 +176,13 @@ def _failure(store: Place, claim: Claim, error: Exception) -> OSError:
     elif not claim.lasts() and "another writer" not in reason:
         reason = f"another writer has taken it over: {reason}"
     return OSError(
-        f"writing {store}/{segment_name(claim.index)} failed ({reason}); the segments before it are kept, run "
-        "again to go on"
+        f"writing {store}/{segment_name(claim.index)} failed ({reason}). The segments before it are kept: run the "
+        "harvest again to go on"
     )
 
 
 def _arrays(manifest: Manifest) -> list[int]:
-    """Bytes of a row in each array of a segment."""
+    """Returns the bytes of a row in each array of a segment."""
     stored = codec(manifest.dtype)
     parts = [part for shape in manifest.sites.values() for part in stored.parts(math.prod(shape)).values()]
     return [dtype.itemsize * math.prod(row) for dtype, row in parts] + [4] * len(ROW_FIELDS)

@@ -1,10 +1,10 @@
-"""Text on its way to the model: documents are read, cut into token sequences, put in order and cut into segments.
+"""Text on its way to the model: documents are read, cut into token sequences, shuffled and divided into segments.
 
 documents = iter_documents("corpus.jsonl")              # reading.py, opening.py, records.py, arrow.py, tally.py
 train, held_out = split(read_documents("corpus.jsonl")) # splitting.py: by a hash of each document's text
 sequences = cut(documents, tokenizer, 1024)             # cutting.py, chat.py, storing.py
 train, held_out = split(sequences)                      # the same sides, after cutting
-train, held_out = prepare("corpus.jsonl", tokenizer, 1024)   # preparing.py: all of that, large texts by way of files
+train, held_out = prepare("corpus.jsonl", tokenizer, 1024)   # preparing.py: all of these, large texts through files
 fourth = segment(sequences, 0, 3, 512)                  # pipeline.py
 """
 

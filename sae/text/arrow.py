@@ -1,7 +1,7 @@
-"""Documents from tables: Parquet files, and the Arrow files of datasets that Hugging Face `datasets` saved to disk.
+"""Reads documents from tables: Parquet files, and Arrow files of datasets that Hugging Face `datasets` saved to disk.
 
-The folder that `Dataset.save_to_disk` writes holds `state.json`, whose `_data_files` name Arrow IPC stream files beside
-it; the one of a DatasetDict holds `dataset_dict.json`, {"splits": [...]}, and such a folder for every split
+The folder of `Dataset.save_to_disk` has `state.json`, whose `_data_files` name Arrow IPC stream files beside it. The
+folder of a DatasetDict has `dataset_dict.json`, {"splits": [...]}, and such a folder for every split
 (`arrow_dataset.py` and `dataset_dict.py` of `datasets`). So pyarrow alone reads them.
 """
 
@@ -9,41 +9,41 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-ROWS = 256  # turned into Python objects at a time
+ROWS = 256  # rows that become Python objects at a time
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether `datasets` saved it.
+    """Returns whether a folder is a dataset that `datasets` saved.
 
     Example:
-      >>> is_dataset(Path("no such folder"))
-      False
+        >>> is_dataset(Path("no such folder"))
+        False
     """
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is one of Parquet or Arrow by its first bytes.
+    """Returns whether a file is Parquet or Arrow, by its first bytes.
 
     Example:
-      >>> is_table(Path("no such file"))
-      False
+        >>> is_table(Path("no such file"))
+        False
     """
     return _begins(path, b"PAR1", b"ARROW1")
 
 
 def file_records(path: Path) -> Iterator[tuple[int, str, dict]]:
-    """The rows of a Parquet or Arrow file as (number, where, record), as `sae.text.records` has them.
+    """Yields the rows of a Parquet or Arrow file as (number, where, record), as `sae.text.records` does.
 
     Raises:
-      ValueError: for a file of another kind, damaged, or without a column of texts or chats.
+        ValueError: for a file of another kind, damaged, or without a column of texts or chats.
 
     Example:
-      >>> import pathlib, tempfile, pyarrow.parquet
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.parquet"
-      >>> pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}), path)
-      >>> [record for _, _, record in file_records(path)]
-      [{'text': 'one'}]
+        >>> import pathlib, tempfile, pyarrow.parquet
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.parquet"
+        >>> pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}), path)
+        >>> [record for _, _, record in file_records(path)]
+        [{'text': 'one'}]
     """
     pyarrow = _pyarrow(path)
     if _begins(path, b"ARROW1") or (path.suffix.lower() in (".arrow", ".feather") and not _begins(path, b"PAR1")):
@@ -53,7 +53,8 @@ def file_records(path: Path) -> Iterator[tuple[int, str, dict]]:
 
 
 def dataset_records(folder: Path) -> Iterator[tuple[int, str, dict]]:
-    """The same of a saved dataset. A row's number counts through all its files, as it does in `datasets`."""
+    """Yields the rows of a saved dataset as (number, where, record). A row's number counts through all its files, as in
+    `datasets`."""
     pyarrow = _pyarrow(folder)
     folder, row = _split(folder), 0
     for file in _data_files(folder):
@@ -67,20 +68,20 @@ def _begins(path: Path, *magic: bytes) -> bool:
         with open(path, "rb") as file:
             return file.read(6).startswith(magic)
     except OSError:
-        return False  # reading it says why
+        return False  # reading the file raises the error
 
 
 def _parquet(pyarrow, path: Path) -> Iterator:
-    # Not every writer records checksums; where they are, damage is no other text.
+    # Not every writer records checksums; where they exist, damage is an error.
     with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
         columns = _columns(pyarrow, path, file.schema_arrow)
         yield from file.iter_batches(batch_size=ROWS, columns=columns)
 
 
 def _arrow_file(pyarrow, path: Path) -> Iterator:
-    """The batches of an Arrow file, which has an index at its end (Feather's second version is one), or of a stream of
-    Arrow, as `datasets` writes it."""
-    # Mapped: the text stays on disk until its batch is read.
+    """Yields the batches of an Arrow file, which has an index at its end (as Feather's second version has), or of an
+    Arrow stream, as `datasets` writes it."""
+    # Memory-mapped: the text stays on disk until its batch is read.
     with pyarrow.memory_map(str(path)) as source:
         indexed = source.read(6) == b"ARROW1"
         source.seek(0)
@@ -95,7 +96,7 @@ def _arrow_file(pyarrow, path: Path) -> Iterator:
 def _rows(pyarrow, path: Path, kind: str, batches: Iterator, row: int) -> Iterator[tuple[int, str, dict]]:
     try:
         for batch in batches:
-            # A damaged file's offsets lead anywhere, and pyarrow follows them.
+            # pyarrow follows offsets unchecked, and those of a damaged file may lead anywhere.
             batch.validate(full=True)
             for record in batch.to_pylist():
                 yield row, f"{path}, row {row}", record
@@ -112,11 +113,11 @@ def _rows(pyarrow, path: Path, kind: str, batches: Iterator, row: int) -> Iterat
 
 
 def _columns(pyarrow, path: Path, schema) -> list[str]:
-    """The columns to read."""
+    """Returns the names of the columns to read."""
     fits = {"text": _is_text, "messages": _is_chat}
     bodies = [name for name in fits if name in schema.names and fits[name](pyarrow.types, schema.field(name).type)]
     wrong = [name for name in fits if name in schema.names and name not in bodies]
-    # A column of nulls, or of another kind beside one that fits, is no text.
+    # A column "text" of nulls may stand beside "messages"; one of another kind may not.
     if not bodies or ("text" in wrong and not pyarrow.types.is_null(schema.field("text").type)):
         got = ", ".join(f"{field.name}: {field.type}" for field in schema)
         raise ValueError(
@@ -126,7 +127,7 @@ def _columns(pyarrow, path: Path, schema) -> list[str]:
 
 
 def _is_text(types, kind) -> bool:
-    """Whether a column is of strings, however they are stored."""
+    """Returns whether a column has strings, in any storage."""
     if types.is_dictionary(kind):
         kind = kind.value_type
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
@@ -141,7 +142,7 @@ def _is_list(types, kind) -> bool:
 
 
 def _is_chat(types, kind) -> bool:
-    """Whether a column is of lists of {"role", "content"}; a content is a string or a list of parts."""
+    """Returns whether a column has lists of {"role", "content"}; a content is a string or a list of parts."""
     if not _is_list(types, kind) or not types.is_struct(kind.value_type):
         return False
     fields = {field.name: field.type for field in kind.value_type}
@@ -153,7 +154,7 @@ def _is_chat(types, kind) -> bool:
 
 
 def _split(folder: Path) -> Path:
-    """Where the Arrow files are: the folder itself, or that of its one split, or of `train`."""
+    """Returns the folder of the Arrow files: the folder itself, that of its only split, or that of `train`."""
     index = folder / "dataset_dict.json"
     if not index.exists():
         return folder
@@ -194,5 +195,5 @@ def _pyarrow(path: Path):
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"reading {path} takes pyarrow: pip install pyarrow") from None
+        raise ValueError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     return pyarrow

@@ -1,6 +1,6 @@
 """`cut`: documents become tokens, and tokens become sequences of one length.
 
-Axis letters: S sequences, T tokens of a sequence; R of the sequences, a block of them.
+Axis letters: S sequences, T tokens of a sequence, R sequences of a block.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from sae.text.splitting import text_hash
 from sae.text.storing import Block
 from sae.text.tally import SKIP_BAD, Tally, TextWarning
 
-# Documents are tokenised so many at a time, or so many characters of them if that is less.
+# Documents are tokenised 1024 at a time, or fewer where they have more than 2^22 characters together.
 _DOCUMENTS, _CHARACTERS = 1024, 2**22
 
 
@@ -41,45 +41,50 @@ def cut(
     skip_bad: bool = False,
     tally: Tally | None = None,
 ) -> Sequences:
-    """Cuts documents into sequences of `length` tokens, each of which begins with BOS. The order is the documents'.
+    """Cuts documents into sequences of `length` tokens, each of which begins with BOS, in the order of the documents.
 
-    The sequences know the tokenizer (`Sequences.tokenizer_sha256`), so that no model with another one reads them.
+    The sequences record the tokenizer (`Sequences.tokenizer_sha256`), so that a model with another one refuses them.
 
     Chats are put into the model's template first (see `encode_chat`).
 
     Args:
-      documents: read once, and not kept: with `iter_documents` no more than a few megabytes of them are in memory.
-      tokenizer: the model's.
-      length: T, BOS included.
-      packed: False: a sequence is of one document, and the last of each document is padded.
-        True: documents are laid one after another, each begun by BOS, and cut with no regard to where they end; only
-        the very last sequence is padded. Attention goes across the documents of a packed sequence: nothing masks it.
-        `Sequences.document_at` tells the tokens' documents.
-      only_model_turns: leaves out all but the contents of the model's turns (`Sequences.left_out`); chats only.
-      folder: where given, tokens go to files there as they are made, and come back memory-mapped: memory does not grow
-        with the text, except by the documents' names. A folder that was made with the same tokenizer, arguments and
-        `key` is taken as it is, and no document is read; one that was left half made is made anew. Processes of one
-        machine may be given the same folder: one of them makes it, and the others wait.
-      key: with `folder`: says which documents these are (a path and a date, a hash), whatever the caller trusts.
-      skip_bad: leaves out chats that the model's template refuses, and with `only_model_turns` documents that are no
-        chat, and counts them. Otherwise the first is an error.
-      tally: grows with what is left out. Without one, a `TextWarning` at the end says it.
+        documents: documents, which are read once and not kept: with `iter_documents` no more than a few megabytes of
+            them are in memory.
+        tokenizer: the model's.
+        length: T, BOS included.
+        packed: False: a sequence has tokens of one document, and the last sequence of each document is padded. True:
+            documents are laid one after another, each with BOS before it, and cut without regard to their ends; only
+            the very last sequence is padded. Attention goes across the documents of a packed sequence: nothing masks
+            it. `Sequences.document_at` tells the tokens' documents.
+        only_model_turns: whether to leave out all but the contents of the model's turns (`Sequences.left_out`); for
+            chats alone.
+        folder: a folder for the tokens. They are written to files as they are made, and come back memory-mapped, so
+            that memory grows with the documents' names alone. A folder that was made with the same tokenizer, arguments
+            and `key` is used again without reading a document; a half-made one is made anew. Processes of one machine
+            may share a folder: one of them makes it, and the others wait.
+        key: with `folder`, a text that identifies the documents (a path and a date, a hash).
+        skip_bad: whether to leave out and count chats that the model's template refuses, and with `only_model_turns`
+            documents that are no chat. Otherwise the first of them is an error.
+        tally: a tally that grows with the documents left out. Without one, a `TextWarning` at the end reports them.
+
+    Returns:
+        The sequences, with their `origin`.
 
     Raises:
-      ValueError: for a length under 2; documents without a single token, or with `only_model_turns` without one of a
-        model's turn, or a document that is no chat; a chat that cannot be encoded; a folder without a key, or one that
-        holds something else (it says what differs).
+        ValueError: for a length under 2; documents without a single token, or with `only_model_turns` without a token
+            of a model's turn, or a document that is no chat; a chat that cannot be encoded; a folder without a key, or
+            a folder with other contents (it names the differences).
 
     Example:
-      >>> import gemma
-      >>> tokenizer = gemma.load("gemma2-tiny").tokenizer
-      >>> cut([Document("a", "s", "The sea. " * 9)], tokenizer, 8).tokens.shape[1]
-      8
+        >>> import gemma
+        >>> tokenizer = gemma.load("gemma2-tiny").tokenizer
+        >>> cut([Document("a", "s", "The sea. " * 9)], tokenizer, 8).tokens.shape[1]
+        8
     """
     require_documents(documents)
     if not hasattr(tokenizer, "encode"):
         raise ValueError(f"cut takes a tokenizer, such as model.tokenizer; got {showing.kind(tokenizer)}")
-    # A folder keeps them, as JSON.
+    # Plain values, as a folder keeps them in JSON.
     length, packed, only_model_turns, skip_bad = (
         plain(name, value, kind)
         for name, value, kind in (
@@ -91,7 +96,7 @@ def cut(
     )
     key = plain("key", os.fspath(key) if isinstance(key, os.PathLike) else key, str | None)
     if length < 2:
-        raise ValueError(f"a sequence needs BOS and one token at least, got length {length}")
+        raise ValueError(f"a sequence needs at least BOS and one token, got length {length}")
     names: list[tuple[str, str]] = []
     hashes: list[int] = []
     refused = Tally()
@@ -103,7 +108,9 @@ def cut(
     if folder is None:
         sequences = storing.in_memory(blocks, names, hashes, tokenizer.sha256)
     elif key is None:
-        raise ValueError("a folder takes a `key` that says which documents these are, so that others are not mixed up")
+        raise ValueError(
+            "`folder` needs a `key` that identifies the documents, so that the folder is not taken for other documents"
+        )
     else:
         facts = {
             "tokenizer_sha256": tokenizer.sha256,
@@ -112,7 +119,7 @@ def cut(
             "only_model_turns": only_model_turns,
             "key": key,
         }
-        # A folder from before this could be chosen is one without it.
+        # Folders of earlier versions lack this fact, and bad documents were errors.
         facts |= {"skip_bad": True} if skip_bad else {}
         sequences = storing.in_folder(local_path(folder), facts, blocks, names, hashes, refused)
     if tally is not None:
@@ -131,20 +138,23 @@ def _encoded(
     skip_bad: bool,
     refused: Tally,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids [n] int32, left out [n] bool) of every document, without BOS; `names`, `hashes` and `refused` grow with
-    them."""
+    """Yields (ids int32 [n], left out bool [n]) of every document, without BOS; `names`, `hashes` and `refused` grow
+    with the documents."""
 
-    # What the tokenizer puts around every text: BOS, as a rule; a sequence's own BOS comes later.
+    # The ids that the tokenizer puts around every text, usually BOS; a sequence's own BOS comes later.
     around = tokenizer.encode("")
     before = int(around[:1] == [tokenizer.bos])
     after = len(around) - before
 
     def encode(document: Document) -> tuple[np.ndarray, np.ndarray]:
         if document.messages:
+            # pyrefly: ignore[bad-argument-type]  with chats the tokenizer has `chat_turns`, or an error says so
             ids, model = encode_chat(document.messages, tokenizer, name=document.id)
             left_out = ~model
         elif only_model_turns:
-            raise ValueError(f"document {document.id!r} has no messages, so it has no model's turns: they need chats")
+            raise ValueError(
+                f"document {document.id!r} has no messages, so it has no model's turns: only_model_turns needs chats"
+            )
         else:
             ids = np.asarray(tokenizer.encode(document.text), np.int32)
             ids = ids[before : len(ids) - after]
@@ -152,7 +162,7 @@ def _encoded(
         return ids, left_out
 
     def try_to_encode(document: Document) -> tuple[np.ndarray, np.ndarray] | ValueError:
-        # Returned and not raised: grain adds notes on its own frames to what is raised in its threads.
+        # Returned and not raised: grain adds notes on its own frames to errors of its threads.
         try:
             return encode(document)
         except ValueError as error:
@@ -178,9 +188,9 @@ def _encoded(
             yield ids, left_out
     bad = "".join(f"; {line}" for line in refused.omissions)
     if not tokens:
-        raise ValueError(f"the documents hold no token at all: there is nothing to cut into sequences{bad}")
+        raise ValueError(f"the documents have no tokens, so there is nothing to cut into sequences{bad}")
     if only_model_turns and not kept:
-        raise ValueError(f"no chat has a model's turn with text in it: there would be nothing left{bad}")
+        raise ValueError(f"no chat has a model's turn with text, so only_model_turns would leave nothing{bad}")
 
 
 def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -197,13 +207,15 @@ def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _one_by_one(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, tokenizer: Tokenizer) -> Iterator[Block]:
-    """The sequences of each document."""
+    """Yields the sequences of each document."""
     body = length - 1
     for number, (ids, left_out) in enumerate(encoded):
         rows = -(-len(ids) // body)
         block = _empty(rows, length, tokenizer)
         for into, values in ((block.tokens, ids), (block.left_out, left_out)):
+            # pyrefly: ignore[unsupported-operation]  not None here
             flat = np.concatenate([values, into[:, 1:].ravel()[len(values) :]])
+            # pyrefly: ignore[unsupported-operation]  not None here
             into[:, 1:] = flat.reshape(rows, body)
         block.document[:] = number
         block.offset[:] = np.arange(rows) * body
@@ -211,15 +223,15 @@ def _one_by_one(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, t
 
 
 def _packed(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, tokenizer: Tokenizer) -> Iterator[Block]:
-    """One sequence after another."""
-    row, filled = None, 0  # the open sequence, and how many tokens it has
+    """Yields packed sequences, one after another."""
+    row, filled = None, 0  # the open sequence, and the number of its tokens
 
     for number, (ids, left_out) in enumerate(encoded):
-        placed = 0  # tokens of this document that have found their place
+        placed = 0  # tokens of this document that are in a sequence
         begun = False
         while not begun or placed < len(ids):
             if row is None:
-                # Its BOS is the document's own where that begins here, else one more.
+                # Its BOS is the document's own where the document begins here, else an additional one.
                 row, filled = _empty(1, length, tokenizer), 1
                 row.document[:], row.offset[:] = number, placed
             elif not begun:
@@ -228,6 +240,7 @@ def _packed(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, token
             begun = True
             count = min(length - filled, len(ids) - placed)
             row.tokens[0, filled : filled + count] = ids[placed : placed + count]
+            # pyrefly: ignore[unsupported-operation]  not None here
             row.left_out[0, filled : filled + count] = left_out[placed : placed + count]
             filled, placed = filled + count, placed + count
             if filled == length:
@@ -238,7 +251,7 @@ def _packed(encoded: Iterable[tuple[np.ndarray, np.ndarray]], length: int, token
 
 
 def _empty(rows: int, length: int, tokenizer: Tokenizer) -> Block:
-    """Sequences of BOS and padding, all of it left out."""
+    """Returns sequences of BOS and padding, all of which is left out."""
     tokens = np.full((rows, length), tokenizer.pad, np.int32)
     tokens[:, 0] = tokenizer.bos
     return Block(tokens, np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.ones((rows, length), bool))

@@ -1,4 +1,4 @@
-"""What a document is, and how one is made of a record: an object of a JSON file, a row of a table."""
+"""Documents, and how a record becomes one: an object of a JSON file, or a row of a table."""
 
 import dataclasses
 import numbers
@@ -11,7 +11,7 @@ from sae.text.tally import BadRecord, Tally
 
 _USUAL_ROLES = ("system", "user", "model", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-# What stands in a message beside its content, and is not in its text.
+# Fields of a message beside its content, which are no part of its text.
 _BESIDE = (
     *("tool_calls", "function_call", "images", "audio", "videos", "reasoning", "reasoning_content", "thinking"),
     "refusal",
@@ -20,16 +20,16 @@ _BESIDE = (
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What one side of a chat said.
+    """One message of a chat.
 
     Attributes:
-      role: "system", "user", or "model", which some call "assistant"; or another that the chat has, such as
-        "developer" and "tool" (see `encode_chat`).
-      content: its text.
+        role: "system", "user", or "model", which some call "assistant"; or another role of the chat, such as
+            "developer" and "tool" (see `encode_chat`).
+        content: the text.
 
     Example:
-      >>> Message("user", "Who are you?").content
-      'Who are you?'
+        >>> Message("user", "Who are you?").content
+        'Who are you?'
     """
 
     role: str
@@ -41,21 +41,21 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text, or one chat, with a name of its own and the name of the collection that it is from.
+    """One text, or one chat, with its own name and the name of its collection.
 
     Attributes:
-      id: name of the document; a number's digits where one is given.
-      source: name of the collection; the same.
-      text: of a document that is no chat.
-      messages: of a chat; its `text` is empty.
-      where: the file, and the line or the row, for errors; "" where nobody has said. It is no part of the document.
+        id: name of the document; a whole number becomes its digits.
+        source: name of the collection; a whole number becomes its digits.
+        text: the text of a document that is no chat.
+        messages: the messages of a chat, whose `text` is empty.
+        where: the file, and the line or the row, for errors; "" where they are unknown. It is no part of the document.
 
     Raises:
-      ValueError: with both text and messages, or for names or a text that are none.
+        ValueError: for both text and messages, and for values of other types.
 
     Example:
-      >>> Document("a", "letters", "Dear reader").characters
-      11
+        >>> Document("a", "letters", "Dear reader").characters
+        11
     """
 
     id: str
@@ -65,30 +65,30 @@ class Document:
     where: str = dataclasses.field(default="", repr=False, compare=False)
 
     def __post_init__(self):
-        # Millions are made of what files hold, which is text already; a number's name is its digits.
+        # Millions of documents come from files, whose values are texts already; only other values are checked.
         for name in ("id", "source", "text"):
             if type(value := getattr(self, name)) is not str:
                 number = isinstance(value, numbers.Integral) and not isinstance(value, bool) and name != "text"
                 object.__setattr__(self, name, plain(f"Document: {name}", str(value) if number else value, str))
         if self.text and self.messages:
-            raise ValueError(f"document {self.id!r} has both text and messages: it is one or the other")
+            raise ValueError(f"document {self.id!r} has both text and messages: give one of them")
 
     def __repr__(self) -> str:
         return showing.with_short_texts(self)
 
     @property
     def characters(self) -> int:
-        """How many characters it has, those of all messages together."""
+        """The number of characters of the text, or of all messages."""
         return len(self.text) + sum(len(message.content) for message in self.messages)
 
     @property
     def blank(self) -> bool:
-        """Whether it is white space alone, or nothing."""
+        """Whether the document is white space alone, or empty."""
         return not self.text.strip() and not any(message.content.strip() for message in self.messages)
 
 
 def require_document(value: object) -> None:
-    """Raises ValueError, with what makes one, for what is no document."""
+    """Raises ValueError for a value that is no document, with the functions that make documents."""
     if not isinstance(value, Document):
         raise ValueError(
             f"expected documents, got {showing.kind(value)} among them: sae.text.read_documents(path) reads a file, "
@@ -97,31 +97,32 @@ def require_document(value: object) -> None:
 
 
 def require_documents(values: object) -> None:
-    """The same for what should be several documents, which are not looked at one by one."""
+    """Raises ValueError for a value that cannot be several documents; the documents themselves are not checked."""
     if isinstance(values, str | Path | Document) or not isinstance(values, Iterable):
         raise ValueError(
-            f"expected documents, got {showing.kind(values)}: sae.text.read_documents(path) reads those of a file, and "
-            "[sae.text.Document(id, source, text)] is one of your own"
+            f"expected documents, got {showing.kind(values)}: sae.text.read_documents(path) reads a file, and "
+            "[sae.text.Document(id, source, text)] is a list with a text of your own"
         )
 
 
 def from_record(record: object, *, where: str, name: str, number: int, tally: Tally) -> Document:
-    """A document of {"text": ...} or, where the text is missing, null or empty, of {"messages": [{"role": ...,
-    "content": ...}, ...]}; with "id" and "source" where the record has them.
+    """Returns the document of {"text": ...} or, where the text is missing, null or empty, of {"messages": [{"role":
+    ..., "content": ...}, ...]}; with "id" and "source" where the record has them.
 
     Args:
-      record: anything that JSON or a table may hold.
-      where: begins the errors: the file, and the line or the row.
-      name: of the collection: the source unless the record says otherwise.
-      number: of the record in it, for an id where it has none.
-      tally: counts what of the record is not in the document.
+        record: any value of JSON or of a table.
+        where: the file, and the line or the row, with which errors begin.
+        name: the name of the collection, which is the source unless the record has its own.
+        number: the record's number in the collection, which makes an id where the record has none.
+        tally: counts parts of the record that are not in the document.
 
     Raises:
-      BadRecord: for a record without either, of wrong types, or with a lone surrogate in it, which no tokenizer takes.
+        BadRecord: for a record without text and messages, with wrong types, or with a lone surrogate, which no
+            tokenizer takes.
 
     Example:
-      >>> from_record({"text": "one"}, where="a.jsonl, line 7", name="a", number=7, tally=Tally())
-      Document(id='a:7', source='a', text='one', messages=())
+        >>> from_record({"text": "one"}, where="a.jsonl, line 7", name="a", number=7, tally=Tally())
+        Document(id='a:7', source='a', text='one', messages=())
     """
     if not isinstance(record, dict) or not ("text" in record or "messages" in record):
         names = ""
@@ -149,7 +150,8 @@ def from_record(record: object, *, where: str, name: str, number: int, tally: Ta
     except UnicodeEncodeError:
         raise BadRecord(f"{where}: a lone surrogate, which is no text, in {_short(record)}") from None
     counts.roles.update(message.role for message in messages if message.role not in _USUAL_ROLES)
-    tally.add(counts)  # of a record that is no document, nothing
+    tally.add(counts)  # only now, as a bad record adds nothing
+    # pyrefly: ignore[bad-argument-type,bad-argument-count]  as many names as fields
     return Document(*names, text, messages, where)
 
 
@@ -166,7 +168,7 @@ def _message(message: object, where: str, tally: Tally) -> Message:
     beside = [name for name in _BESIDE if fields.get(name)]
     content = fields.get("content")
     if content is None and ("content" in fields or beside):
-        content = ""  # a model that calls a tool says nothing
+        content = ""  # a turn that calls a tool has no text
     if isinstance(content, list):
         content = "".join(_part(part, where, tally) for part in content)
     if not isinstance(fields.get("role"), str) or not isinstance(content, str):
@@ -179,13 +181,13 @@ def _message(message: object, where: str, tally: Tally) -> Message:
 
 
 def _part(part: object, where: str, tally: Tally) -> str:
-    """The text of a part of a message; one of another kind is counted."""
+    """Returns the text of a part of a message; a part of another kind is counted."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         raise BadRecord(f"{where}: expected a part of a message to be a string or an object, got {_short(part)}")
     kind, text = part.get("type"), part.get("text")
-    # In a table every part has the fields of all kinds, null where they are another's.
+    # In a table every part has the fields of all kinds, and those of other kinds are null.
     if kind in _TEXT_PARTS or (kind is None and isinstance(text, str)):
         if not isinstance(text, str):
             raise BadRecord(f'{where}: expected a part of text with a string "text", got {_short(part)}')

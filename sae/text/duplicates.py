@@ -1,14 +1,14 @@
-"""How many documents are there already: the same text again, or nearly.
+"""Counts duplicates in a text: documents with the same text as an earlier document, or nearly the same.
 
-Texts of the web hold each other many times over, which a model learns by heart and an autoencoder gives latents to
-(Lee and others, arXiv 2107.06499). A document is a near-duplicate where at least 0.8 of the runs of five words that it
-or an earlier document has are in both (their Jaccard index), by the paper's threshold.
+Texts of the web repeat each other many times; a model learns such text by heart and an autoencoder spends latents on it
+(Lee and others, arXiv 2107.06499). A document is a near-duplicate where at least 0.8 of the runs of five words in it or
+an earlier document are in both (their Jaccard index); the threshold is the paper's.
 
 The index is estimated from sketches: the least hashes of a document's runs (Cohen and Kaspi, "Summarizing data using
-bottom-k sketches", PODC 2007). Memory is bounded: where more documents come than are remembered, those go on to be
-remembered whose least hash falls into a half of all values, then a quarter, and so on. Copies of a text have the same
-least hash, and near copies have it as often as they are alike, so that duplicates stay together, and the share of
-duplicates among those remembered is that among all.
+bottom-k sketches", PODC 2007). Memory is bounded: where more documents come than are remembered, only those stay whose
+least hash is in the lower half of all values, then in the lower quarter, and so on. Copies of a text have the same
+least hash, and near copies have it as often as they are alike. So duplicates stay together, and the part of duplicates
+among the remembered documents is that among all.
 
 Axis letters: N bytes of a text, W words, H runs of words, K hashes of a sketch, C documents that are compared.
 """
@@ -23,48 +23,47 @@ from sae.text.documents import Document
 _K = 64  # hashes of a sketch: the error of an index of 0.8 is 0.05
 _NEAR = 0.8
 _RUN = 5  # words
-_KEYS = (
-    4  # of a sketch's hashes, by which alike documents are looked up: one in 600 at an index of 0.8 has none in common
-)
-_ALIKE = 16  # documents that are looked at for one hash; one that more have is common: a heading, a licence
-_CHARACTERS = 2**20  # of a document that near-duplicates are told by
+# Hashes of a sketch by which alike documents are looked up: at an index of 0.8, one pair in 600 has none in common.
+_KEYS = 4
+_ALIKE = 16  # the most documents for one hash; a hash of more documents is common (a heading, a licence)
+_CHARACTERS = 2**20  # the first characters of a document, which near-duplicates are recognised by
 _NONE = np.uint64(2**64 - 1)  # fills the sketch of a short document
 
 
 class Duplicates:
-    """Counts duplicates among documents as they go by.
+    """Counts duplicates among documents, one after another.
 
     Args:
-      most: how many different documents are remembered, at about 1 KiB each.
+        most: the most distinct documents that are remembered, at about 1 KiB each.
 
     Attributes:
-      documents: how many went by.
-      one_in: of how many documents one is looked at: 1 until more than `most` were different.
-      looked_at: how many those are.
-      exact: of those looked at, documents whose text, or whose messages, an earlier one has.
-      near: of those looked at, other documents that are nearly an earlier one.
+        documents: the number of documents.
+        one_in: one document in this many is looked at: 1 until more than `most` were distinct.
+        looked_at: the number of documents looked at.
+        exact: the number of these with the text, or the messages, of an earlier document.
+        near: the number of others that are nearly an earlier document.
 
     Example:
-      >>> duplicates = Duplicates()
-      >>> sea = "The sea was calm, and the ships lay still in the harbour that morning."
-      >>> texts = (sea, "The king said unto him.", sea, sea.upper())
-      >>> documents = [Document(str(number), "s", text) for number, text in enumerate(texts)]
-      >>> len(list(duplicates.watch(documents)))
-      4
-      >>> print(duplicates)
-      1 of 4 documents is an exact duplicate, 1 near
+        >>> duplicates = Duplicates()
+        >>> sea = "The sea was calm, and the ships lay still in the harbour that morning."
+        >>> texts = (sea, "The king said unto him.", sea, sea.upper())
+        >>> documents = [Document(str(number), "s", text) for number, text in enumerate(texts)]
+        >>> len(list(duplicates.watch(documents)))
+        4
+        >>> print(duplicates)
+        1 of 4 documents is an exact duplicate, 1 near
     """
 
     def __init__(self, most: int = 2**16):
         self.documents, self.one_in = 0, 1
         self._most = most
-        self._numbers: dict[int, int] = {}  # of an exact hash, the document's number among those remembered
-        self._alike: dict[int, list[int]] = {}  # of a sketch's first hashes, those documents' numbers
+        self._numbers: dict[int, int] = {}  # {exact hash: the document's index among the remembered ones}
+        self._alike: dict[int, list[int]] = {}  # {a first hash of a sketch: the indices of its documents}
         self._sketches = np.empty((0, _K), np.uint64)
         self._keys, self._copies, self._near = [], [], []
 
     def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Hands documents on, each counted."""
+        """Yields the documents unchanged, and counts each."""
         for document in documents:
             self.add(document)
             yield document
@@ -79,6 +78,7 @@ class Duplicates:
             return
         sketch = _sketch(_words(document))
         least = sketch[0] if sketch[0] != _NONE else np.uint64(whole)
+        # pyrefly: ignore[bad-index]  [None] makes an array of a number
         key = int(_mixed(least[None])[0])
         if key >= 2**64 // self.one_in:
             return
@@ -124,21 +124,21 @@ class Duplicates:
         if not numbers:
             return False
         others = self._sketches[list(numbers)]  # [C, K]
-        # Up to the lesser of the last hashes both sketches have all there is; that of a short document has all anyway.
+        # Up to the lesser of the last hashes, both sketches are complete; the sketch of a short document always is.
         bound = np.minimum(others[:, -1:], sketch[-1])
         theirs, ours = (others <= bound) & (others != _NONE), (sketch <= bound) & (sketch != _NONE)
         both = (np.isin(others, sketch) & theirs).sum(axis=1)
         return bool((both >= _NEAR * (theirs.sum(axis=1) + ours.sum(axis=1) - both)).any())
 
     def _enter(self, number: int) -> None:
-        """Makes a document one that later ones are compared with."""
+        """Enters a document, so that later ones are compared with it."""
         for hash_, common in self._keys_of(self._sketches[number]):
             if not common:
                 self._alike.setdefault(hash_, []).append(number)
 
     def _keys_of(self, sketch: np.ndarray) -> Iterator[tuple[int, bool]]:
-        """A sketch's hashes, each with whether it is common, up to the last of the first few that are not. Hashes only
-        become common, so that a later document's go as far as an earlier one's did."""
+        """Yields a sketch's hashes, each with whether it is common, up to the fourth (`_KEYS`) that is not. A common
+        hash stays common, so that a later document's hashes go at least as far as an earlier one's."""
         rare = 0
         for hash_ in sketch[sketch != _NONE].tolist():
             common = len(self._alike.get(hash_, ())) >= _ALIKE
@@ -148,15 +148,15 @@ class Duplicates:
                 return
 
     def _halve(self) -> None:
-        """Forgets those documents whose key is in the upper half."""
+        """Forgets the documents whose key is in the upper half."""
         while len(self._keys) > self._most:
             self.one_in *= 2
-            kept = [number for number, key in enumerate(self._keys) if key < 2**64 // self.one_in]
-            after = {before: number for number, before in enumerate(kept)}
+            rest = [number for number, key in enumerate(self._keys) if key < 2**64 // self.one_in]
+            after = {before: number for number, before in enumerate(rest)}
             self._numbers = {hash_: after[number] for hash_, number in self._numbers.items() if number in after}
-            self._sketches = self._sketches[kept]
+            self._sketches = self._sketches[rest]
             self._keys, self._copies, self._near = (
-                [values[number] for number in kept] for values in (self._keys, self._copies, self._near)
+                [values[number] for number in rest] for values in (self._keys, self._copies, self._near)
             )
         self._alike = {}
         for number in range(len(self._keys)):
@@ -171,14 +171,14 @@ def _exact_hash(document: Document) -> int:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Hashes of uint64: the finaliser of SplitMix64 (Steele and others, OOPSLA 2014)."""
+    """Returns hashes of uint64 values: the finaliser of SplitMix64 (Steele and others, OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-# A word is a run of letters and digits of ASCII and of letters of two bytes in UTF-8; a character of three or four
-# bytes is a word by itself, since the scripts that have them, Chinese's and Japanese's, put no space between words.
+# A word is a run of ASCII letters and digits and of letters of two bytes in UTF-8. A character of three or four bytes
+# is a word by itself, since Chinese and Japanese put no space between words.
 _LETTER = np.asarray([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
 _OF_BYTE = np.where(_LETTER, _mixed(np.arange(1, 257, dtype=np.uint64)), np.uint64(0))
 _OF_PLACE = _mixed(np.arange(1001, 1065, dtype=np.uint64)) | np.uint64(1)
@@ -186,7 +186,7 @@ _OF_WORD = _mixed(np.arange(2001, 2001 + _RUN, dtype=np.uint64)) | np.uint64(1)
 
 
 def _words(document: Document) -> np.ndarray:
-    """[W] hashes of the words of a document, capitals like small letters, without marks."""
+    """Returns hashes [W] of the words of a document, in lower case and without punctuation marks."""
     text = document.text or "\n".join(message.content for message in document.messages)
     text = np.frombuffer(text[:_CHARACTERS].lower().encode("utf-8"), np.uint8)
     letters = _LETTER[text]
@@ -207,14 +207,15 @@ def _words(document: Document) -> np.ndarray:
 
 
 def _sketch(words: np.ndarray) -> np.ndarray:
-    """[K] the least hashes of the runs of words, in order; a text of less than a run of words is one run."""
+    """Returns the least hashes [K] of the runs of words, in order; a text shorter than a run is one run."""
     if not len(words):
         return np.full(_K, _NONE)
     size = min(_RUN, len(words))
     runs = sum(words[first : len(words) - size + first + 1] * _OF_WORD[first] for first in range(size))
+    # pyrefly: ignore[bad-argument-type]  a sum of arrays
     hashes = _mixed(runs)
     if len(hashes) > 4 * _K:
-        # Sorting all would cost more than all the rest; runs that come again are the exception.
+        # A sort of all hashes would cost more than all the rest; repeated runs are the exception.
         least = np.unique(np.partition(hashes, 4 * _K)[: 4 * _K])
         hashes = least if len(least) >= _K else hashes
     hashes = np.unique(hashes)[:_K]

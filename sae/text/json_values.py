@@ -1,4 +1,5 @@
-"""JSON values of a stream one by one, without the whole in memory: elements of an array, objects one after another."""
+"""Reads JSON values of a stream one by one, without the whole in memory: elements of an array, or objects one after
+another."""
 
 import codecs
 import json
@@ -15,29 +16,29 @@ _decoder = json.JSONDecoder()
 
 
 def runs_out(error: JSONDecodeError, text: str) -> bool:
-    """Whether a value may be no error with more text after it: it ends within a string, a number or a word, or where
-    something is to follow."""
+    """Returns whether an error may come from a text that goes on: the value ends within a string, a number or a word,
+    or where more has to follow."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(text) - 12
 
 
 class JsonValues:
-    """Reads a stream of JSON that is not one value a line.
+    """Reads a stream of JSON whose values are not one to a line.
 
     Args:
-      path: for errors.
-      stream: from `open_text`.
+        path: the file, for errors.
+        stream: from `open_text`.
     """
 
     def __init__(self, path: Path, stream: Stream):
         self._path, self._stream = path, stream
         self._decode = codecs.getincrementaldecoder("utf-8")()
-        self._read = stream.start  # bytes, for errors
+        self._read = stream.start  # bytes read so far, for errors
         self._text, self._at, self._ended = "", 0, False
-        self._line, self._counted = 1, 0  # lines before `_counted` in the text, and in what was before it
+        self._line, self._counted = 1, 0  # the line at `_counted` in the text
 
     def records(self) -> Iterator[tuple[int, str, Any]]:
-        """(number, where, value) of every element of arrays, of every list of records in an object, and of every other
-        object."""
+        """Yields (number, where, value) of every element of an array or of an object's list of records, and of every
+        other object."""
         for number, (line, value) in enumerate(self._values(), start=1):
             yield number, f"{self._path}, record {number} (line {line})", value
 
@@ -52,7 +53,7 @@ class JsonValues:
                 yield line, self._value()
 
     def _elements(self) -> Iterator[tuple[int, Any]]:
-        """The elements of the array that begins here."""
+        """Yields the elements of the array that begins here."""
         self._at += 1
         if self._next() == "]":
             self._at += 1
@@ -65,7 +66,7 @@ class JsonValues:
                 return
 
     def _object(self) -> Iterator[tuple[int, Any]]:
-        """The records of the list in the object that begins here; the object, if it has none."""
+        """Yields the records of the list in the object that begins here, or the object itself where it has no list."""
         line, fields, container = self._place(), {}, None
         self._at += 1
         if self._next() == "}":
@@ -84,6 +85,7 @@ class JsonValues:
                     if container is not None:
                         self._broken(f"the object has two lists of records, {container!r} and {name!r}: expected one")
                     container = name
+                    # pyrefly: ignore[invalid-yield]  not None here
                     yield first
                     yield from elements
                 else:
@@ -93,14 +95,14 @@ class JsonValues:
             if container is not None:
                 if is_record(fields):
                     self._broken(f"the object has a text of its own, and the list {container!r} of records")
-                fields.clear()  # what comes beside a list is not kept
+                fields.clear()  # fields beside a list of records are not kept
             if self._expect(",}", "an object") == "}":
                 break
         if container is None:
             yield line, fields
 
     def _next(self) -> str:
-        """The next character that is no white space, without taking it; "" at the end."""
+        """Returns the next character that is no white space, without taking it; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -127,42 +129,42 @@ class JsonValues:
             except (ValueError, RecursionError) as error:  # beyond Python's limits
                 self._broken(str(error))
             else:
-                # A number near the end of what is read may go on: 1 of 1e+22.
+                # A number near the end of the text may go on: 1 may become 1e+22.
                 if self._ended or len(self._text) - end > 2 or self._text[end - 1] in '"]}':
                     self._at = end
                     return value
             self._read_more()
 
     def _read_more(self) -> None:
-        """Reads more: as much again as there is, so that a long value costs no more than a few readings."""
+        """Reads on, as much again as the text has, so that a long value takes no more than a few readings."""
         self._place()
         self._text, self._at, self._counted = self._text[self._at :], 0, 0
         content = self._stream.file.read(max(_CHUNK, len(self._text)))
-        held = len(self._decode.getstate()[0])
+        pending = len(self._decode.getstate()[0])
         try:
             self._text += self._decode.decode(content, final=not content)
         except UnicodeDecodeError as error:
-            raise not_utf8(self._path, error.object[error.start], self._read - held + error.start) from None
+            raise not_utf8(self._path, error.object[error.start], self._read - pending + error.start) from None
         self._read += len(content)
         self._ended = not content
 
     def _place(self) -> int:
-        """The number of the line that is being read."""
+        """Returns the number of the current line."""
         self._line += self._text.count("\n", self._counted, self._at)
         self._counted = self._at
         return self._line
 
     def _broken(self, problem: str) -> None:
         raise ValueError(
-            f"{self._path}, line {self._place()}: not JSON ({problem}); what comes after cannot be read, so mend it"
+            f"{self._path}, line {self._place()}: not JSON ({problem}). The rest cannot be read, so correct this"
         ) from None
 
 
 def is_record(value: object) -> bool:
-    """Whether a value of JSON is an object with a text or with messages.
+    """Returns whether a value of JSON is an object with a text or with messages.
 
     Example:
-      >>> is_record({"text": "one"}), is_record({"txt": "one"})
-      (True, False)
+        >>> is_record({"text": "one"}), is_record({"txt": "one"})
+        (True, False)
     """
     return isinstance(value, dict) and ("text" in value or "messages" in value)

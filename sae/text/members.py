@@ -1,7 +1,8 @@
-"""Files of several packed parts, one after another: what `cat a.bz2 b.bz2`, `pbzip2` and `xz` of several files write.
+"""Files of several packed parts, one after another, as `cat a.bz2 b.bz2`, `pbzip2` and `xz` of several files write
+them.
 
-Python's own readers (`bz2.BZ2File`, `lzma.LZMAFile`) take damage in any part but the first for the end of the file, and
-say nothing. Here whatever follows a part is another part, or zeros, which fill up.
+Python's own readers (`bz2.BZ2File`, `lzma.LZMAFile`) silently take damage in any part but the first for the end of the
+file. Here a part has to be followed by another part, or by zeros, which fill up.
 """
 
 import io
@@ -25,28 +26,28 @@ class Members(io.RawIOBase):
     """The unpacked bytes of all parts.
 
     Args:
-      file: the packed file.
-      begin: makes what unpacks a part.
+        file: the packed file.
+        begin: returns an object that unpacks one part.
 
     Raises (while reading):
-      EOFError: for a part that ends too early.
-      OSError, lzma.LZMAError: for a damaged part, and for what is no part and no zeros after one.
+        EOFError: for a part that ends too early.
+        OSError, lzma.LZMAError: for a damaged part, and for other bytes than zeros after a part.
 
     Example:
-      >>> import bz2
-      >>> Members(io.BytesIO(bz2.compress(b"the ") + bz2.compress(b"sea")), bz2.BZ2Decompressor).read(9)
-      b'the sea'
+        >>> import bz2
+        >>> Members(io.BytesIO(bz2.compress(b"the ") + bz2.compress(b"sea")), bz2.BZ2Decompressor).read(9)
+        b'the sea'
     """
 
     def __init__(self, file: BinaryIO, begin: Callable[[], Decompressor]):
         self._file, self._begin, self._part = file, begin, begin()
-        self._ahead = b""  # read, and not given to the part yet
+        self._ahead = b""  # bytes that were read and not yet given to the part
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most so many bytes; fewer only at the end."""
+        """Returns at most `size` bytes; fewer only at the end."""
         pieces, count = [], 0
         while size < 0 or count < size:
             if self._part.eof and not self._next_part():
@@ -63,7 +64,7 @@ class Members(io.RawIOBase):
         return content
 
     def _next_part(self) -> bool:
-        """Begins the part that follows the one that has ended; False at the end of the file."""
+        """Begins the part after the one that has ended; returns False at the end of the file."""
         rest = self._part.unused_data.lstrip(b"\0")
         while not rest:
             if not (content := self._file.read(_CHUNK)):

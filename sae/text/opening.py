@@ -1,7 +1,7 @@
-"""Files as streams of UTF-8 bytes: unpacked, without a byte order mark, and with errors in words.
+"""Opens files as streams of UTF-8 bytes: unpacked, without a byte order mark, and with errors in words.
 
-How a file is packed and encoded is told from its first bytes. Its name may say something else: browsers unpack what
-they download and keep the name.
+A file's first bytes tell how it is packed and encoded. Its name may be wrong: browsers unpack downloads and keep the
+name.
 """
 
 import bz2
@@ -18,13 +18,13 @@ from typing import BinaryIO, NamedTuple
 
 from sae.text.members import Members
 
-HEAD = 2**20  # bytes of a stream that `Stream.head` has
+HEAD = 2**20  # the most bytes in `Stream.head`
 _CHUNK = 2**20
-PACKED = (".gz", ".zst", ".bz2", ".xz")  # ends of names that say how the file is packed
+PACKED = (".gz", ".zst", ".bz2", ".xz")  # ends of the names of packed files
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
-# A frame of zstd to be skipped, such as `pzstd` writes first, begins with one of these.
+# A skippable frame of zstd, which `pzstd` writes first, begins with one of these.
 _MAGIC |= {bytes([0x50 + i]) + b"\x2a\x4d\x18": "zstd" for i in range(16)}
-# The longer first: UTF-32's mark begins with UTF-16's.
+# Longer marks come first: UTF-32's mark begins with UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -42,10 +42,10 @@ class Stream(NamedTuple):
     """A file that is being read.
 
     Attributes:
-      file: its bytes, unpacked, in UTF-8, without a byte order mark.
-      start: how many bytes of the unpacked file come before the first of these.
-      head: the first of them, at most `HEAD`; `file` gives them too.
-      whole: whether `head` is all of them.
+        file: the file's bytes, unpacked, in UTF-8, without a byte order mark.
+        start: the number of bytes of the unpacked file before the first of these.
+        head: the first bytes, at most `HEAD`; `file` gives them too.
+        whole: whether `head` has all bytes.
     """
 
     file: io.BufferedReader
@@ -59,23 +59,23 @@ def open_text(path: Path) -> Iterator[Stream]:
     """Opens a file for reading.
 
     Raises:
-      ValueError: for a file that is missing, that ends too early or is damaged where it is packed, or that holds no
-        text. All errors of reading later on are ValueErrors as well; they name the file.
+        ValueError: for a file that is missing, a packed file that is damaged or ends too early, and a file that is no
+            text. All errors of later reading are ValueErrors as well; they name the file.
 
     Example:
-      >>> import gzip, pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.txt.gz"
-      >>> _ = path.write_bytes(gzip.compress("the sea".encode("utf-16")))
-      >>> with open_text(path) as stream:
-      ...     stream.file.read()
-      b'the sea'
+        >>> import gzip, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.txt.gz"
+        >>> _ = path.write_bytes(gzip.compress("the sea".encode("utf-16")))
+        >>> with open_text(path) as stream:
+        ...     stream.file.read()
+        b'the sea'
     """
     try:
         raw = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise unreadable(path, error) from None
     with raw:
-        # Packed files hold packed files, now and then: `a.gz.gz`.
+        # A packed file may have a packed file in it: `a.gz.gz`.
         file, kind = io.BufferedReader(_Checked(path, "", raw), _CHUNK), ""
         for _ in range(3):
             head = file.peek(6)
@@ -90,36 +90,37 @@ def open_text(path: Path) -> Iterator[Stream]:
             file = io.BufferedReader(_Transcoded(path, _MARKS[mark], file, len(mark)), _CHUNK)
         head = bytes(file.peek(HEAD))
         _check(path, head)
+        # pyrefly: ignore[bad-argument-type]  typeshed has BufferedReader of raw files alone
         yield Stream(file, len(mark), head, len(head) < HEAD - len(mark))
 
 
 def check_regular(path: Path) -> None:
-    """Raises ValueError for a pipe or a device, which can be read only once: what a file is, is told before it is read.
+    """Raises ValueError for a pipe or a device, which can be read only once: files are first looked at, and then read.
 
     Example:
-      >>> check_regular(Path("/dev/null"))
-      Traceback (most recent call last):
-      ...
-      ValueError: /dev/null is no file on a disk but a pipe or a device: write its text to a file, and name that
+        >>> check_regular(Path("/dev/null"))
+        Traceback (most recent call last):
+        ...
+        ValueError: /dev/null is no file on a disk but a pipe or a device: write its text to a file, and name that
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is no file on a disk but a pipe or a device: write its text to a file, and name that")
 
 
 def unreadable(path: Path, error: OSError) -> ValueError:
-    """The error for a file that the system does not give."""
+    """Returns the error for a file that the system cannot read."""
     return ValueError(f"cannot read the text {path}: {error.strerror or error}")
 
 
 def decode(path: Path, content: bytes, start: int) -> str:
-    """The text of some bytes that stand at byte `start` of the file; errors tell their place.
+    """Returns the text of bytes that begin at byte `start` of the file.
 
     Raises:
-      ValueError: where they are not UTF-8.
+        ValueError: for bytes that are not UTF-8, with their place in the file.
 
     Example:
-      >>> decode(Path("a.txt"), b"the sea", 0)
-      'the sea'
+        >>> decode(Path("a.txt"), b"the sea", 0)
+        'the sea'
     """
     try:
         return content.decode("utf-8")
@@ -128,7 +129,7 @@ def decode(path: Path, content: bytes, start: int) -> str:
 
 
 def not_utf8(path: Path, byte: int, offset: int) -> ValueError:
-    """The error for a byte that is in no UTF-8."""
+    """Returns the error for a byte that is not UTF-8."""
     return ValueError(
         f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset}; convert it first, such as with "
         "`iconv -f latin1 -t utf-8`"
@@ -150,17 +151,20 @@ def _check(path: Path, head: bytes) -> None:
 
 def _unpacked(path: Path, kind: str, file: BinaryIO) -> BinaryIO:
     if kind == "gzip":
+        # pyrefly: ignore[bad-return]  it reads as a BinaryIO does
         return gzip.GzipFile(fileobj=file)
     if kind == "bzip2":
+        # pyrefly: ignore[bad-return,bad-argument-type]  it reads as a BinaryIO does
         return Members(file, bz2.BZ2Decompressor)
     if kind == "xz":
+        # pyrefly: ignore[bad-return,bad-argument-type]  it reads as a BinaryIO does
         return Members(file, lzma.LZMADecompressor)
     try:
         zstd = importlib.import_module("compression.zstd")  # Python 3.14
     except ImportError:
         pass
     else:
-        # Large archives are packed with `--long=31`, whose frames ask for 2 GiB.
+        # Large archives are packed with `--long=31`, whose frames need 2 GiB.
         return zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 31})
     try:
         import pyarrow
@@ -172,7 +176,7 @@ def _unpacked(path: Path, kind: str, file: BinaryIO) -> BinaryIO:
 
 
 class _Checked(io.RawIOBase):
-    """The bytes of a file as it unpacks it; its errors are ValueErrors that name the path."""
+    """The bytes of a file as an unpacker gives them; errors are ValueErrors that name the path."""
 
     def __init__(self, path: Path, kind: str, file: BinaryIO):
         self._path, self._kind, self._file = path, kind, file
@@ -183,7 +187,7 @@ class _Checked(io.RawIOBase):
     def readinto(self, buffer) -> int:
         view, count = memoryview(buffer), 0
         try:
-            # Full as far as the file goes, so that the head of a file is whole.
+            # Filled up to the end of the file, so that the head of a file is whole.
             while count < len(view) and (piece := self._file.read(len(view) - count)):
                 view[count : count + len(piece)] = piece
                 count += len(piece)
@@ -193,7 +197,7 @@ class _Checked(io.RawIOBase):
             if not self._kind:
                 raise unreadable(self._path, error) from None
             raise self._damaged(error) from None
-        except Exception as error:  # Python's ZstdError, whose module older Pythons do not have
+        except Exception as error:  # Python's ZstdError, whose module older Pythons lack
             if self._kind != "zstd" or isinstance(error, ValueError):
                 raise
             raise self._damaged(error) from None
@@ -225,21 +229,21 @@ class _Transcoded(io.RawIOBase):
                 if self._ended:
                     break
                 self._ready = self._next_piece()
-            taken = min(len(view) - count, len(self._ready))
-            view[count : count + taken] = self._ready[:taken]
-            count, self._ready = count + taken, self._ready[taken:]
+            size = min(len(view) - count, len(self._ready))
+            view[count : count + size] = self._ready[:size]
+            count, self._ready = count + size, self._ready[size:]
         return count
 
     def _next_piece(self) -> bytes:
-        held = len(self._decoder.getstate()[0])
+        pending = len(self._decoder.getstate()[0])
         content = self._file.read(_CHUNK)
         self._ended = not content
         try:
             text = self._decoder.decode(content, final=self._ended)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self._path} is not {self._encoding[:6].upper()}, which its byte order mark says: the bytes at "
-                f"offset {self._offset - held + error.start} are no character"
+                f"{self._path} is not {self._encoding[:6].upper()}, although its byte order mark says so: the bytes at "
+                f"offset {self._offset - pending + error.start} are no character"
             ) from None
         self._offset += len(content)
         return text.encode("utf-8")

@@ -1,6 +1,8 @@
-"""From files of text to the sequences to harvest and those that are held out, in one call; large texts by way of files.
+"""`prepare`: from files of text to the sequences to harvest and the held-out sequences in one call; large texts through
+files.
 
-What is left out is said, a line at a time: blank documents, bad records, duplicates, and where tokens are kept.
+It reports, a line at a time, all that is left out (blank documents, bad records), duplicates, and where tokens are
+kept.
 """
 
 import dataclasses
@@ -26,21 +28,21 @@ from sae.text.tally import Tally
 
 Say = Callable[[str], object]
 Part = Literal["harvested", "held out"]
-LARGE = 2**26  # bytes of files, from which on tokens are kept in files too
-_UNPACKED = 8  # times its size, at most, is a packed text when it is unpacked
+LARGE = 2**26  # for a text of this many bytes or more, tokens are kept in files
+_UNPACKED = 8  # an unpacked text is taken for this many times its packed size
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How documents become sequences: what `cut` takes, and where tokens go.
+    """How documents become sequences: arguments of `cut`, and the folder of the tokens.
 
     Attributes:
         length: T, BOS included.
         packed: whether documents lie one after another.
         only_model_turns: whether all but the model's turns of chats is left out.
-        skip_bad: leaves out records that are no text, and counts them; otherwise the first is an error.
-        folder: where a large text's tokens go; each text, part and form of it has a folder of its own there.
-        always: whether a small text's tokens go there too.
+        skip_bad: whether to leave out and count records that are no text; otherwise the first is an error.
+        folder: the folder for tokens of large texts; each text, part and form has a folder of its own in it.
+        always: whether tokens of small texts go there too.
     """
 
     length: int
@@ -62,19 +64,18 @@ def prepare(
     """Reads a text, holds a part of it out by document, and cuts both sides; no document is in both.
 
     Args:
-        path: what `iter_documents` reads: a file or a folder.
+        path: a file or a folder, for `iter_documents`.
         tokenizer: the model's.
         form: how documents are cut; a number is the length of the sequences.
-        held_out: held-out documents of their own; by default a tenth of the text, by a hash of each document's text
-            (`split`).
-        say: told, a line at a time, what is left out, and how many documents are on either side.
+        held_out: a file or a folder with the held-out documents; by default a tenth of the text is held out, by a hash
+            of each document's text (`split`).
+        say: called with lines of text: what is left out, and the numbers of documents on either side.
 
     Returns:
-        The sequences to harvest, and those that are held out, with their `origin`.
+        The sequences to harvest, and the held-out sequences, with their `origin`.
 
     Raises:
-        ValueError: what `iter_documents`, `Survey.split` and `cut` raise, and for held-out documents that the text has
-            all of.
+        ValueError: as `iter_documents`, `Survey.split` and `cut` do, and where all held-out documents are in the text.
 
     Example:
         >>> import gemma, pathlib, tempfile
@@ -88,6 +89,7 @@ def prepare(
     corpus = Corpus(path, held_out, read=Reader(say, form.skip_bad), say=say)
     names = {"corpus": str(path), "held_out": None if held_out is None else str(held_out)}
     parts = [sequences_of(corpus, part, tokenizer, form, names, say) for part in ("harvested", "held out")]
+    # pyrefly: ignore[bad-argument-type,bad-argument-count]  two parts
     check_parts(corpus, *parts, tokenizer, str(path), say)
     return parts[0], parts[1]
 
@@ -95,7 +97,7 @@ def prepare(
 def check_parts(
     corpus: Corpus, train: Sequences, held_out: Sequences, tokenizer: Tokenizer, name: str, say: Say
 ) -> None:
-    """Says how many documents are on either side.
+    """Reports the numbers of documents on either side.
 
     Raises:
         ValueError: for a single document that makes no more than one sequence.
@@ -105,26 +107,30 @@ def check_parts(
     few = corpus.divided and len(train) == len(held_out) == 1
     if few and sum(is_text(part.tokens, tokenizer.special_ids).sum() for part in (train, held_out)) < length:
         raise ValueError(
-            f"{name} makes a single sequence of {length} tokens: with no --held_out, two are needed at "
-            "least, one to harvest and one to evaluate on. Give more text or a smaller --length"
+            f"{name} makes a single sequence of {length} tokens, and without --held_out at least two are needed, one "
+            "to harvest and one to evaluate on. Give more text or a smaller --length"
         )
 
 
 def sequences_of(
     corpus: Corpus, part: Part, tokenizer: Tokenizer, form: Form, names: dict[str, str | None], say: Say
 ) -> Sequences:
-    """Cuts one side of a text, by way of files where the text is large.
+    """Cuts one side of a text, through files where the text is large.
 
     Args:
-        corpus: the text. Where the tokens are kept already, it is not read again.
-        part: which of its documents.
+        corpus: the text. Where its tokens are kept already, it is not read again.
+        part: the side.
         tokenizer: the model's.
-        form: how they are cut.
-        names: fields of the sequences' `Origin`: what the text, its held-out documents and the model are called.
-        say: told what is left out, and where the tokens are.
+        form: how documents are cut.
+        names: fields of the sequences' `Origin`: the names of the text, of its held-out documents and of the model.
+        say: called with lines of text: what is left out, and where the tokens are.
+
+    Returns:
+        The sequences.
     """
     elsewhere = part == "held out" and corpus.split is None
     digest = None if corpus.path is None else corpus.survey.digest()
+    # pyrefly: ignore[bad-argument-type]  not None here
     path = local_path(corpus.held_out_path if elsewhere else corpus.path)
     files, tally = _files(path), Tally()
     size = sum(size * (_UNPACKED if Path(name).suffix.lower() in PACKED else 1) for name, size, _ in files)
@@ -150,11 +156,12 @@ def sequences_of(
         say(f"{path.name}, {part}: {sequences.tokens.nbytes / 1e9:.2f} GB of tokens in {kept['folder']}")
     surveyed = None if corpus.held_out_survey is None else corpus.held_out_survey.digest()
     about = {**names, "documents_sha256": digest, "held_out_sha256": surveyed}
+    # pyrefly: ignore[bad-specialization,bad-argument-type]  not None here
     return dataclasses.replace(sequences, origin=dataclasses.replace(sequences.origin, **about))
 
 
 def some(sequences: Sequences, most: int, seed: int = 0) -> Sequences:
-    """Returns at most so many of the sequences, taken at random, in their order; 0 for all.
+    """Returns at most `most` of the sequences, chosen at random, in their order; all for a `most` of 0.
 
     Example:
         >>> ids, zero = np.asarray([[2, 5]] * 9), np.zeros(9, int)
@@ -167,33 +174,33 @@ def some(sequences: Sequences, most: int, seed: int = 0) -> Sequences:
 
 
 class Reader:
-    """Reads documents. Of each path, the first reading to the end is told about: what was left out, and how many
-    documents are duplicates.
+    """Reads documents, and reports the first whole reading of each path: what was left out, and the duplicates.
 
     Args:
-        say: told, a line at a time.
+        say: called with lines of text.
         skip_bad: as for `iter_documents`.
     """
 
     def __init__(self, say: Say = print, skip_bad: bool = False):
-        self._say, self._skip_bad, self._told = say, skip_bad, set()
+        self._say, self._skip_bad, self._reported = say, skip_bad, set()
 
     def __call__(self, path: str | Path) -> Iterator[Document]:
-        """The documents of a file or a folder."""
+        """Yields the documents of a file or a folder."""
         path, tally, duplicates = local_path(path), Tally(), Duplicates()
         documents = iter_documents(path, skip_bad=self._skip_bad, tally=tally)
-        if path in self._told:
+        if path in self._reported:
             yield from documents
             return
         yield from duplicates.watch(documents)
-        self._told.add(path)
+        self._reported.add(path)
         if tally.blank or tally.omissions:
             self._say(f"{path.name}: {tally}")
         self._say(f"{path.name}: {duplicates}")
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of the last change) of the files of a text: others are another text."""
+    """Returns (name, bytes, time of the last change) of the files of a text, by which a change of the text is
+    noticed."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return [
         (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()

@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON, tables of many kinds, datasets saved to disk, and folders of such files."""
+"""Reads documents from files: plain text, JSON, tables of many kinds, saved datasets, and folders of such files."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,62 +13,71 @@ from sae.text.tally import SKIP_BAD, BadRecord, Tally, TextWarning
 
 _JSON, _TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 _ARROW = (".parquet", ".arrow", ".feather")
-SUFFIXES = (*_JSON, *_TABLES, *_ARROW, ".txt")  # what is read of a folder, in any case and packed or not
-_PIECE = 2**22  # bytes of the documents that a large plain text is read as
-_LARGE = 2**24  # bytes of a plain text that is one document
+SUFFIXES = (*_JSON, *_TABLES, *_ARROW, ".txt")  # the files of a folder that are read, in any case and packed or not
+_PIECE = 2**22  # bytes of a document that is a piece of a large plain text
+_LARGE = 2**24  # a plain text of fewer bytes is one document
 
 
 def read_documents(path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None) -> list[Document]:
-    """All that `iter_documents` gives, in memory.
+    """Returns all documents of a file or a folder, in memory; the arguments are those of `iter_documents`.
+
+    Args:
+        path: as for `iter_documents`.
+        skip_bad: as for `iter_documents`.
+        tally: as for `iter_documents`.
+
+    Raises:
+        ValueError: as `iter_documents` does.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.jsonl"
-      >>> _ = path.write_text('{"text": "one"}\\n{"text": "two"}\\n')
-      >>> [document.text for document in read_documents(path)]
-      ['one', 'two']
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.jsonl"
+        >>> _ = path.write_text('{"text": "one"}\\n{"text": "two"}\\n')
+        >>> [document.text for document in read_documents(path)]
+        ['one', 'two']
     """
     return list(iter_documents(path, skip_bad=skip_bad, tally=tally))
 
 
 def iter_documents(path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None) -> Iterator[Document]:
-    """Reads documents one after another: no more than some hundred are in memory at a time. Blank ones are left out.
+    """Yields documents one after another: no more than some hundred are in memory at a time. Blank ones are left out.
 
-    What a file is, its name says, in upper or lower case, or its content where the name says nothing:
-      `.jsonl`, `.ndjson`, `.json`: objects with a string "text", and where they have them "id" and "source": one in
-        each line, an array of them, or an object with a list of them, whichever the content is.
+    A file's name, in upper or lower case, decides its kind; where the name has no known ending, its content decides:
+      `.jsonl`, `.ndjson`, `.json`: objects with a string "text", and optional "id" and "source": one in each line, an
+        array of objects, or an object with a list of them.
       `.csv`, `.tsv`: a table whose first line names the columns, "text" among them.
       `.parquet`, `.arrow`, `.feather`: a table with a column "text".
-      a folder that Hugging Face `datasets` saved with `save_to_disk`: the same columns. Of a DatasetDict its one split,
-        or `train`.
-      another folder: its files of these kinds and `.txt`, by name; its own folders are not searched.
-      any other file: plain text, which is one document; one of more than 16 MiB is several of about 4 MiB, which end
-        at a blank line, or at least at a line or a word.
+      a folder that Hugging Face `datasets` saved with `save_to_disk`: a table with the same columns. For a DatasetDict
+        its only split, or `train`.
+      another folder: its files of these kinds and `.txt`, by name; folders in it are not searched.
+      any other file: plain text, which is one document. A text of more than 16 MiB becomes documents of about 4 MiB,
+        which end at a blank line, or at least at a line or a word.
 
-    Each may be packed, by gzip, zstd, bzip2 or xz (`a.jsonl.gz`), and in UTF-8, or in UTF-16 with a byte order mark.
+    A file may be packed by gzip, zstd, bzip2 or xz (`a.jsonl.gz`). It is in UTF-8, or in UTF-16 with a byte order mark.
 
-    Where there is no "text", or an empty one, "messages" is taken: a list of {"role", "content"}, which makes the
-    document a chat. A content is a string, or a list of parts: those of text are joined, others are counted.
+    Where "text" is missing or empty, "messages" is read: a list of {"role", "content"}, which makes the document a
+    chat. A content is a string, or a list of parts: parts of text are joined, others are counted.
 
     Args:
-      path: a file or a folder.
-      skip_bad: leaves out records that are no documents (broken JSON, no text, wrong types) and counts them. Otherwise
-        the first is an error.
-      tally: grows with what is read and left out. Without one, a `TextWarning` at the end says what was left out.
+        path: a file or a folder.
+        skip_bad: whether to leave out and count records that are no documents (broken JSON, no text, wrong types).
+            Otherwise the first of them is an error.
+        tally: a tally that grows with the documents and with all that is left out. Without one, a `TextWarning` at the
+            end says what was left out.
 
     Raises (while reading, not by the call):
-      ValueError: for a file that is missing, damaged, not UTF-8, of another kind than its name says, without any text,
-        or one that takes pyarrow, without pyarrow. It names the file, and the line or the row.
+        ValueError: for a file that is missing, damaged, not UTF-8, of another kind than its name says, or without any
+            text, and where pyarrow is needed and missing. It names the file, and the line or the row.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
-      >>> _ = path.write_text('text\\none\\ntwo,three\\n')
-      >>> tally = Tally()
-      >>> [document.text for document in iter_documents(path, skip_bad=True, tally=tally)]
-      ['one']
-      >>> tally.documents, tally.bad
-      (1, 1)
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+        >>> _ = path.write_text('text\\none\\ntwo,three\\n')
+        >>> tally = Tally()
+        >>> [document.text for document in iter_documents(path, skip_bad=True, tally=tally)]
+        ['one']
+        >>> tally.documents, tally.bad
+        (1, 1)
     """
     path, counts = local_path(path), Tally() if tally is None else tally
     before = counts.documents
@@ -94,15 +103,15 @@ def _folder(path: Path, skip_bad: bool, tally: Tally) -> Iterator[Document]:
     tally.unread += [entry.name for entry in entries if entry not in files]
     if not files:
         raise ValueError(
-            f"{path} is a folder without {', '.join(sorted(SUFFIXES))} files, and no dataset that `save_to_disk` made; "
-            "name a file, or the folder that holds them"
+            f"{path} is a folder without {', '.join(sorted(SUFFIXES))} files, and no dataset that `save_to_disk` made: "
+            "name a file, or the folder with the files"
         )
     for file in files:
         yield from _file(file, skip_bad, tally)
 
 
 def _suffix(path: Path) -> str:
-    """The end of a file's name that says its kind, in lower case: ".jsonl" of "A.JSONL.gz"."""
+    """Returns the ending of a file's name that tells its kind, in lower case: ".jsonl" for "A.JSONL.gz"."""
     return Path(_unpacked_name(path)).suffix.lower()
 
 
@@ -126,7 +135,7 @@ def _file(path: Path, skip_bad: bool, tally: Tally) -> Iterator[Document]:
         elif not holds_records(stream):
             yield from _plain(path, name, stream)
         elif suffix:
-            raise ValueError(f"{path} is not plain text but JSON, whatever its name says: name it .jsonl or .json")
+            raise ValueError(f"{path} has the name of a plain text and is JSON: rename it to .jsonl or .json")
         else:
             yield from _documents(json_records(path, stream), name, skip_bad, tally)
 
@@ -146,7 +155,7 @@ def _documents(records: Records, name: str, skip_bad: bool, tally: Tally) -> Ite
 
 
 def _plain(path: Path, name: str, stream: Stream) -> Iterator[Document]:
-    """One document, or those that a large text is cut into."""
+    """Yields one document, or the pieces of a large text."""
     id_, start = _unpacked_name(path), stream.start
     content = stream.file.read(_LARGE)
     if len(content) < _LARGE:
@@ -161,11 +170,11 @@ def _plain(path: Path, name: str, stream: Stream) -> Iterator[Document]:
 
 
 def _end(content: bytes, near: int) -> int:
-    """Where a piece of some bytes ends: after the last blank line, line or word before `near`, or between two
+    """Returns the end of a piece of bytes: after the last blank line, line or word before `near`, or between two
     characters."""
     for gap in (b"\n\n", b"\n", b" "):
         end = content.rfind(gap, near // 2, near)
         if end >= 0:
             return end + len(gap)
-    # Bytes that go on with a character are 10xxxxxx.
+    # The further bytes of a character are 10xxxxxx.
     return next((near - back for back in range(4) if content[near - back] & 0xC0 != 0x80), near)

@@ -1,7 +1,7 @@
-"""Records of JSON files and of tables as text, one after another, in memory that does not grow with the file.
+"""Reads records of JSON files and of text tables one after another, in memory that does not grow with the file.
 
-All give (number, where, record): the record's number in the file, the file and the line for errors, and an object, or
-a `BadRecord` in the place of a record that cannot be read.
+All readers yield (number, where, record): the record's number in the file, the file and the line for errors, and an
+object, or a `BadRecord` in the place of a record that cannot be read.
 """
 
 import csv
@@ -16,38 +16,38 @@ from sae.text.opening import Stream, decode
 from sae.text.tally import BadRecord
 
 Records = Iterator[tuple[int, str, Any]]
-_SPACE = "\ufeff \t\r\n"  # files that were joined have byte order marks within
+_SPACE = "\ufeff \t\r\n"  # joined files have byte order marks inside
 _decoder = json.JSONDecoder()
-_FIELD = 2**27  # characters of a table's field: more is a quote that nobody closes
+_FIELD = 2**27  # the most characters of a table's field: more mean an unclosed quote
 
 
 def json_records(path: Path, stream: Stream) -> Records:
-    """The records of a JSON file: an object in each line, an array of objects, an object with a list of them, or
-    objects one after another, whatever the name says.
+    """Yields the records of a JSON file under any name: an object in each line, an array of objects, an object with a
+    list of them, or objects one after another.
 
     Raises:
-      ValueError: for an array or an object that breaks off: what comes after cannot be told.
+        ValueError: for an array or an object that breaks off, as the rest cannot be read.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> from sae.text.opening import open_text
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.json"
-      >>> _ = path.write_text('{"version": 1, "data": [{"text": "one"}, {"text": "two"}]}')
-      >>> with open_text(path) as stream:
-      ...     [record for _, _, record in json_records(path, stream)]
-      [{'text': 'one'}, {'text': 'two'}]
+        >>> import pathlib, tempfile
+        >>> from sae.text.opening import open_text
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.json"
+        >>> _ = path.write_text('{"version": 1, "data": [{"text": "one"}, {"text": "two"}]}')
+        >>> with open_text(path) as stream:
+        ...     [record for _, _, record in json_records(path, stream)]
+        [{'text': 'one'}, {'text': 'two'}]
     """
     return _lines(path, stream) if _is_lines(path, stream) else JsonValues(path, stream).records()
 
 
 def holds_records(stream: Stream) -> bool:
-    """Whether a stream begins with a record in JSON, whatever its name says.
+    """Returns whether a stream begins with a record in JSON.
 
     Example:
-      >>> import io
-      >>> line = b'{"text": "one"}'
-      >>> holds_records(Stream(io.BytesIO(line), 0, line, whole=True))
-      True
+        >>> import io
+        >>> line = b'{"text": "one"}'
+        >>> holds_records(Stream(io.BytesIO(line), 0, line, whole=True))
+        True
     """
     head = _head(stream)
     head = head.lstrip("[" + _SPACE) if head.startswith("[") else head
@@ -58,7 +58,7 @@ def holds_records(stream: Stream) -> bool:
 
 
 def _is_lines(path: Path, stream: Stream) -> bool:
-    """Whether every line is a value of its own, as far as the head of the stream tells."""
+    """Returns whether every line is a value of its own, by the head of the stream."""
     head = _head(stream)
     if not head.startswith(("{", "[")):
         return True
@@ -71,6 +71,7 @@ def _is_lines(path: Path, stream: Stream) -> bool:
         return True
     except ValueError as error:
         # The first line is bad, or begins a value of many lines, which may go on after the head.
+        # pyrefly: ignore[bad-argument-type]  a JSONDecodeError, of JSON
         many = ".json" in map(str.lower, path.suffixes) or (not stream.whole and runs_out(error, head))
         return not many
     if not is_record(value) and any(
@@ -86,7 +87,7 @@ def _head(stream: Stream) -> str:
 
 def _lines(path: Path, stream: Stream) -> Records:
     start = stream.start
-    # In bytes, where a line ends at a line feed alone: a JSON string may hold U+2028, at which text would be split.
+    # Lines of bytes end at a line feed alone; a text would also be split at U+2028, which a JSON string may have.
     for number, line in enumerate(stream.file, start=1):
         where = f"{path}, line {number}"
         try:
@@ -95,31 +96,33 @@ def _lines(path: Path, stream: Stream) -> Records:
                 yield number, where, json.loads(text)
         except json.JSONDecodeError as error:
             yield number, where, BadRecord(f"{where}: not JSON ({error.msg})")
-        except (ValueError, RecursionError) as error:  # not UTF-8; numbers and lists beyond Python's limits
+        except (ValueError, RecursionError) as error:  # not UTF-8, or numbers and lists beyond Python's limits
             yield number, where, BadRecord(str(error) if str(path) in str(error) else f"{where}: {error}")
         start += len(line)
 
 
 def table_records(path: Path, stream: Stream, delimiter: str) -> Records:
-    """The rows of a file of values with commas, tabs, semicolons or bars between them, as objects; the first line names
-    the columns, and one of them is "text". Fields may be in double quotes, and then go over several lines.
+    """Yields the rows of a table as objects. Commas, tabs, semicolons or bars separate its values; the first line names
+    the columns, and one of them is "text". A field in double quotes may have several lines.
 
     Args:
-      delimiter: the one that the file's name says. Where the first line has no "text" with it, the others are tried.
+        path: the file.
+        stream: from `open_text`.
+        delimiter: the delimiter that the file's name tells. If it gives no column "text", the others are tried.
 
     Raises:
-      ValueError: for a file without such a first line, and for a quote that is never closed.
+        ValueError: for a file without such a first line, and for a quote that is never closed.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> from sae.text.opening import open_text
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
-      >>> _ = path.write_text('id,text\\na,"one, two"\\n')
-      >>> with open_text(path) as stream:
-      ...     [record for _, _, record in table_records(path, stream, ",")]
-      [{'id': 'a', 'text': 'one, two'}]
+        >>> import pathlib, tempfile
+        >>> from sae.text.opening import open_text
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+        >>> _ = path.write_text('id,text\\na,"one, two"\\n')
+        >>> with open_text(path) as stream:
+        ...     [record for _, _, record in table_records(path, stream, ",")]
+        [{'id': 'a', 'text': 'one, two'}]
     """
-    # The limit is the whole module's, so it is raised and never lowered.
+    # The limit holds for the whole module csv, so it is raised and never lowered.
     csv.field_size_limit(max(_FIELD, csv.field_size_limit()))
     lines = _text_lines(path, stream)
     above, first = next(((number, line) for number, line in enumerate(lines, start=1) if line.strip()), (0, ""))
@@ -160,7 +163,7 @@ def table_records(path: Path, stream: Stream, delimiter: str) -> Records:
 
 
 def _text_lines(path: Path, stream: Stream) -> Iterator[str]:
-    """Lines with their ends: a line feed, a carriage return, or both."""
+    """Yields lines with their ends: a line feed, a carriage return, or both."""
     start = stream.start
     for line in stream.file:
         text = decode(path, line, start)

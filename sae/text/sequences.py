@@ -1,4 +1,4 @@
-"""Token sequences, each of which begins with BOS, and what is known of their tokens.
+"""Token sequences, each of which begins with BOS, and the documents of their tokens.
 
 Axis letters: S sequences, T tokens of a sequence.
 """
@@ -13,33 +13,33 @@ import numpy as np
 from sae import showing
 from sae.text.origin import Origin
 
-_ROWS = 4096  # hashed at a time
+_ROWS = 4096  # rows that are hashed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Tokens ready for the model, and where they are from. The arrays may be memory-mapped files.
+    """Tokens ready for the model, and their documents. The arrays may be memory-mapped files.
 
     Attributes:
-      tokens: [S, T] int32; BOS, then tokens of one document (of several, where they were packed), then padding.
-      document: [S] int32, which of `documents` a sequence's first token is from.
-      offset: [S] int32, how many tokens of that document come before the sequence's first one.
-      documents: (id, source) of every document.
-      left_out: [S, T] bool, True at tokens that the model is to read and nobody to harvest, such as the user's part of
-        a chat; None where there are none. What it says of BOS and padding, which are no text, counts for nothing.
-      tokenizer_sha256: of the tokenizer that made the tokens, `Tokenizer.sha256`; None where nobody says. No part of
-        `fingerprint`, as the same ids are the same text for a model.
-      origin: how they were cut and where they are from; None where nobody has said.
-      of: how many sequences there were, where these are some of them (`take`).
-      rows_are_documents: nobody has said which documents the tokens are from, so each sequence counts as one
-        (`as_sequences` of an array); what is measured over documents says so.
-      hashes: [documents] uint64 of the documents' texts (`splitting.text_hash`), by which `split` holds documents out;
-        None where nobody has computed them. No part of `fingerprint`.
+        tokens: int32 [S, T]; BOS, then tokens of one document (of several where they were packed), then padding.
+        document: int32 [S], the index in `documents` of the document of a sequence's first token.
+        offset: int32 [S], the number of that document's tokens before the sequence's first one.
+        documents: (id, source) of every document.
+        left_out: bool [S, T], True at tokens that the model reads and no harvest stores, such as the user's part of a
+            chat; None for no such tokens. Its values at BOS and padding, which are no text, do not matter.
+        tokenizer_sha256: `Tokenizer.sha256` of the tokenizer that made the tokens; None where it is unknown. No part of
+            `fingerprint`, as the same ids are the same text for a model.
+        origin: how the text was cut, and its source; None where it is unknown.
+        of: where these are some of more sequences (`take`), the number of all.
+        rows_are_documents: whether each sequence counts as a document because its documents are unknown
+            (`as_sequences` of an array); measures over documents say so.
+        hashes: uint64 [documents], of the documents' texts (`splitting.text_hash`), by which `split` holds documents
+            out; None where they were not computed. No part of `fingerprint`.
 
     Raises:
-      ValueError: for tokens that are not [S, T] integers, a `document` or an `offset` that is not [S] integers, a
-        `left_out` that is not [S, T] bool, and masked arrays. What the numbers say is checked before a model reads them
-        (`check_sequences`).
+        ValueError: for tokens that are not integers [S, T], a `document` or an `offset` that is not integers [S], a
+            `left_out` that is not bool [S, T], and masked arrays. The values are checked before a model reads them
+            (`check_sequences`).
     """
 
     tokens: np.ndarray
@@ -60,15 +60,13 @@ class Sequences:
             array = getattr(self, name)
             if array.shape != self.tokens.shape[:1] or not np.issubdtype(array.dtype, np.integer):
                 raise ValueError(
-                    f"{name} has to be integers [{len(self.tokens)}], one for each sequence, got {array.dtype} "
+                    f"{name} must be integers [{len(self.tokens)}], one for each sequence, got {array.dtype} "
                     f"{list(array.shape)}"
                 )
         check_unmasked(self.tokens)
-        given = self.left_out
-        if given is not None and (given.shape != self.tokens.shape or given.dtype != bool):
-            raise ValueError(
-                f"left_out has to be bool {list(self.tokens.shape)}, got {given.dtype} {list(given.shape)}"
-            )
+        marks = self.left_out
+        if marks is not None and (marks.shape != self.tokens.shape or marks.dtype != bool):
+            raise ValueError(f"left_out must be bool {list(self.tokens.shape)}, got {marks.dtype} {list(marks.shape)}")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,12 +78,13 @@ class Sequences:
 
     @property
     def size(self) -> str:
-        """How many there are, of how many, and of what length, in words."""
+        """The number of sequences (of all, where these are some) and their length, in words."""
         few = "" if self.of is None or self.of == len(self) else f"{len(self):,} of "
+        # pyrefly: ignore[bad-argument-type]  not None here
         return f"{few}{showing.count(self.of if few else len(self), 'sequence')} of {self.tokens.shape[1]:,} tokens"
 
     def take(self, rows: np.ndarray | slice) -> "Sequences":
-        """Some of the sequences. Numbers are read into memory; a slice stays on disk where the arrays are."""
+        """Returns some of the sequences. For indices they are read into memory; for a slice they stay on disk."""
         return dataclasses.replace(
             self,
             tokens=self.tokens[rows],
@@ -96,24 +95,24 @@ class Sequences:
         )
 
     def text(self, special_ids: Sequence[int]) -> np.ndarray:
-        """[S, T] bool: the tokens to harvest, which are text and not left out."""
+        """Returns the tokens to harvest, which are text and not left out: bool [S, T]."""
         text = is_text(self.tokens, special_ids)
         return text if self.left_out is None else text & ~self.left_out
 
     def document_at(self) -> np.ndarray:
-        """[S, T] int32: the number of every token's document; at padding, that of the last one before it.
+        """Returns the index of every token's document, int32 [S, T]; at padding, that of the last token before it.
 
-        Documents that lie in one sequence are numbered in a row and each begins with BOS, so it is the sequence's first
-        document plus the number of BOS after the first.
+        The documents of one sequence have consecutive indices and each begins with BOS. So a token's document is the
+        sequence's first one plus the number of BOS after the first.
         """
         if self.rows_are_documents:
             return np.broadcast_to(self.document[:, None], self.tokens.shape)
-        # Nothing else is BOS: it is a control piece, which no text is turned into.
+        # BOS is a control piece, which no text contains.
         begins = self.tokens == self.tokens[:, :1]
         return (self.document[:, None] - 1 + np.cumsum(begins, axis=1, dtype=np.int32)).astype(np.int32, copy=False)
 
     def place(self, row: int, position: int) -> tuple[int, int]:
-        """Which document the token at a position is from, and which of that document's tokens it is, from 0 on."""
+        """Returns the index of the document of the token at a position, and the token's index in that document."""
         if self.rows_are_documents:
             return int(self.document[row]), position
         begins = np.flatnonzero(self.tokens[row, : position + 1] == self.tokens[row, 0])
@@ -121,8 +120,8 @@ class Sequences:
         return int(self.document[row]) + len(begins) - 1, before + position - int(begins[-1]) - 1
 
     def fingerprint(self) -> str:
-        """sha256 over the tokens, what is left out, and the names of the documents: two corpora with the same are the
-        same."""
+        """Returns a sha256 over the tokens, the marks of tokens left out, and the names of the documents: corpora with
+        equal fingerprints are equal."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.document, self.offset):
             _update(digest, array, "<i4")
@@ -139,10 +138,10 @@ def _update(digest, array: np.ndarray, dtype: str) -> None:
 
 
 def check_unmasked(tokens: np.ndarray) -> None:
-    """Raises ValueError for a masked array, whose mask nothing here would heed.
+    """Raises ValueError for a masked array, whose mask would be ignored here.
 
     Example:
-      >>> check_unmasked(np.asarray([[2, 57]]))
+        >>> check_unmasked(np.asarray([[2, 57]]))
     """
     if isinstance(tokens, np.ma.MaskedArray):
         raise ValueError(
@@ -151,12 +150,12 @@ def check_unmasked(tokens: np.ndarray) -> None:
 
 
 def batch_at(tokens: np.ndarray, start: int, size: int, pad: int) -> np.ndarray:
-    """The sequences from `start` on as [size, T] int32. The last batch is filled up with padding, so that one compiled
-    program serves all; what fills it is no text.
+    """Returns the sequences from `start` on as int32 [size, T]. The last batch is filled up with padding, which is no
+    text, so that one compiled program serves all batches.
 
     Example:
-      >>> batch_at(np.ones((3, 2), np.int32), 2, 2, pad=0).tolist()
-      [[1, 1], [0, 0]]
+        >>> batch_at(np.ones((3, 2), np.int32), 2, 2, pad=0).tolist()
+        [[1, 1], [0, 0]]
     """
     batch = np.full((size, tokens.shape[1]), pad, np.int32)
     batch[: len(tokens) - start] = tokens[start : start + size]
@@ -164,11 +163,11 @@ def batch_at(tokens: np.ndarray, start: int, size: int, pad: int) -> np.ndarray:
 
 
 def is_text(tokens: np.ndarray, special_ids: Sequence[int]) -> np.ndarray:
-    """Which tokens are text: a mask in the tokens' shape, False at BOS, EOS and padding. Training and evaluation leave
-    those out by this one rule.
+    """Returns which tokens are text, in the tokens' shape: False at BOS, EOS and padding. Training and evaluation leave
+    these out by this one rule.
 
     Example:
-      >>> is_text(np.asarray([[2, 57, 1, 0]]), special_ids=(0, 1, 2)).tolist()
-      [[False, True, False, False]]
+        >>> is_text(np.asarray([[2, 57, 1, 0]]), special_ids=(0, 1, 2)).tolist()
+        [[False, True, False, False]]
     """
     return ~np.isin(tokens, special_ids)

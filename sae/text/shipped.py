@@ -1,5 +1,5 @@
-"""The text that comes with this package, for whoever has a model and no text at hand: sixteen chapters of the King
-James Version (1611, public domain), which are held out of what the shipped model was trained on."""
+"""The text that comes with this package, for tries without a text of one's own: sixteen chapters of the King James
+Version (1611, public domain). They are held out of the training text of the shipped model."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Which documents are held out: by a hash of their text alone.
+"""Divides a text into documents to harvest and held-out documents, by a hash of each document's text alone.
 
-So a document is on the same side whatever the seed, the length of sequences and the packing, and so are its duplicates;
-and whether documents are divided before they are cut into sequences, or the sequences after that.
+So a document and its duplicates are on the same side for every seed, length of sequences and packing, and the sides are
+the same whether documents are divided before they are cut into sequences, or sequences afterwards.
 """
 
 import array
@@ -28,25 +28,25 @@ def split(
 ) -> tuple[list[Document], list[Document]] | tuple[Sequences, Sequences]:
     """Divides documents, or the sequences that `cut` made of them, into those to harvest and those that are held out.
 
-    By the documents' texts alone, as launches do: see `Survey.split`. Of sequences whose documents' texts nobody knows
-    (`as_sequences`), their tokens decide.
+    The documents' texts alone decide, as in launches: see `Survey.split`. For sequences without their documents' texts
+    (`as_sequences`), the tokens decide.
 
     Args:
-      documents: in memory. For more than that, `survey(iter_documents(path)).split()` reads them one by one. Or
-        `Sequences`, not packed; both sides are read into memory.
-      share: of the text that is held out, in expectation.
+        documents: documents in memory; for more, `survey(iter_documents(path)).split()` reads them one by one. Or
+            `Sequences`, not packed; both sides are read into memory.
+        share: the part of the text that is held out, in expectation.
 
     Returns:
-      What is to be harvested, and the rest, each in its order: documents, or sequences.
+        The documents or sequences to harvest, and those that are held out, each in their order.
 
     Raises:
-      ValueError: as `Survey.split` does, and for packed sequences, in which documents of both sides lie together.
+        ValueError: as `Survey.split` does, and for packed sequences, in which documents of both sides lie together.
 
     Example:
-      >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
-      >>> train, held_out = split(documents)
-      >>> len(train) + len(held_out), split(documents[::-1])[1] == held_out[::-1]
-      (100, True)
+        >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
+        >>> train, held_out = split(documents)
+        >>> len(train) + len(held_out), split(documents[::-1])[1] == held_out[::-1]
+        (100, True)
     """
     if isinstance(documents, Sequences):
         return _split_sequences(documents, share)
@@ -55,12 +55,12 @@ def split(
 
 
 def _split_sequences(sequences: Sequences, share: float) -> tuple[Sequences, Sequences]:
-    """`split` of sequences. Of a document that is divided, the last sequences are held out, one at least."""
+    """Divides sequences as `split` does. The last sequences of a divided document are held out, at least one."""
     several = (sequences.tokens[:, 1:] == sequences.tokens[:, :1]).any() and not sequences.rows_are_documents
     if several or (sequences.origin is not None and sequences.origin.packed):
         raise ValueError(
-            "documents lie together in packed sequences, so these cannot be divided by document: divide the documents, "
-            "sae.text.split(documents), and cut each side"
+            "packed sequences have several documents each, so they cannot be divided by document: divide the documents "
+            "by sae.text.split(documents), and cut each side"
         )
     present, document, rows = np.unique(sequences.document, return_inverse=True, return_counts=True)
     order = np.lexsort((sequences.offset, document))
@@ -86,7 +86,8 @@ def _digest(contents: bytes) -> int:
 
 
 def text_hash(document: Document) -> int:
-    """64 bits of a hash of a document's text, or messages: not of its names, its line ends and white space around."""
+    """Returns 64 bits of a hash of a document's text, or messages, without its names, its line ends and the white space
+    around it."""
     digest = hashlib.blake2b(digest_size=8)
     if document.messages:
         for message in document.messages:
@@ -102,16 +103,16 @@ def _plain(text: str) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # what is no text, `cut` says
+    return text.encode("utf-8", "surrogatepass")  # `cut` refuses what is no text
 
 
 def survey(documents: Iterable[Document]) -> "Survey":
-    """Reads all documents once, and keeps 17 bytes of each.
+    """Reads all documents once, and returns their survey, which takes 17 bytes for each.
 
     Example:
-      >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
-      >>> survey(documents).digest() == survey(documents[::-1]).digest()
-      True
+        >>> documents = [Document(f"d{i}", "s", f"text number {i}") for i in range(100)]
+        >>> survey(documents).digest() == survey(documents[::-1]).digest()
+        True
     """
     hashes, sizes, divisible = array.array("Q"), array.array("q"), array.array("b")
     names: dict[int, str] = {}
@@ -124,7 +125,7 @@ def survey(documents: Iterable[Document]) -> "Survey":
         sizes.append(document.characters)
         divisible.append(_divisible(document))
         total += document.characters
-        if 2 * document.characters > total:  # what is more than half in the end is so now
+        if 2 * document.characters > total:  # a document that is more than half in the end is so now
             names.setdefault(key, document.id)
     return Survey(
         np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64),
@@ -136,8 +137,14 @@ def survey(documents: Iterable[Document]) -> "Survey":
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What is known of a text's documents: `hashes` uint64 [documents], `sizes` in characters, `divisible`, whether one
-    can be cut in two, and `names` of large ones."""
+    """Hashes and sizes of a text's documents. `survey` makes one.
+
+    Attributes:
+        hashes: uint64 [documents], of the texts.
+        sizes: int64 [documents], in characters.
+        divisible: bool [documents], whether a document can be cut in two.
+        names: {hash: id} of large documents.
+    """
 
     hashes: np.ndarray
     sizes: np.ndarray
@@ -145,30 +152,34 @@ class Survey:
     names: Mapping[int, str]
 
     def __contains__(self, document: Document) -> bool:
-        """Whether the text has this document, by whatever name."""
+        """Returns whether the text has this document, under any name."""
         key = np.uint64(text_hash(document))
         at = int(np.searchsorted(self._sorted, key))
         return at < len(self._sorted) and self._sorted[at] == key
 
     def digest(self) -> str:
-        """sha256 over the texts of the documents, whatever their order and names."""
+        """Returns a sha256 over the texts of the documents, which does not depend on their order and names."""
         return hashlib.sha256(self._sorted.astype("<u8").tobytes()).hexdigest()
 
     def split(self, share: float = SHARE) -> "Split":
-        """Holds out a share of the text: every document with this probability, which is drawn from its text's hash.
+        """Holds out a part of the text: every document with the probability `share`, drawn from its text's hash.
 
-        Of a document that is more than half of the text, all its duplicates counted, the end is held out: so much of
-        it as the share says. Where chance holds out nothing, the document of the least hash is held out that is no more
-        than a fifth of the text, or the end of the largest; `Split.note` says so. More than half of the text is never
-        held out: of the documents that chance chose, those of greater hashes are harvested then.
+        A document that is more than half of the text, with its duplicates, is divided: its end, the part `share` of it,
+        is held out. Where chance holds nothing out, the document with the least hash among those of at most a fifth of
+        the text is held out, or the end of the largest document; `Split.note` says so. At most half of the text is held
+        out: where chance chose more, the chosen documents with the greatest hashes are harvested.
+
+        Args:
+            share: the part of the text to hold out, in expectation.
 
         Raises:
-          ValueError: for a share that is not within 0 and 0.5, no document, or a single one that cannot be divided.
+            ValueError: for a share that is not above 0 and at most 0.5, no document, or a single document that cannot
+                be divided.
         """
         if not 0 < share <= 0.5:
-            raise ValueError(f"a share within 0 and 0.5 can be held out, got {share}")
+            raise ValueError(f"share must be above 0 and at most 0.5, got {share}")
         if not len(self.hashes):
-            raise ValueError("there is no document to hold out, or to harvest")
+            raise ValueError("the text has no document: give more text")
         keys, sizes, divisible = self._texts()
         total, largest = sizes.sum(), int(np.argmax(sizes))
         name = self.names.get(keys[largest])
@@ -207,7 +218,7 @@ class Survey:
         return Split(share, sides, "; ".join(notes))
 
     def _texts(self) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """The different texts by rising hash: their hashes, the sizes of all their copies, and whether they divide."""
+        """Returns the distinct texts by rising hash: hashes, sizes of all copies together, and whether they divide."""
         keys, first, index = np.unique(self.hashes, return_index=True, return_inverse=True)
         return keys.tolist(), np.bincount(index.ravel(), self.sizes), self.divisible[first]
 
@@ -218,12 +229,12 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Two sides of a text. `Survey.split` makes it.
+    """The two sides of a text. `Survey.split` makes one.
 
     Attributes:
-      share: the probability with which a document is held out.
-      sides: {hash: side} of the documents for which chance alone does not decide.
-      note: one line about those; empty where there is nothing to say.
+        share: the probability with which a document is held out.
+        sides: {hash: side} of the documents that chance alone does not place.
+        note: one line about these documents; empty for none.
     """
 
     share: float
@@ -231,11 +242,11 @@ class Split:
     note: str = ""
 
     def harvested(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Those of the documents, or their beginnings, that are for the harvest."""
+        """Yields the documents to harvest; only the beginning of a divided document."""
         return self._part(documents, "harvest")
 
     def held_out(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The others; an end bears its document's name and says so."""
+        """Yields the held-out documents. The end of a divided document has its id, followed by "(end)"."""
         return self._part(documents, "held_out")
 
     def _part(self, documents: Iterable[Document], wanted: Side) -> Iterator[Document]:
@@ -247,20 +258,20 @@ class Split:
                 yield document
 
     def side(self, key: int) -> Side:
-        """The side of the document with a hash."""
+        """Returns the side of the document with a hash."""
         return self.sides.get(key, "held_out" if key < int(self.share * 2**64) else "harvest")
 
 
 def _divisible(document: Document) -> bool:
-    """Whether there is a place at which `_divided` can cut."""
+    """Returns whether `_divided` can cut a document."""
     if document.messages:
         return sum(message.role == "user" for message in document.messages) > 1
     return len(document.text.strip()) > 1
 
 
 def _divided(document: Document, share: float) -> tuple[Document, Document]:
-    """A document's beginning and its end, which is the share of its characters or somewhat less; between words, and
-    before a user's turn."""
+    """Returns a document's beginning and its end. The end is the part `share` of its characters or somewhat less; it
+    begins at a word, or at a user's turn."""
     end_id = f"{document.id} (end)"
     if document.messages:
         at = _turn(document, share)
@@ -277,7 +288,7 @@ def _divided(document: Document, share: float) -> tuple[Document, Document]:
 
 
 def _turn(document: Document, share: float) -> int:
-    """The number of the user's message at which a chat's end begins."""
+    """Returns the index of the user's message at which a chat's end begins."""
     before = np.cumsum([0, *(len(message.content) for message in document.messages)])
     turns = [number for number, message in enumerate(document.messages) if message.role == "user"][1:]
     late = [number for number in turns if before[number] >= (1 - share) * before[-1]]

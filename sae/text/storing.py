@@ -1,13 +1,13 @@
-"""Where sequences go while they are cut: memory, or the files of a folder, which another run takes as they are.
+"""Stores sequences while they are cut: in memory, or in the files of a folder, which later runs use again.
 
-text.json        what the folder holds, and the sha256 of each file; written last: a folder without it is half made
+text.json        the contents of the folder, and the sha256 of each file; written last: a folder without it is half made
 tokens.npy       [S, T] int32
 document.npy     [S] int32
 offset.npy       [S] int32
 left_out.npy     [S, T] bool, where tokens are left out
 documents.jsonl  [id, source] in each line
 hashes.npy       [documents] uint64, of their texts; folders of earlier versions lack it
-lock             held by the process that makes them
+lock             held by the process that makes the folder
 """
 
 import contextlib
@@ -30,7 +30,14 @@ _HASHES = "hashes.npy"
 
 
 class Block(NamedTuple):
-    """Some sequences in a row: tokens [R, T], document [R], offset [R], left_out [R, T] or None."""
+    """Consecutive sequences.
+
+    Attributes:
+        tokens: int32 [R, T].
+        document: int32 [R].
+        offset: int32 [R].
+        left_out: bool [R, T], or None.
+    """
 
     tokens: np.ndarray
     document: np.ndarray
@@ -41,7 +48,8 @@ class Block(NamedTuple):
 def in_memory(
     blocks: Iterable[Block], names: list[tuple[str, str]], hashes: list[int], tokenizer_sha256: str | None = None
 ) -> Sequences:
-    """The sequences of all blocks; `names` and `hashes` are complete when the blocks are."""
+    """Returns the sequences of all blocks. `names` and `hashes` grow while the blocks are read, and are then
+    complete."""
     tokens, document, offset, left_out = zip(*blocks, strict=True)
     return Sequences(
         np.concatenate(tokens),
@@ -62,23 +70,26 @@ def in_folder(
     hashes: list[int],
     refused: Tally,
 ) -> Sequences:
-    """The same, by way of a folder: what is there is taken, or it is made; see `cut`.
+    """Returns the sequences of all blocks from a folder, which is made where it is missing; see `cut`.
 
     Args:
-      facts: all that decides what the folder holds, for JSON.
-      names, hashes: of the documents; complete when the blocks are.
-      refused: counts the documents that cannot be cut, which the folder remembers; complete when this returns.
+        folder: the folder.
+        facts: all that decides the contents of the folder, for JSON.
+        blocks: the sequences.
+        names: (id, source) of the documents; complete when the blocks are read.
+        hashes: hashes of the documents' texts; complete when the blocks are read.
+        refused: counts documents that cannot be cut, which the folder records; complete when this returns.
 
     Raises:
-      ValueError: when the folder holds what has other facts, or is damaged.
+        ValueError: for a folder with other facts, or a damaged folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The system lets go of it when the process ends, however it ends.
+    # The system releases the lock at any end of the process.
     with FileLock(folder / "lock"):
         if not (folder / "text.json").exists():
             try:
                 _write(folder, facts, blocks, names, hashes, refused)
-            except BaseException:  # a full disk, Ctrl-C: what is half made is of no use
+            except BaseException:  # a full disk, Ctrl-C: half-made files are of no use
                 for name in (*(f"{name}.npy" for name in _DTYPES), _HASHES, "documents.jsonl"):
                     (folder / name).unlink(missing_ok=True)
                 raise
@@ -113,8 +124,8 @@ def _open(folder: Path, facts: dict, refused: Tally) -> Sequences:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it, or name another folder") from error
     raise ValueError(
-        f"{folder} holds other sequences: {'; '.join(differs)}. Name another folder, or delete this one; "
-        "nothing was changed"
+        f"{folder} holds other sequences: {'; '.join(differs)}. Name another folder, or delete this one; nothing was "
+        "changed"
     )
 
 
@@ -129,7 +140,7 @@ def _write(
     with contextlib.ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         widths: dict[str, tuple[int, ...]] = {}
-        named = stack.enter_context(open(folder / "documents.jsonl", "wb"))
+        documents_file = stack.enter_context(open(folder / "documents.jsonl", "wb"))
         sequences = documents = 0
         for block in blocks:
             for name, array in block._asdict().items():
@@ -141,23 +152,23 @@ def _write(
                     widths[name] = array.shape[1:]
                 files[name].write(array.astype(_DTYPES[name], copy=False).tobytes())
             sequences += len(block.tokens)
-            documents = _write_names(named, names, documents)
-        documents = _write_names(named, names, documents)
+            documents = _write_names(documents_file, names, documents)
+        documents = _write_names(documents_file, names, documents)
         for name, file in files.items():
-            # The header has room for any number of rows, so it may be written anew where it stands.
+            # The header has room for any number of rows, so it can be overwritten in place.
             file.seek(0)
             _header(file, name, sequences, widths[name])
-        hashed = stack.enter_context(open(folder / _HASHES, "wb"))
-        np.save(hashed, np.asarray(hashes, "<u8"))
-        for file in (named, hashed, *files.values()):
+        hashes_file = stack.enter_context(open(folder / _HASHES, "wb"))
+        np.save(hashes_file, np.asarray(hashes, "<u8"))
+        for file in (documents_file, hashes_file, *files.values()):
             file.flush()
             os.fsync(file.fileno())
-    # Complete here: the blocks are.
+    # `refused` is complete, as all blocks are read.
     sums = {name: _sha256(folder / name) for name in ("documents.jsonl", _HASHES, *(f"{name}.npy" for name in files))}
     bad = {"bad": refused.bad, "first_bad": refused.first_bad} if refused.bad else {}
-    held = {**facts, **bad, "sequences": sequences, "documents": documents, "arrays": list(files)}
-    held["sha256"] = sums
-    replace_file(folder / "text.json", json.dumps(held, indent=2) + "\n")
+    record = {**facts, **bad, "sequences": sequences, "documents": documents, "arrays": list(files)}
+    record["sha256"] = sums
+    replace_file(folder / "text.json", json.dumps(record, indent=2) + "\n")
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a reading of text gave and what it left out, so that nothing goes missing without a word."""
+"""Counts of the documents that were read and of all that was left out, so that nothing is dropped silently."""
 
 import collections
 import dataclasses
@@ -7,31 +7,31 @@ SKIP_BAD = "Mend it, or leave such records out with skip_bad=True (--skip_bad)"
 
 
 class BadRecord(ValueError):
-    """A record that is no document. Its text names the file, the line and the problem."""
+    """The error for a record that is no document. It names the file, the line and the problem."""
 
 
 class TextWarning(UserWarning):
-    """Something of a text was left out."""
+    """The warning that a part of a text was left out."""
 
 
 @dataclasses.dataclass
 class Tally:
-    """Counts documents, and what was left out on the way to them.
+    """Counts documents, and records and parts that were left out.
 
     Attributes:
-      documents: read.
-      blank: documents of white space alone, or nothing; left out.
-      bad: records that are no documents; left out, which takes `skip_bad`.
-      first_bad: what the first of them is: file, line, problem.
-      parts: by its kind ("image", "tool_calls"), how many parts of messages are no text; left out.
-      roles: by its name, how many turns are of a role besides the system's, the user's and the model's.
-      both: records with text and messages, whose text was read.
-      unread: names of a folder's files and folders that are of no kind that is read.
+        documents: documents that were read.
+        blank: documents of white space alone, or empty; left out.
+        bad: records that are no documents; left out with `skip_bad`.
+        first_bad: the first bad record: file, line, problem.
+        parts: {kind ("image", "tool_calls"): the number of parts of messages that are no text}; left out.
+        roles: {role: the number of turns} of roles besides the system's, the user's and the model's.
+        both: records with text and messages, whose text was read.
+        unread: names of a folder's files and folders of other kinds.
 
     Example:
-      >>> tally = Tally(documents=1200, bad=2, first_bad="a.jsonl, line 7: not JSON")
-      >>> print(tally)
-      1,200 documents; 2 bad records are left out, the first: a.jsonl, line 7: not JSON
+        >>> tally = Tally(documents=1200, bad=2, first_bad="a.jsonl, line 7: not JSON")
+        >>> print(tally)
+        1,200 documents; 2 bad records are left out, the first: a.jsonl, line 7: not JSON
     """
 
     documents: int = 0
@@ -49,7 +49,7 @@ class Tally:
         self.first_bad = self.first_bad or str(problem)
 
     def add(self, other: "Tally") -> None:
-        """Counts what another has counted."""
+        """Adds the counts of another tally."""
         self.first_bad = self.first_bad or other.first_bad
         for field in dataclasses.fields(self):
             if field.name != "first_bad":
@@ -57,7 +57,7 @@ class Tally:
 
     @property
     def omissions(self) -> list[str]:
-        """What to say besides the number of documents, a sentence each; blank documents excepted."""
+        """Sentences on all counts but those of documents and blank documents."""
         lines = []
         if self.bad:
             lines.append(f"{_some(self.bad, 'bad record', 'bad records')} left out, the first: {self.first_bad}")
@@ -82,7 +82,7 @@ class Tally:
 
 
 def _some(number: int, one: str, several: str) -> str:
-    """A number of things and the verb: "1 part is", "3 parts are"."""
+    """Returns a number, its noun and the verb: "1 part is", "3 parts are"."""
     return f"1 {one} is" if number == 1 else f"{number:,} {several} are"
 
 

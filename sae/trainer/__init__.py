@@ -1,1 +1,1 @@
-"""How `sae.train` works inside: the loss, a step, sweeps, checkpoints, diagnostics, plans."""
+"""How `sae.train` works inside: the loss, a step, sweeps, checkpoints, diagnostics, estimates."""

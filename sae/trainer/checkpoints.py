@@ -1,4 +1,4 @@
-"""A run on disk: `run.json`, which says what run it is, and by step the state of each autoencoder and the history."""
+"""A run on disk: `run.json`, which says what run it is, and for each saved step the states and the history."""
 
 import dataclasses
 import math
@@ -23,12 +23,13 @@ from sae.trainer.state import State
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside the states.
+    """What a checkpoint holds beside the states. Units and norms of a store that grows are those of the run's start.
 
     Attributes:
-      history: the records so far. passes: of the store, so far.
-      units: of each run, {site: `Units`}; sink_norms: {site: the norm over which a token is an attention sink}. Of a
-        store that grows, they are those of the time when the run began.
+      history: the records so far.
+      passes: of the store, so far.
+      units: for each run, {site: `Units`}.
+      sink_norms: {site: the norm above which a token is an attention sink}.
     """
 
     history: list[dict]
@@ -38,22 +39,28 @@ class Saved:
 
 
 class Checkpoints:
-    """Written while training goes on; the last and the best are kept. Each autoencoder is an item of its own, `run_0`,
+    """The checkpoints of a run, of which the last and the best are kept. Each autoencoder is an item, `run_0`,
     `run_1`, ….
 
-    The best has the lowest FVU in the record before it, averaged over the runs, of those whose L0s were all within a
-    tenth of their targets, with lambda at its full strength throughout. To go back to it, delete those after it.
+    The best has the lowest FVU in the record before it, averaged over the runs, among checkpoints whose L0s were all
+    within a tenth of their targets, with lambda at its full strength throughout. To go back to it, delete later ones.
 
     Attributes:
-      folder: where.
-      restored: `restore` has read what was there, or found nothing.
+      folder: where they are.
+      restored: whether `restore` has looked for a checkpoint.
     """
 
     def __init__(self, folder: str | Path, runs: Sequence[Run], source: Source, save_every: int):
-        """Checks that the run can be saved in the folder; nothing is written before `open`.
+        """Checks that the run can be saved in the folder. Writes nothing before `open`.
+
+        Args:
+          folder: of this machine, or mounted; it need not exist.
+          runs: the runs.
+          source: what they read.
+          save_every: steps between checkpoints.
 
         Raises:
-          ValueError: when the folder cannot be written, or holds the checkpoints of another run.
+          ValueError: for a folder that cannot be written, or holds the checkpoints of another run.
         """
         if "://" in str(folder):
             raise ValueError(f"checkpoints go to a folder, of this machine or mounted; got {folder}")
@@ -72,7 +79,7 @@ class Checkpoints:
         self._identity.check(self.folder, bool(self.steps()))
 
     def steps(self) -> list[int]:
-        """The steps that are saved."""
+        """Returns the steps that are saved, in order."""
         if not self.folder.exists():
             return []
         # ASCII alone: "²" is a digit to Python.
@@ -80,11 +87,14 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def check_space(self, size: int) -> None:
-        """Refuses, before any step, a run whose checkpoints of so many bytes each do not fit on the disk: the last, the
-        best, and one that is being written before another is removed.
+        """Checks, before any step, that the checkpoints fit on the disk: the last, the best, and one that is written
+        before another is removed.
+
+        Args:
+          size: bytes of a checkpoint.
 
         Raises:
-          OSError: with the bytes needed and the bytes free.
+          OSError: for a disk without the room; it says the bytes needed and the bytes free.
         """
         steps = self._runs[0].steps
         # The first step is saved as well, and the last.
@@ -98,7 +108,7 @@ class Checkpoints:
             )
 
     def open(self) -> None:
-        """Begins the folder, or takes up what is there."""
+        """Begins the folder, or opens the one that the run has begun."""
         _all_processes("identified")  # before one of them writes what another looks for
         if jax.process_index() == 0:
             self._identity.write(self.folder)
@@ -120,11 +130,13 @@ class Checkpoints:
         )
 
     def restore(self, structure: list[State]) -> tuple[int, list[State], Saved] | None:
-        """The last saved step, its states, laid out as `structure` says on whatever mesh, and the rest; None where
-        nothing is saved.
+        """Returns the last saved step, its states, and the rest; None where nothing is saved.
+
+        Args:
+          structure: shapes, dtypes and shardings of the runs' states, on whatever mesh.
 
         Raises:
-          ValueError: for a checkpoint that cannot be read, or is not in float32.
+          ValueError: for a checkpoint that cannot be read, is of another run, or is not in float32.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -156,10 +168,10 @@ class Checkpoints:
         return step, [saved[name] for name in items], Saved(log["records"], passes, units, log["sink_norms"])
 
     def _check_dtypes(self, step: int, fresh: list[State]) -> None:
-        """Orbax would convert bfloat16 moments without a word."""
+        """Raises ValueError for arrays of other dtypes: Orbax would convert bfloat16 moments without a word."""
         metadata = self._manager.item_metadata(step)
         if any(metadata.get(f"run_{i}") is None for i in range(len(fresh))):
-            return  # damaged, which restoring says
+            return  # the checkpoint is damaged, and restoring it says so
         for i, state in enumerate(fresh):
             stored = _by_name(metadata[f"run_{i}"].tree)
             for name, want in _by_name(state).items():
@@ -167,25 +179,31 @@ class Checkpoints:
                     raise ValueError(f"run_{i}/{name} is {stored[name].dtype}, masters and moments are {want.dtype}")
 
     def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after so many steps."""
         return self._manager.latest_step() != step and self._manager.should_save(step)
 
     def save(self, step: int, states: list[State], saved: Saved) -> None:
-        """Begins to save what there is after so many steps; what came before is kept until that is done.
+        """Begins to save the states after so many steps. The checkpoint before is kept until this one is written.
+
+        Args:
+          step: how many steps are made.
+          states: in the order of the runs.
+          saved: the rest.
 
         Raises:
-          OSError: when the disk has no room for it.
-          ValueError: when the run is broken: something of it is not finite.
+          OSError: for a disk without room for it.
+          ValueError: for a state that is not finite.
         """
         if self._manager.latest_step() == step:
             return
         if not all(bool(_finite(state)) for state in states):
-            raise ValueError(f"something is not finite after step {step}: {NOT_FINITE}")
+            raise ValueError(f"the state is not finite after step {step}: {NOT_FINITE}")
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
         free = free_bytes(self.folder)
-        if needed > free:  # before Orbax finds out in one of its threads
+        if needed > free:  # said here, before Orbax fails in one of its threads
             raise OSError(
                 f"the disk is full: a checkpoint of {needed / 1e6:.0f} MB goes to {self.folder}, where "
-                f"{free / 1e6:.0f} MB are free; what was saved before is kept. Free some and run again to go on"
+                f"{free / 1e6:.0f} MB are free. What was saved before is kept: free some and run again to go on"
             )
         items = {f"run_{i}": ocp.args.StandardSave(state) for i, state in enumerate(states)}
         log = {
@@ -206,7 +224,7 @@ class Checkpoints:
         )
 
     def _fvu(self, history: list[dict]) -> float:
-        """Of the last record, averaged over the runs; infinite where that does not count."""
+        """The FVU of the last record, averaged over the runs; infinite for a checkpoint that cannot be the best."""
         runs = len(self._runs)
         if len(history) < 2 * runs:
             return math.inf
@@ -218,14 +236,15 @@ class Checkpoints:
         return float(np.mean([record["fvu"] for record in last]))
 
     def wait(self) -> None:
-        """Until what was begun is on the disk."""
+        """Waits until the checkpoint that `save` has begun is on the disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits likewise, and closes the files."""
         self._manager.close()
 
 
-# With "[" and "\\" what was written is not found, with the others a folder beside it may be.
+# A checkpoint whose path has "[" or "\\" is not found; with the others, one of a folder beside it may be.
 _UNFIT = "[\\?*"
 NOT_FINITE = "lower the learning rate, or look for activations that are not finite. What was saved before is kept"
 
@@ -251,6 +270,6 @@ def _all_processes(name: str) -> None:
 
 
 def _by_name(tree) -> dict[str, jax.Array]:
-    """The arrays of a state, or what metadata says of them, by names such as `params/W_enc`."""
+    """The arrays of a state, or their metadata, by names such as `params/W_enc`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,5 +1,5 @@
-"""What is off about a run, in words, with what to do: before its first step, while it goes on, and at its end. Each
-part speaks for itself; what is said here is of the run as a whole."""
+"""What is off about a run, in words, with what to do: before its first step, while it trains, and at its end. Each part
+speaks for itself; this file speaks for the run as a whole."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,16 @@ from sae.runs import Run
 
 
 class TrainingWarning(UserWarning):
-    """Something about a run is off; the message says what, and what to do."""
+    """Something about a run is off; the message says what, and what to do.
+
+    Example:
+      >>> import warnings
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("error", sae.TrainingWarning)  # the first warning ends the run
+      ...     warnings.warn("the thresholds have not moved", sae.TrainingWarning)
+      Traceback (most recent call last):
+      sae.trainer.complaints.TrainingWarning: the thresholds have not moved
+    """
 
 
 def beforehand(run: Run) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""What parts have promised, checked by shapes while a step is traced or before the first one: it costs no operation.
+"""Checks that parts keep their promises, by shapes alone, while a step is traced or before the first: at no cost.
 
-Parts of users are checked like those of the house: a part that breaks its promise is named, and no run ends in a broken
-release.
+Parts of users are checked like the parts of this package. A part that breaks its promise is named, and no run ends in a
+broken release.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ def check_encoded(architecture: Architecture, encoded: Encoded, tokens: int, siz
     """Raises ValueError for latents, or what is read of them, of other shapes than `Encoded` says.
 
     Args:
-        architecture: whose `encode` returned it.
-        encoded: what it returned; may be traced.
-        tokens: B of the batch.
+        architecture: the one whose `encode` returned `encoded`.
+        encoded: may be traced.
+        tokens: B, tokens of the batch.
         sizes: of the run.
     """
     latents = (tokens, sizes.width)
@@ -39,9 +39,9 @@ def check_scalar(part: Part, method: str, value: Any) -> None:
     """Raises ValueError unless a method of a part returned one number.
 
     Args:
-        part: whose method it is.
-        method: its name.
-        value: what it returned; may be traced.
+        part: the part.
+        method: the method's name.
+        value: what the method returned; may be traced.
     """
     if (got := jnp.shape(value)) != ():
         raise ValueError(
@@ -54,9 +54,9 @@ def check_release(architecture: Architecture, params: Any, kept: Any, sizes: Siz
     """Raises ValueError for an architecture whose `release` returns what cannot be saved.
 
     Args:
-        architecture: whose `release` it is.
+        architecture: the one whose `release` is checked.
         params: its parameters, or their shapes.
-        kept: what it keeps from step to step, or its shapes.
+        kept: the state that it keeps from step to step, or its shapes.
         sizes: of the run.
     """
     released = jax.eval_shape(lambda params, kept: architecture.release(params, kept, sizes), params, kept)

@@ -1,4 +1,4 @@
-"""What a device can do: its memory, its peak, and what products of a precision take of it."""
+"""What a device can do: its memory, its peak, and how much of the peak a precision costs."""
 
 import functools
 import os
@@ -25,12 +25,12 @@ TPUS = {
 
 
 def passes(run: Run, device: jax.Device) -> int:
-    """Counts the passes of a TPU's bfloat16 units that one product takes in the precision of a run."""
+    """Returns how many products in bfloat16 a TPU makes for one product in the precision of a run; 1 elsewhere."""
     return {"highest": 6, "high": 3, "default": 1}[run.objective.precision] if device.platform == "tpu" else 1
 
 
 def precision_advice(runs: Sequence[Run], platform: str) -> str | None:
-    """What full float32 products cost on a GPU, which has no units for them; None where no run has them, or elsewhere.
+    """Returns what full float32 products cost on a GPU, which has no units for them; None elsewhere, or without them.
 
     Measured on one H100 with JAX 0.11.2, a step with 16,384 latents.
     """
@@ -43,7 +43,7 @@ def precision_advice(runs: Sequence[Run], platform: str) -> str | None:
 
 
 def memory(device: jax.Device) -> int | None:
-    """Bytes of a device; of the machine, for a CPU, whose devices share them."""
+    """Returns the bytes of a device; None where they are not known. Devices of a CPU share the machine's."""
     if device.device_kind in TPUS:
         return TPUS[device.device_kind][0] * _GIB
     if device.platform == "cpu":
@@ -52,14 +52,17 @@ def memory(device: jax.Device) -> int | None:
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Operations a second of a device: a TPU's from its data sheet, in bfloat16; a CPU's as measured, in float32."""
+    """Returns the operations a second of a device; None where they are not known.
+
+    A TPU's are its data sheet's, in bfloat16; a CPU's are measured, in float32.
+    """
     if device.device_kind in TPUS:
         return TPUS[device.device_kind][1]
     return _measured() if device.platform == "cpu" else None
 
 
 def peak_in_words(peak: float, device: jax.Device) -> str:
-    """Says which peak it is that `peak_flops` gives."""
+    """Returns in words which peak `peak_flops` gives."""
     if device.device_kind in TPUS:
         return f"the data sheet's {peak / 1e12:.0f} TFLOP/s of a chip in bfloat16"
     return f"{peak / 1e12:.2g} TFLOP/s of a device, as this machine multiplied large float32 matrices"
@@ -67,7 +70,7 @@ def peak_in_words(peak: float, device: jax.Device) -> str:
 
 @functools.cache
 def _measured() -> float:
-    """Of the best of three large products; all devices of a CPU share it."""
+    """The operations a second of the best of three large products, shared by all devices of a CPU."""
     size = 1024
     a = np.ones((size, size), np.float32)
     product = jax.jit(jnp.dot)

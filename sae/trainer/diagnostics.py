@@ -1,4 +1,4 @@
-"""The record of a run since the one before: from its tally and its state, on the device."""
+"""The record of a run, made on the device from its state and from its tally since the record before."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ DENSITY_EDGES = tuple(10.0**power for power in np.arange(-5, 0.5, 0.5))  # of fi
 
 
 def summary(state: State, parts: Parts, sizes: Sizes) -> dict[str, jax.Array]:
-    """The record of the batches in a state's tally; scalars, and arrays of a few numbers.
+    """Returns the record of the batches in a state's tally: scalars, and arrays of a few numbers.
+
+    `batches` is the number of batches over which the others are means.
 
     `dead` counts the latents that were silent for the last `dead_tokens` tokens: as many as the run says, or half of
-    all that the run has seen, while these are fewer. In a run shorter than that number none would ever count, and
+    all that the run has seen, while these are fewer. In a run shorter than that number no latent would ever count, and
     nearly all latents fire in the first steps, before lambda is warm.
     """
     tally = state.tally
@@ -26,10 +28,11 @@ def summary(state: State, parts: Parts, sizes: Sizes) -> dict[str, jax.Array]:
     mean = jax.tree.map(lambda total: total / n, tally)
     edges = jnp.asarray(DENSITY_EDGES, jnp.float32)
     bins = jnp.searchsorted(edges, mean.fired, side="right")
-    # Steps are compared, and not tokens, which would overflow.
+    # Compares steps, since tokens would overflow.
     half = jnp.minimum((state.step + 1) // 2, -(-sizes.dead_tokens // sizes.batch_size)) * sizes.batch_size
     over = jnp.clip(half, 1, sizes.dead_tokens)
     return {
+        "batches": tally.batches.astype(jnp.int32),
         **{name: getattr(mean, name) for name in ("loss", "reconstruction", "penalty", "l0", "coefficient")},
         "fvu": mean.reconstruction / (mean.squares - jnp.square(mean.total).sum()),
         "l0_quantiles": mean.l0_quantiles,
@@ -43,5 +46,5 @@ def summary(state: State, parts: Parts, sizes: Sizes) -> dict[str, jax.Array]:
 
 
 def emptied(state: State) -> State:
-    """The state with nothing in its tally."""
+    """Returns the state with an empty tally."""
     return state._replace(tally=jax.tree.map(jnp.zeros_like, state.tally))

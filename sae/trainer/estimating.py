@@ -1,5 +1,5 @@
-"""What a run will take, before it starts: memory of each device, steps, bytes to read, operations; from the compiled
-program, also for devices that this machine lacks."""
+"""What a run takes, before it starts: memory of each device, steps, bytes to read, operations. All of it comes from the
+compiled program, also for devices that this machine lacks."""
 
 import dataclasses
 import functools
@@ -17,32 +17,38 @@ from sae.trainer.sweeps import groups_of
 
 _GIB = 2**30
 READ_AHEAD = 3  # batches on a device while a step runs
-EXPECTED = 0.5  # of the peak; Gemma Scope had 50.8% with 131k latents on TPU v3 (arXiv 2408.05147, section 3)
+EXPECTED = 0.5  # share of the peak; Gemma Scope had 50.8% with 131k latents on TPU v3 (arXiv 2408.05147, section 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What training takes. Bytes and operations are those of one device, unless an attribute says otherwise.
+    """What training takes. Bytes and operations are of one device, unless an attribute says otherwise.
 
-    Printed, it is four lines for people: devices, memory, steps, time.
+    Printed, it is four lines: devices, memory, steps, time.
 
     Attributes:
         devices: number and kind of the devices.
-        mesh: its axes, {name: devices along it}.
+        mesh: the axes of the mesh, {name: devices along it}.
         state: bytes of parameters, moments and statistics of all runs.
-        batches: bytes of the batches on their way.
-        temporaries: bytes that the largest step takes beside them.
-        memory: bytes that a device has; None where that is not known.
-        refused: XLA's own words, when it could not compile a step for want of memory; None otherwise.
+        batches: bytes of the batches that are read ahead.
+        temporaries: bytes that the largest step takes beside both.
+        memory: bytes that a device has; None where they are not known.
+        refused: XLA's error, where it could not compile a step for want of memory; None elsewhere.
         steps: of the whole run.
         tokens: of the whole run.
-        epochs: readings of all rows; None where their number is not known.
-        read: bytes of activations over the whole run, float32, of all devices.
-        checkpoint: bytes of a checkpoint of all runs, of all devices.
+        epochs: readings of all rows; None where the number of rows is not known.
+        read: bytes of float32 activations over the whole run, for all devices.
+        checkpoint: bytes of a checkpoint of all runs, from all devices.
         flops: operations of a step.
         seconds: of the whole run at `EXPECTED` of the peak; None where the peak is not known.
         advice: on the precision of products, where it costs much; None elsewhere.
-        peak_flops: the peak that `seconds` is of, in words; None where it is not known.
+        peak_flops: the peak behind `seconds`, in words; None where it is not known.
+
+    Example:
+        >>> run = sae.short_run("layer_12/resid_post", 64, 100, batch_size=32, l0_target=8)
+        >>> estimate = sae.estimate(run, {"layer_12/resid_post": 16})
+        >>> estimate.fits, estimate.steps, estimate.tokens
+        (True, 100, 3200)
     """
 
     devices: str
@@ -73,7 +79,7 @@ class Estimate:
         return self.refused is None and (self.memory is None or self.peak <= self.memory)
 
     def check(self) -> None:
-        """Raises ValueError, with advice, where the run does not fit."""
+        """Raises ValueError, with advice, for a run that does not fit."""
         if self.fits:
             return
         has = "" if self.memory is None else f", which has {self.memory / _GIB:.2f} GiB"
@@ -91,16 +97,16 @@ class Estimate:
     def __str__(self) -> str:
         gib = {name: getattr(self, name) / _GIB for name in ("state", "batches", "temporaries", "peak")}
         of = "" if self.memory is None else f" of {self.memory / _GIB:.1f}"
-        hours = "how long that takes is not known, as the peak of this device is not"
+        time = "the time is not known, since the peak of this device is not known"
         if self.seconds is not None:
-            hours = f"at {EXPECTED:.0%} of the peak, {self.peak_flops}: {_duration(self.seconds)}"
-        epochs = "" if self.epochs is None else f", {self.epochs:.2f} passes"
+            time = f"at {EXPECTED:.0%} of the peak, {self.peak_flops}: {_duration(self.seconds)}"
+        epochs = "" if self.epochs is None else f", {self.epochs:.2f} epochs"
         return (
             f"{self.devices}, mesh {' x '.join(f'{n} {name}' for name, n in self.mesh.items())}\n"
             f"memory of a device: {gib['peak']:.2f}{of} GiB (states {gib['state']:.2f}, batches {gib['batches']:.2f}, "
             f"a step {gib['temporaries']:.2f})\n"
             f"{self.steps:,} steps, {self.tokens:,} tokens{epochs}, {self.read / 1e9:,.1f} GB to read\n"
-            f"{self.flops / 1e12:.3f} TFLOP a step and device; {hours}"
+            f"{self.flops / 1e12:.3f} TFLOP a step and device; {time}"
             + ("" if self.advice is None else f"\n{self.advice}")
         )
 
@@ -123,18 +129,18 @@ def estimate(
     Args:
         runs: one run, or several that are trained in one pass.
         source_or_dims: the store, stream or rows to train on; or, before any exists, the lengths of the activations of
-            the runs' sites, {site: A}. Only a source says how many epochs the steps are.
+            the runs' sites, {site: A}. Only with a source the number of epochs is known.
         mesh_or_topology: a mesh with the axes `data` and `latent`; or the name of TPUs that this machine need not
             have, such as "v5e:16x16", for which libtpu compiles (pip install 'jax[tpu]'). By default all devices
             along `data`, as for `sae.train`.
-        latent: with a topology, its chips along `latent`. A mesh has that already.
+        latent: chips along `latent`, with a topology. A mesh has that already.
         together: as for `sae.train`.
 
     Returns:
-        The estimate. `print` shows it; `check()` raises ValueError where it does not fit into a device's memory.
+        The estimate. `print` shows it; `check()` raises ValueError for runs that do not fit into a device's memory.
 
     Raises:
-        ValueError: for a site that is missing, a mesh that the runs cannot be split over, a topology that libtpu does
+        ValueError: for a site that is missing, a mesh over which the runs cannot be split, a topology that libtpu does
             not know, and a topology without libtpu.
 
     Example:
@@ -160,6 +166,7 @@ def estimate(
                 raise
             refused = f"and XLA says: {str(error).splitlines()[0][:300]}"
             continue
+        # pyrefly: ignore[missing-attribute]  not None here
         temporaries = max(temporaries, compiled.memory_analysis().temp_size_in_bytes)
         flops += _flops(shape, compiled)
     tokens, row, peak = first.steps * first.batch_size, 4 * sum(dims.values()), devices.peak_flops(device)
@@ -184,7 +191,7 @@ def estimate(
 
 
 def _dims(runs: Sequence[Run], source_or_dims: Source | Mapping[str, int]) -> tuple[dict[str, int], int | None]:
-    """The lengths of activations, {site: A}, of the runs' sites alone, and the number of rows where it is known."""
+    """Returns {site: A} for the runs' sites, and the number of rows where it is known."""
     sites = dict.fromkeys(site for run in runs for site in run.sites + run.sites_out)
     if isinstance(source_or_dims, Source):
         return {site: source_or_dims.width(site) for site in sites}, source_or_dims.rows
@@ -194,7 +201,7 @@ def _dims(runs: Sequence[Run], source_or_dims: Source | Mapping[str, int]) -> tu
             f"{{'layer_12/resid_post': 2304}}; got {showing.kind(source_or_dims)}"
         )
     if missing := [site for site in sites if site not in source_or_dims]:
-        raise ValueError(f"the length of {missing[0]!r} is missing: there are those of {', '.join(source_or_dims)}")
+        raise ValueError(f"the length of {missing[0]!r} is missing, got those of {', '.join(source_or_dims)}")
     for site in sites:
         if isinstance(source_or_dims[site], bool) or not isinstance(source_or_dims[site], int | np.integer):
             raise ValueError(f"the length of {site!r} must be a whole number, got {showing.kind(source_or_dims[site])}")
@@ -220,11 +227,11 @@ def runs_of(runs: Run | Sequence[Run], caller: str) -> list[Run]:
     """Returns one run or several as a list.
 
     Args:
-      runs: what was given.
-      caller: what the error calls the function that was given them.
+      runs: one run, or several.
+      caller: the name of the function, for the error.
 
     Raises:
-      ValueError: for anything else, and for none.
+      ValueError: for another object, and for no run.
     """
     several = isinstance(runs, Iterable) and not isinstance(runs, str | Run)
     listed = list(runs) if several else [runs]
@@ -236,30 +243,37 @@ def runs_of(runs: Run | Sequence[Run], caller: str) -> list[Run]:
 
 
 def state_bytes(runs: Sequence[Run], dims: Mapping[str, int], together: str = "side_by_side") -> int:
-    """Counts the bytes of the states of all runs, whole: of a checkpoint, nearly."""
+    """Returns the bytes of the whole states of all runs, which are nearly the bytes of a checkpoint.
+
+    Args:
+      runs: the runs.
+      dims: {site: A}.
+      together: as for `sae.train`.
+    """
     return sum(len(members) * _whole_bytes(shape) for shape, members in groups_of(runs, dims, together))
 
 
 @functools.lru_cache(maxsize=64)
 def _whole_bytes(shape: programs.Shape) -> int:
-    """Of the state of one run."""
+    """Returns the bytes of the state of one run."""
     leaves = jax.tree.leaves(shape.alone().structure_of_state())
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_mesh(runs: Sequence[Run], mesh: Mesh) -> None:
-    """Raises ValueError unless every run can be split over the mesh."""
+    """Raises ValueError for a mesh over which some run cannot be split."""
     if set(mesh.axis_names) != {"data", "latent"}:
         raise ValueError(f"the mesh needs the axes 'data' and 'latent', got {mesh.axis_names}")
     data, latent = mesh.shape["data"], mesh.shape["latent"]
-    for c in runs:
-        if c.batch_size % data:
-            raise ValueError(f"a batch of {c.batch_size} cannot be split over {data} devices along 'data'")
-        if c.width % latent:
-            raise ValueError(f"{c.width} latents cannot be split over {latent} devices along 'latent'")
+    for run in runs:
+        if run.batch_size % data:
+            raise ValueError(f"a batch of {run.batch_size} cannot be split over {data} devices along 'data'")
+        if run.width % latent:
+            raise ValueError(f"{run.width} latents cannot be split over {latent} devices along 'latent'")
 
 
 def _flops(shape: programs.Shape, compiled: jax.stages.Compiled) -> float:
+    # pyrefly: ignore[unsupported-operation]  not None here
     counted = compiled.cost_analysis()["flops"]
     # A loop's body is counted once.
     return counted * (shape.stacked if shape.together == "scanned" and shape.stacked else 1)

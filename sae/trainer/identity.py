@@ -1,5 +1,5 @@
-"""What run a checkpoint is of: its parts, and the source that it reads, with model, text and order of the batches.
-`run.json` holds it, and every checkpoint its fingerprint."""
+"""Which run a checkpoint belongs to: its parts, and the source that it reads, with model, text and order of batches.
+`run.json` holds it, and every checkpoint holds its fingerprint."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from sae.runs import Run
 from sae.store.source import Source
 
 _FILE = "run.json"
-FORMAT = 2  # 1 had no number, and flat configs in place of runs
+FORMAT = 3  # 1 had no number and flat configs, 2 records without `batches` and another state of BatchTopK
 _REFUSED = "Name another folder, or delete this one. Nothing was changed."
 
 
@@ -21,10 +21,10 @@ class Identity:
     """What a run is, as JSON values.
 
     Attributes:
-      runs: of each autoencoder, its run (`Run.json`).
-      store: the manifest of what is read: model, text, sites, order.
-      source: `kind` ("store" or "stream") and `batch_order`; and `name`, by which messages call it, and which may
-        change: a store can be moved.
+      runs: the run of each autoencoder (`Run.json`).
+      store: the manifest of the source: model, text, sites, order.
+      source: `kind` ("store" or "stream") and `batch_order`; and `name`, by which messages call it. The name may
+        change, since a store can be moved.
     """
 
     runs: list[dict]
@@ -42,11 +42,11 @@ class Identity:
         return cls(**json.loads(json.dumps(values)))
 
     def fingerprint(self) -> str:
-        """sha256 over all of it but the source's name."""
+        """Returns the SHA-256 of all of it but the source's name."""
         return hashlib.sha256(json.dumps(self._compared(), sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Begins a folder for the run's checkpoints; one that is begun stays as it is."""
+        """Begins a folder for the run's checkpoints. A folder that the run has begun stays as it is."""
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _FILE).exists():
             replace_file(folder / _FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -56,16 +56,16 @@ class Identity:
 
         Args:
           folder: need not exist.
-          steps: whether checkpoints are in it.
+          steps: whether the folder has checkpoints.
 
         Raises:
-          ValueError: for the checkpoints of another run. It names the fields that differ and, where the sources do,
-            both of them.
+          ValueError: for the checkpoints of another run. It names the fields that differ, and both sources where they
+            differ.
         """
         if not (folder / _FILE).exists():
             if steps:
                 raise ValueError(
-                    f"{folder} holds checkpoints without the {_FILE} that says of which run they are. {_REFUSED}"
+                    f"{folder} holds checkpoints without the {_FILE} that says which run has made them. {_REFUSED}"
                 )
             return
         recorded = read_json(folder / _FILE)
@@ -74,12 +74,13 @@ class Identity:
                 f"{folder} holds the checkpoint of an older version, which does not say whether a store or a stream "
                 f"was read, and in which order. {_REFUSED}"
             )
+        # pyrefly: ignore[bad-argument-type]  not None here
         before = Identity(recorded.get("runs"), recorded.get("store"), recorded["source"], recorded.get("format", 1))
-        begun, given = (of.store.get("format") if isinstance(of.store, dict) else None for of in (before, self))
-        if begun != given:
+        old, new = (of.store.get("format") if isinstance(of.store, dict) else None for of in (before, self))
+        if old != new:
             raise ValueError(
-                f"{folder} holds the checkpoint of a run that was begun on {before._words()}, in store format {begun}, "
-                f"and this call reads {self._words()}, in format {given}: a run goes on in the format it began in. "
+                f"{folder} holds the checkpoint of a run that was begun on {before._words()}, in store format {old}, "
+                f"and this call reads {self._words()}, in format {new}: a run goes on in the format it began in. "
                 "Finish it with the version that began it, or begin again in another folder. Nothing was changed."
             )
         if before.format != FORMAT:
@@ -108,7 +109,7 @@ class Identity:
         return {"runs": self.runs, "store": self.store, "source": source}
 
     def _words(self) -> str:
-        """The source, in words."""
+        """Returns the source in words."""
         store = self.store if isinstance(self.store, dict) else {}
         name = self.source.get("name")
         kind = "a stream" if self.source.get("kind") == "stream" else f"the store {name}"
@@ -118,7 +119,7 @@ class Identity:
 
 
 def _differences(recorded: object, wanted: object) -> list[str]:
-    """The fields in which two nested JSON values differ, in words."""
+    """Returns in words the fields in which two nested JSON values differ."""
     differences: list[str] = []
 
     def walk(path, a, b):

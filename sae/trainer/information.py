@@ -1,4 +1,4 @@
-"""What a released autoencoder says of itself."""
+"""The record that a released autoencoder has of its training (`sae.Info`)."""
 
 import dataclasses
 import json
@@ -11,14 +11,17 @@ from sae.store.source import Source
 
 
 def info_of(run: Run, source: Source, units: dict[str, Units], sinks: dict[str, float]) -> Info:
-    """Returns what is known of an autoencoder before it is trained, so that what cannot be written is an error then.
+    """Returns what is known of an autoencoder before it is trained. A fact that no file can hold is an error then.
 
     `Info.training` has the run (`Run.json`), the scale C of each site, whether a store or a stream was read, the tokens
     of the run, and the dtype of the model's activations, as JSON; `counted` says which tokens were trained on, and
     `record` has the model and the text.
 
     Args:
-      sinks: {site: the norm over which a token was left out}, of the time when the run began.
+      run: the run.
+      source: what the run reads.
+      units: {site: `Units`}.
+      sinks: {site: the norm above which a token is left out}, as of the run's start.
 
     Raises:
       TypeError: for a fact that JSON cannot hold; training calls this before its first step.
@@ -47,17 +50,17 @@ def info_of(run: Run, source: Source, units: dict[str, Units], sinks: dict[str, 
             manifest.origin,
             model_sha256=None if manifest.former is None else manifest.former["model_sha256"],
         ),
-        # A crosscoder's sites may have different ones, which nobody can have stacked with their axes apart.
+        # A crosscoder's sites may have different shapes, and then their axes cannot have been stacked apart.
         shape=shapes.pop() if len(shapes) == 1 else None,
     )
 
 
 def with_result(info: Info, record: dict) -> Info:
-    """Adds to what is known what the last record of the run says: how many latents are dead, and over how many tokens.
+    """Returns the info with how many latents are dead, and over how many tokens, as the run's last record says.
 
     Args:
       info: from `info_of`.
-      record: the last one of this run; plain numbers.
+      record: the last record of this run; plain numbers.
     """
     result = {name: record[name] for name in ("dead", "dead_tokens") if name in record}
     return dataclasses.replace(info, training=json.dumps(json.loads(info.training) | result, sort_keys=True))

@@ -1,4 +1,4 @@
-"""The parts of a run that are compiled into a step, and the loss of a batch that they add up to."""
+"""The parts of a run that are compiled into a step, and the loss of a batch, to which they add up."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from sae.trainer import contracts
 
 
 class Parts(NamedTuple):
-    """The parts of a run that are compiled into its step; a pytree, whose leaves are their numbers."""
+    """The parts of a run that are compiled into its step: a pytree whose leaves are the parts' numbers."""
 
     autoencoder: Architecture
     sparsity: tuple[SparsityTerm, ...]
@@ -31,9 +31,9 @@ class Parts(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What the loss is made of, and what came up on the way. Means over the batch where not said otherwise."""
+    """The parts of the loss, means over the batch, and the latents of the batch."""
 
-    reconstruction: jax.Array  # of ||y - y^||^2, with all latents
+    reconstruction: jax.Array  # ||y - y^||^2, with all latents
     penalty: jax.Array  # of all sparsity terms
     encoded: Encoded
 
@@ -48,19 +48,21 @@ def loss_of(
     now: Now,
     sizes: Sizes,
 ) -> tuple[jax.Array, Values]:
-    """The mean loss over a batch, and its values: the mean of the objective's errors, the sparsity terms, and what the
-    architecture adds.
+    """Returns the mean loss over a batch and its values. The loss is the mean of the objective's errors, the sparsity
+    terms, and what the architecture adds.
 
     Args:
-      params: of the architecture, as trained, float32.
-      x: what goes in [B, A], scaled; y: what is to come out.
-      parts: of the run; their numbers are those of this run.
-      kept: what the architecture keeps. terms: what each sparsity term keeps.
-      now: the step, lambda, and which latents are dead.
+      params: the architecture's parameters, float32.
+      x: float32 [B, A], scaled; what goes in.
+      y: float32 [B, A], scaled; what is to be reconstructed.
+      parts: of the run, with its numbers.
+      kept: what the architecture keeps from step to step.
+      terms: what each sparsity term keeps.
+      now: the step, lambda, and the latents that are dead.
       sizes: of the run; static.
     """
     architecture = parts.autoencoder
-    # In full float32 by default, also where an accelerator's default is less: a window of width eps has to be met.
+    # In full float32 by default, also where an accelerator has less: values must fall into a window of width eps.
     with jax.default_matmul_precision(parts.objective.precision):
         encoded = architecture.encode(params, x, kept, sizes)
         contracts.check_encoded(architecture, encoded, x.shape[0], sizes)
@@ -68,7 +70,8 @@ def loss_of(
         for error in errors:
             contracts.check_scalar(parts.objective, "errors", error)
         added = architecture.auxiliary(params, encoded, x, y, kept, now.dead)
-    total, penalty = sum(errors) / len(errors), None
+    total: Any = sum(errors) / len(errors)
+    penalty: Any = None
     for term, state in zip(parts.sparsity, terms, strict=True):
         value = term.penalty(encoded, state, now, sizes)
         contracts.check_scalar(term, "penalty", value)

@@ -1,4 +1,4 @@
-"""What a run is called: the folder of its autoencoder, and its name in TensorBoard."""
+"""The names of runs: the folders of their autoencoders, and their names in TensorBoard."""
 
 import collections
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from fractions import Fraction
 from sae.runs import Run
 
 CROSSCODER = "crosscoder_"  # begins the names of crosscoders' folders
-# What a name begins with says these.
+# The fields that stand at the beginning of a name.
 _IN_THE_NAME = ("site", "site_out", "skip", "width", "l0_target")
 
 
@@ -16,11 +16,11 @@ def run_names(runs: Sequence[Run], named: Sequence[str] = ()) -> list[str]:
 
     Args:
       runs: the runs.
-      named: names of fields (`Run.fields`) that stand in the names in any case.
+      named: the names of fields (`Run.fields`) that stand in the names in any case.
 
     Returns:
-      A relative path for each run, all different. After the target stand the fields of `named`, and those in which runs
-      of one site, width and target differ.
+      A relative path for each run, all different. After the target stand the fields of `named`, and the fields in which
+      runs of one site, width and target differ.
 
     Example:
       >>> runs = [sae.short_run("layer_3/mlp_out", 64, steps=9, l0_target=8, seed=seed) for seed in (0, 1)]
@@ -33,14 +33,14 @@ def run_names(runs: Sequence[Run], named: Sequence[str] = ()) -> list[str]:
     values = [run.fields() for run in runs]
     for run, fields in zip(runs, values, strict=True):
         groups[_name(run)].append(fields)
-    told = [
+    shown = [
         name
         for name in dict.fromkeys(name for fields in values for name in fields)
         if name not in _IN_THE_NAME
         and (name in named or any(len({each.get(name) for each in group}) > 1 for group in groups.values()))
     ]
     names = [
-        "_".join([_name(run), *(f"{name}_{_text(fields[name])}" for name in told if name in fields)])
+        "_".join([_name(run), *(f"{name}_{_text(fields[name])}" for name in shown if name in fields)])
         for run, fields in zip(runs, values, strict=True)
     ]
     repeated = {name for name, count in collections.Counter(names).items() if count > 1}
@@ -62,7 +62,7 @@ def _joined(sites: Sequence[str]) -> str:
 
 
 def _text(value: object) -> str:
-    """A field's value as a part of a file's name."""
+    """Returns a field's value as a part of a file's name."""
     if isinstance(value, Fraction):
         return f"{value.numerator}of{value.denominator}"
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"

@@ -1,4 +1,4 @@
-"""Stopping when asked to: SIGTERM, which clusters send some seconds before they take a machine away, and SIGHUP, which
+"""Stopping on request: SIGTERM, which clusters send some seconds before they take a machine away, and SIGHUP, which
 comes when the terminal closes or the connection breaks."""
 
 import contextlib
@@ -14,11 +14,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Preempted(Exception):
-    """The process was asked to stop by SIGTERM or SIGHUP, and what was trained so far is saved: the same call goes on
-    from there.
+    """SIGTERM or SIGHUP has stopped training, and what was trained so far is saved: the same call goes on from there.
 
     Attributes:
-      signal: which signal it was.
+      signal: the signal.
+
+    Example:
+      >>> try:
+      ...     raise sae.Preempted("stopped by SIGTERM after step 20 of 600")  # as sae.train does with checkpoint_dir
+      ... except sae.Preempted as stop:
+      ...     print(stop.signal.name)
+      SIGTERM
     """
 
     def __init__(self, message: str, signal: signal.Signals = signal.SIGTERM):
@@ -26,44 +32,44 @@ class Preempted(Exception):
         self.signal = signal
 
 
-class Asked(BaseException):
-    """Ends a wait in which the process is asked to stop. Not an `Exception`, so that what is waited for does not take
-    it for an error of its own."""
+class StopRequest(BaseException):
+    """Ends a wait when a signal requests a stop. It is no `Exception`, so that the code that waits does not take it for
+    an error of its own."""
 
 
 class Preemption:
     """Whether it is time to stop. All processes of a run hear the same at the same step.
 
     Attributes:
-      signal: by which signal the process was asked to stop; None before that.
-      waits: set by the run while it waits for something that it can do without: a signal then raises `Asked` there,
-        since the wait may take longer than a cluster gives.
+      signal: the signal that requested the stop; None before that.
+      waits: set by the run during a wait that may be broken off. A signal then raises `StopRequest` there, since the
+        wait may take longer than a cluster gives.
     """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
         self.waits = False
 
-    def ask(self, number: int, _) -> None:
-        """Asks to stop; the signals' handler."""
+    def request(self, number: int, _) -> None:
+        """Requests a stop; the signals' handler."""
         self.signal = signal.Signals(number)
         if self.waits:
             self.waits = False
-            raise Asked
+            raise StopRequest
 
     def begin_wait(self) -> None:
         """Sets `waits`.
 
         Raises:
-          Asked: when the signal came before.
+          StopRequest: when the signal came before.
         """
         self.waits = True
         if self.signal is not None:
             self.waits = False
-            raise Asked
+            raise StopRequest
 
     def at(self, step: int) -> bool:
-        """To be called by every process at every step."""
+        """Whether to stop after a step. Every process calls it at every step."""
         if jax.process_count() > 1:
             # JAX's own handler of SIGTERM tells the other processes, and they agree on a step.
             if not multihost_utils.reached_preemption_sync_point(step):
@@ -74,8 +80,11 @@ class Preemption:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Preemption]:
-    """While this lasts, SIGTERM and SIGHUP only ask to stop. A signal that is ignored, as SIGHUP is under `nohup`,
-    stays ignored; elsewhere than in the main thread, all signals stay as they are."""
+    """Makes SIGTERM and SIGHUP only request a stop, while the context lasts.
+
+    A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. In another thread than the main one, all
+    signals stay as they are.
+    """
     preemption = Preemption()
     if threading.current_thread() is not threading.main_thread():
         yield preemption
@@ -83,7 +92,7 @@ def watched() -> Iterator[Preemption]:
     if jax.process_count() > 1:
         handlers = {signal.SIGHUP: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
     else:
-        handlers = dict.fromkeys(SIGNALS, preemption.ask)
+        handlers = dict.fromkeys(SIGNALS, preemption.request)
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         if before[number] is not signal.SIG_IGN:

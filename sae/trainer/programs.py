@@ -23,78 +23,84 @@ TOGETHER = ("side_by_side", "vmapped", "scanned")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a compiled step depends on. Runs that differ in their sites, seeds and numbers alone have one shape.
+    """What a compiled step depends on. Runs that differ in their sites, seeds and numbers alone have the same shape.
 
     Attributes:
-      structure: of the run's `Parts`, with everything but their numbers.
+      structure: of the run's `Parts`: everything but their numbers.
       sizes: of the run.
-      widths: A of each site that goes in, and, for a transcoder, of what comes out.
+      site_dims: A of each site that goes in and, for a transcoder, of the site that comes out.
       stacked: how many runs are stacked; 0 for one that is not stacked.
-      together: in which way.
+      together: how they are stacked, one of `TOGETHER`.
     """
 
     structure: jax.tree_util.PyTreeDef
     sizes: Sizes
-    widths: tuple[int, ...]
+    site_dims: tuple[int, ...]
     stacked: int = 0
     together: str = "side_by_side"
 
     @classmethod
-    def of(cls, run: Run, widths: Mapping[str, int]) -> "Shape":
-        """Of one run, not stacked.
+    def of(cls, run: Run, dims: Mapping[str, int]) -> "Shape":
+        """Returns the shape of one run, not stacked.
 
         Args:
-          widths: A by site.
+          run: the run.
+          dims: {site: A}.
         """
         sites = run.sites + (run.sites_out if run.transcodes else ())
-        return cls(jax.tree.structure(Parts.of(run)), run.sizes, tuple(widths[site] for site in sites))
+        return cls(jax.tree.structure(Parts.of(run)), run.sizes, tuple(dims[site] for site in sites))
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The names that compiled programs have for what goes in."""
+        """The names that compiled programs have for the sites that go in."""
         return tuple(f"in_{i}" for i in range(self.sizes.sites))
 
     @property
     def sites_out(self) -> tuple[str, ...]:
-        """The names that compiled programs have for what comes out."""
+        """The names that compiled programs have for the sites that come out."""
         return ("out",) if self.sizes.transcodes else self.sites
 
     @property
     def dims(self) -> tuple[int, int]:
         """A_in and A_out."""
-        A_in = sum(self.widths[: self.sizes.sites])
-        return A_in, self.widths[-1] if self.sizes.transcodes else A_in
+        A_in = sum(self.site_dims[: self.sizes.sites])
+        return A_in, self.site_dims[-1] if self.sizes.transcodes else A_in
 
     @property
-    def named_widths(self) -> dict[str, int]:
-        """A by the names that compiled programs have for the sites."""
+    def named_dims(self) -> dict[str, int]:
+        """{name: A}, by the names that compiled programs have for the sites."""
         names = self.sites + (self.sites_out if self.sizes.transcodes else ())
-        return dict(zip(names, self.widths, strict=True))
+        return dict(zip(names, self.site_dims, strict=True))
 
     def alone(self) -> "Shape":
-        """Of one of the runs that are stacked."""
+        """Returns the shape of one of the stacked runs."""
         return dataclasses.replace(self, stacked=0, together="side_by_side")
 
     def renamed(self, values: Mapping[str, object], run: Run) -> dict:
-        """What is kept by the sites of a run, by the names that compiled programs have for them."""
+        """Returns values by the names that compiled programs have for the sites.
+
+        Args:
+          values: by the sites of the run.
+          run: a run of this shape.
+        """
         names = dict(zip(run.sites + run.sites_out, self.sites + self.sites_out, strict=True))
         return {names[site]: values[site] for site in names}
 
     def numbers(self, sharding: NamedSharding | None = None) -> Parts:
-        """The parts, with the shapes of their numbers in place of these."""
+        """Returns the parts with `jax.ShapeDtypeStruct`s in the place of their numbers."""
         leading = (self.stacked,) if self.stacked else ()
         number = jax.ShapeDtypeStruct(leading, jnp.float32, sharding=sharding)
         return jax.tree.unflatten(self.structure, [number] * self.structure.num_leaves)
 
     def structure_of_state(self) -> State:
-        """Shapes and dtypes of the state."""
+        """Returns the shapes and dtypes of the state."""
         one = _structure(self.alone())
         if not self.stacked:
             return one
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.stacked, *leaf.shape), leaf.dtype), one)
 
     def shardings(self, mesh: Mesh) -> State:
-        """How the state lies on a mesh; stacked runs are whole on each device's part."""
+        """Returns how the state lies on a mesh. The axis of stacked runs is not split."""
         architecture = self.alone().numbers().autoencoder
         placed = states.shardings(_structure(self.alone()), architecture, self.sizes, mesh)
         if not self.stacked:
@@ -109,15 +115,15 @@ def _structure(shape: Shape) -> State:
 
 
 def make_state(shape: Shape, run: Run, mesh: Mesh) -> State:
-    """The initial state of one run, made where it will lie, never whole on one device."""
-    # As numpy, which all processes of a mesh may give.
+    """Returns the initial state of one run, made where it will lie, and never whole on one device."""
+    # A numpy array, which all processes of a mesh may give.
     key = np.asarray(jax.random.key_data(jax.random.key(run.seed)))
     return _initialiser(shape.alone(), mesh)(key, jax.tree.map(np.float32, Parts.of(run)))
 
 
 @functools.lru_cache(maxsize=64)
 def _initialiser(shape: Shape, mesh: Mesh):
-    """One program for the runs of a shape: the seed's key and the numbers are its arguments."""
+    """Returns one program for all runs of a shape: the seed's key and the numbers are its arguments."""
 
     def initial(key, parts):
         return states.initial(parts, shape.dims, shape.sizes, jax.random.wrap_key_data(key))
@@ -127,19 +133,19 @@ def _initialiser(shape: Shape, mesh: Mesh):
 
 @functools.lru_cache(maxsize=64)
 def compiled_step(shape: Shape, mesh: Mesh) -> jax.stages.Compiled:
-    """A function of (state, batch, units, parts) to (state, loss). The batch lies over `data`; the state's buffers are
-    reused.
+    """Returns a program of (state, batch, units, parts) to (state, loss). The batch is split over `data`; the buffers
+    of the state are reused.
 
     Raises:
-      jax.errors.JaxRuntimeError: when it does not fit into the devices' memory.
+      jax.errors.JaxRuntimeError: for a step that does not fit into the devices' memory.
     """
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     struct = jax.ShapeDtypeStruct
     B = shape.sizes.batch_size
-    batch = {name: struct((B, A), jnp.float32, sharding=split) for name, A in shape.named_widths.items()}
+    batch = {name: struct((B, A), jnp.float32, sharding=split) for name, A in shape.named_dims.items()}
     units = {
         name: Units(struct((A,), jnp.float32, sharding=everywhere), struct((), jnp.float32, sharding=everywhere))
-        for name, A in shape.named_widths.items()
+        for name, A in shape.named_dims.items()
     }
     placed = shape.shardings(mesh)
     state = jax.tree.map(lambda leaf, s: struct(leaf.shape, leaf.dtype, sharding=s), shape.structure_of_state(), placed)
@@ -175,27 +181,27 @@ def _function(shape: Shape):
 
 
 def stacked_numbers(runs: Sequence[Run]) -> Parts:
-    """The parts of runs of one shape, with their numbers stacked; of one run, as they are."""
+    """Returns the parts of runs of one shape with their numbers stacked, or those of one run as they are."""
     parts = [numbers_of(Parts.of(run)) for run in runs]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *values: jnp.stack(values), *parts)
 
 
 @functools.lru_cache(maxsize=64)
 def summary(shape: Shape, mesh: Mesh):
-    """A program of (state, parts) to the record of one run."""
+    """Returns a program of (state, parts) to the record of one run."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(lambda state, parts: diagnostics.summary(state, parts, shape.sizes), out_shardings=everywhere)
 
 
 @functools.lru_cache(maxsize=64)
 def emptied(shape: Shape, mesh: Mesh):
-    """A program of a state to the state with nothing in its tally."""
+    """Returns a program of a state to the state with an empty tally."""
     return jax.jit(diagnostics.emptied, out_shardings=shape.shardings(mesh), donate_argnums=0)
 
 
 @functools.lru_cache(maxsize=64)
 def release(shape: Shape):
-    """A program of (params, kept, units, parts) to the autoencoder of raw activations, without `info`."""
+    """Returns a program of (params, kept, units, parts) to the autoencoder on raw activations, without `info`."""
 
     def released(params, kept, units, parts):
         with jax.default_matmul_precision("highest"):

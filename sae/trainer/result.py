@@ -1,4 +1,4 @@
-"""What `sae.train` returns: the autoencoders and how they came about, and a table of both."""
+"""What `sae.train` returns: the autoencoders with the history of their training, and a table of both."""
 
 import json
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from sae.autoencoder import JumpReLU
 from sae.crosscoder import Crosscoder
 from sae.families import recorded_fields
 
-_SHOWN = ("site", "site_out", "width", "l0_target", "coefficient", "skip")  # fields that have columns, or show in them
+_SHOWN = ("site", "site_out", "width", "l0_target", "coefficient", "skip")  # fields with a column, or a place in one
 
 
 class Result(NamedTuple):
@@ -16,7 +16,7 @@ class Result(NamedTuple):
 
     Attributes:
       autoencoders: in the order of the runs, on raw activations.
-      history: records, a dict each; see `sae.train`.
+      history: the records, dicts; see `sae.train`.
     """
 
     autoencoders: list[JumpReLU | Crosscoder]
@@ -28,26 +28,27 @@ class Result(NamedTuple):
 
     @property
     def autoencoder(self) -> JumpReLU | Crosscoder:
-        """The one that was trained.
+        """The autoencoder, where one was trained.
 
         Raises:
-          ValueError: where there are several.
+          ValueError: where several were trained.
         """
         if len(self.autoencoders) != 1:
             raise ValueError(
-                f"{len(self.autoencoders)} were trained: result.autoencoders has them, in the order of the runs"
+                f"{len(self.autoencoders)} autoencoders were trained: take one from result.autoencoders, which is in "
+                "the order of the runs"
             )
         return self.autoencoders[0]
 
     def table(self) -> str:
-        """A line for each run, from its last record, under a line that says over which steps L0 and FVU are means.
+        """Returns a line for each run, from its last record, under a line with the steps of which L0 and FVU are means.
 
-        L0, FVU and dead latents are as training saw them (`sae.evaluate` has them on held-out text); a column for every
-        other field of the runs in which the runs differ.
+        L0, FVU and dead latents are as training saw them (`sae.evaluate` has them on held-out text). Every other field
+        in which the runs differ has a column.
         """
         last = {record["run"]: record for record in self.history}
-        steps = sorted({record["step"] + 1 for record in self.history})
-        first, end = (steps[-2] + 1 if len(steps) > 1 else 1), steps[-1]
+        end = max(record["step"] for record in self.history) + 1
+        first = end - last[0]["batches"] + 1
         over = f"steps {first:,} to {end:,}" if first < end else f"step {end:,}"
         silent = sorted({last[run]["dead_tokens"] for run in range(len(self.autoencoders))})
         dead = f"dead in {silent[0]:,} tokens" if len(silent) == 1 else "dead (in tokens)"
@@ -71,7 +72,7 @@ class Result(NamedTuple):
                 str(record["dead"]) if len(silent) == 1 else f"{record['dead']} ({record['dead_tokens']:,})",
             ])  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        # The site to the left, numbers to the right.
+        # The site stands to the left, numbers to the right.
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(word.rjust(w) for word, w in zip(row[1:], widths[1:], strict=True))])
             for row in rows

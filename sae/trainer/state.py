@@ -1,4 +1,4 @@
-"""The state of a run: how it begins, one step of it, and how it lies on a mesh."""
+"""The state of a run: its start, one step, and how it lies on a mesh."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ from sae.trainer.tally import Tally
 
 
 class State(NamedTuple):
-    """A pytree; all of it float32 but for counters, also where JAX has 64 bits by default.
+    """The state of a run, a pytree. All of it is float32 but for counters, also where JAX has 64 bits by default.
 
     Attributes:
-      params: of the architecture.
-      kept: what the architecture keeps beside them.
+      params: the architecture's parameters.
+      kept: what the architecture keeps from step to step beside them.
       optimizer: the optimizer's state.
       step: how many updates were made.
       terms: what each sparsity term keeps.
-      silent: int32 [Z], the tokens since each latent fired last.
-      tally: what is added up between two records of the history.
+      silent: int32 [Z], how many tokens ago each latent fired last.
+      tally: sums over the batches since the last record of the history.
     """
 
     params: NamedTuple
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 def initial(parts: Parts, dims: tuple[int, int], sizes: Sizes, key: jax.Array) -> State:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
       parts: of the run.
@@ -73,18 +73,19 @@ def step(
     sites: tuple[str, ...],
     sites_out: tuple[str, ...],
 ) -> State:
-    """One update.
+    """Makes one update.
 
     Args:
-      state: before it.
+      state: before the update.
       batch: raw activations [B, A] by site.
       units: scales and centres by site.
-      parts: of the run; their numbers are those of this run.
+      parts: of the run, with its numbers.
       sizes: of the run; static.
-      sites: what goes in; static. sites_out: what comes out; static.
+      sites: what goes in; static.
+      sites_out: what comes out; static.
 
     Returns:
-      The state after it; the metrics of the batch, as of before the update, are in its tally.
+      The state after the update. Its tally has the metrics of the batch, as of before the update.
     """
     architecture = parts.autoencoder
     x = parts.inputs.scaled(batch, units, sites)
@@ -111,8 +112,15 @@ def step(
 
 
 def shardings(state: State, architecture: Architecture, sizes: Sizes, mesh: Mesh) -> State:
-    """The sharding of every array of a state (or of its shapes): latents over `latent`, the rest everywhere."""
-    kind = type(state.params)
+    """Returns the sharding of every array of a state: latents over `latent`, the rest whole on every device.
+
+    Args:
+      state: or its shapes.
+      architecture: says how its parameters lie.
+      sizes: of the run.
+      mesh: with the axes `data` and `latent`.
+    """
+    kind: Any = type(state.params)
 
     def place(leaf, name: str = "") -> NamedSharding:
         return NamedSharding(mesh, architecture.spec(name, leaf.shape, sizes))

@@ -1,8 +1,8 @@
-"""Several runs on the same batches: their states, and one update of all."""
+"""Several runs on the same batches: their states, and an update of all."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass
 class Group:
-    """Runs that are updated by one call: one, or several stacked along a leading axis.
+    """Runs that one call updates: one run, or several stacked along a leading axis.
 
     Attributes:
-      members: their numbers among all runs. runs: themselves. shape: what they have in common.
+      members: the numbers of the runs among all runs.
+      runs: the runs.
+      shape: what they have in common.
       names: the sites of the store, by the names that the shape has for them.
-      units, parts: what the compiled step takes; the parts' numbers are stacked if they are several.
-      state: theirs, stacked likewise; None before the start.
+      units: what the compiled step takes, by those names.
+      parts: what the compiled step takes; the numbers of several runs are stacked.
+      state: of the runs, stacked likewise; None before the start.
     """
 
     members: tuple[int, ...]
@@ -40,12 +43,21 @@ class Group:
     state: State | None = None
 
 
-def groups_of(runs: Sequence[Run], widths: Mapping[str, int], together: str) -> list[tuple[Shape, tuple[int, ...]]]:
-    """Which runs share a call: each its own when side by side, else those of one shape on the same sites."""
+def groups_of(runs: Sequence[Run], dims: Mapping[str, int], together: str) -> list[tuple[Shape, tuple[int, ...]]]:
+    """Returns which runs share a call: each has its own side by side, else runs of one shape on the same sites share.
+
+    Args:
+      runs: all runs.
+      dims: {site: A}.
+      together: one of `programs.TOGETHER`.
+
+    Returns:
+      The shape of each group, and the numbers of its runs.
+    """
     groups: dict[tuple, list[int]] = {}
     for i, run in enumerate(runs):
         alone = i if together == "side_by_side" else None
-        groups.setdefault((Shape.of(run, widths), run.sites, run.sites_out, alone), []).append(i)
+        groups.setdefault((Shape.of(run, dims), run.sites, run.sites_out, alone), []).append(i)
     return [
         (dataclasses.replace(shape, stacked=len(m), together=together) if len(m) > 1 else shape, tuple(m))
         for (shape, *_), m in groups.items()
@@ -53,13 +65,13 @@ def groups_of(runs: Sequence[Run], widths: Mapping[str, int], together: str) -> 
 
 
 class Sweep:
-    """The runs, in groups. `begin` or `load` gives them their states."""
+    """The runs of a sweep, in groups. `begin` or `load` gives them their states."""
 
     def __init__(
         self,
         runs: Sequence[Run],
         units: Sequence[Mapping[str, Units]],
-        widths: Mapping[str, int],
+        dims: Mapping[str, int],
         mesh: Mesh,
         together: str = "side_by_side",
     ):
@@ -69,7 +81,7 @@ class Sweep:
         # On CPU, collectives of steps in flight can starve each other of threads.
         self._in_order = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
         self.groups = []
-        for shape, members in groups_of(runs, widths, together):
+        for shape, members in groups_of(runs, dims, together):
             alike = tuple(runs[i] for i in members)
             self.groups.append(
                 Group(
@@ -82,18 +94,26 @@ class Sweep:
                 )
             )
 
-    def update(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """One update of every run on a batch of the store. Returns something to wait for."""
+    def update(self, batch: Mapping[str, Any]) -> jax.Array:
+        """Updates every run with a batch of the store.
+
+        Args:
+          batch: float32 [B, A] by site.
+
+        Returns:
+          An array that is ready when the update is made.
+        """
         for group in self.groups:
             step = programs.compiled_step(group.shape, self.mesh)
-            values = {name: batch[group.names[name]] for name in group.shape.named_widths}
+            values = {name: batch[group.names[name]] for name in group.shape.named_dims}
             group.state, finished = step(group.state, values, group.units, group.parts)
             if self._in_order:
                 finished.block_until_ready()
+        # pyrefly: ignore[unbound-name]  set before it is read
         return finished
 
     def states(self) -> list[State]:
-        """Of each run, in the order of the runs."""
+        """Returns the state of each run, in the order of the runs."""
         return self._ordered(lambda group, state, parts: state)
 
     def begin(self) -> None:
@@ -110,7 +130,7 @@ class Sweep:
             contracts.check_release(group.runs[0].autoencoder, state.params, state.kept, group.shape.sizes)
 
     def structure(self) -> list[State]:
-        """Shapes, dtypes and shardings of each run's state, in the order of the runs."""
+        """Returns shapes, dtypes and shardings of each run's state, in the order of the runs."""
         ordered: list = [None] * self._count
         for group in self.groups:
             alone = group.shape.alone()
@@ -123,22 +143,26 @@ class Sweep:
         return ordered
 
     def load(self, runs: Sequence[State]) -> None:
-        """Gives every run a state."""
+        """Gives every run a state, in the order of the runs."""
         for group in self.groups:
             group.state = self._joined(group.shape, [runs[i] for i in group.members])
 
     def records(self) -> list[dict]:
-        """What each run's tally says, in the order of the runs, fetched; the tallies are empty afterwards."""
+        """Fetches what each run's tally says, in the order of the runs, and empties the tallies."""
         summaries = self._ordered(lambda group, *of: programs.summary(group.shape.alone(), self.mesh)(*of))
-        for group in self.groups:
-            group.state = programs.emptied(group.shape, self.mesh)(group.state)
+        self.empty_tallies()
         return jax.device_get(summaries)
 
+    def empty_tallies(self) -> None:
+        """Empties the tally of every run."""
+        for group in self.groups:
+            group.state = programs.emptied(group.shape, self.mesh)(group.state)
+
     def released(self) -> list[JumpReLU | Crosscoder]:
-        """The autoencoders of raw activations, in the order of the runs, on the mesh.
+        """Returns the autoencoders on raw activations, in the order of the runs, on the mesh.
 
         The states are gone afterwards. Their moments, which take at least as much memory as the parameters, go first:
-        where a step had room, so has this.
+        where a step had room, the release has room.
         """
         for group in self.groups:
             group.state = group.state._replace(optimizer=None, silent=None, tally=None, terms=None)
@@ -152,7 +176,7 @@ class Sweep:
         return released
 
     def _ordered(self, function: Callable[[Group, State, Parts], T]) -> list[T]:
-        """What a function gives for each run's state and parts, in the order of the runs."""
+        """Returns what a function gives for each run's state and parts, in the order of the runs."""
         ordered: list = [None] * self._count
         for group in self.groups:
             for place, member in enumerate(group.members):

@@ -1,4 +1,4 @@
-"""What a run measures about itself: added up on the device at every step, fetched once in many."""
+"""What a run measures of itself: added up on the device at every step, fetched once in many steps."""
 
 import functools
 from typing import NamedTuple
@@ -12,10 +12,21 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Tally(NamedTuple):
-    """Sums over the batches since the last record; float32. Scaled units, where there are units.
+    """Sums over the batches since the last record: of each measure of a batch, float32, in scaled units.
 
-    `total` [A] and `squares` are of what is to be reconstructed, `fired` [Z] of shares of the tokens, `gradients` of
-    the gradients' norms, one for each parameter, and `measures` of the architecture's.
+    Attributes:
+      batches: how many batches are in the sums.
+      loss: the loss.
+      reconstruction: the loss's part from the reconstruction, with all latents.
+      penalty: the loss's part from the sparsity terms.
+      l0: the mean over the tokens.
+      l0_quantiles: [len(QUANTILES)], over the tokens.
+      coefficient: lambda.
+      total: [A], the mean of what is to be reconstructed.
+      squares: the mean squared norm of what is to be reconstructed.
+      fired: [Z], the shares of the tokens on which latents fire.
+      gradients: the norms of each parameter's gradient.
+      measures: what the architecture measures.
     """
 
     batches: jax.Array
@@ -33,16 +44,25 @@ class Tally(NamedTuple):
 
     @classmethod
     def empty(cls, Z: int, A: int, params: NamedTuple, measures: dict) -> "Tally":
+        """Returns sums over no batch, for parameters and measures of these names."""
         zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
         return cls(
-            *(zeros(()) for _ in range(5)),
-            *(zeros(len(QUANTILES)), zeros(()), zeros(A), zeros(()), zeros(Z)),
-            {name: zeros(()) for name, value in params._asdict().items() if value is not None},
-            {name: zeros(()) for name in measures},
+            batches=zeros(()),
+            loss=zeros(()),
+            reconstruction=zeros(()),
+            penalty=zeros(()),
+            l0=zeros(()),
+            l0_quantiles=zeros(len(QUANTILES)),
+            coefficient=zeros(()),
+            total=zeros(A),
+            squares=zeros(()),
+            fired=zeros(Z),
+            gradients={name: zeros(()) for name, value in params._asdict().items() if value is not None},
+            measures={name: zeros(()) for name in measures},
         )
 
     def add(self, loss: jax.Array, values: Values, y: jax.Array, grads: NamedTuple, coefficient: jax.Array) -> "Tally":
-        """The sums with those of one more batch."""
+        """Returns the sums with one more batch."""
         encoded = values.encoded
         new = Tally(
             batches=jnp.float32(1),

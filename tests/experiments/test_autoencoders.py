@@ -73,7 +73,7 @@ def test_one_that_does_not_say_its_run_is_refused_too(tmp_path, training):
     saved(tmp_path / "a", config(), "{}")
     if training is None:
         (tmp_path / "a" / "info.json").unlink()
-    with pytest.raises(ValueError, match="another run: it does not say which"):
+    with pytest.raises(ValueError, match="another run: the folder does not say which run"):
         autoencoders.check_free([tmp_path / "a"], [config()])
 
 
@@ -132,7 +132,7 @@ def test_the_site_of_a_bare_autoencoder_is_what_the_flag_says(given, tmp_path):
     saved(tmp_path / "a", config())
     assert autoencoders.load(tmp_path / "a", model()).info.site == SITE
     given("--site=layer_3/mlp_out")
-    with pytest.raises(ValueError, match=r"a is of layer_1/mlp_out, and --site is layer_3/mlp_out"):
+    with pytest.raises(ValueError, match=r"a belongs to layer_1/mlp_out, got --site=layer_3/mlp_out"):
         autoencoders.load(tmp_path / "a", model())
     (tmp_path / "a" / "info.json").unlink()
     info = autoencoders.load(tmp_path / "a", model()).info
@@ -146,7 +146,7 @@ def test_without_the_flag_it_is_asked_for(given, tmp_path):
     given()
     saved(tmp_path / "a", config())
     (tmp_path / "a" / "info.json").unlink()
-    with pytest.raises(ValueError, match=r"does not say its site: .* Give --site, and its model by --model"):
+    with pytest.raises(ValueError, match=r"does not say its site: .* Give --site, and the model with --model"):
         autoencoders.load(tmp_path / "a", model())
 
 

@@ -170,7 +170,7 @@ def test_autoencoders_are_found_through_symbolic_links(tmp_path):
 
 def test_crosscoders_alone_are_named(tmp_path):
     sae.save(crosscoder(), tmp_path / "cc" / "crosscoder_a")
-    with pytest.raises(ValueError, match=r"but crosscoders, .* cannot be spliced in at one: .*crosscoder_a"):
+    with pytest.raises(ValueError, match=r"has only crosscoders, .* cannot be spliced in at one: .*crosscoder_a"):
         common.autoencoder_folders(tmp_path / "cc")
     with pytest.raises(ValueError, match=r"no autoencoder under .*: train some first"):
         common.autoencoder_folders(tmp_path / "none")

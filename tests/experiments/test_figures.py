@@ -31,4 +31,4 @@ def test_figures_are_returned_where_nothing_can_be_written(tiny, tmp_path, monke
     assert evaluate.evaluate(tiny, folders, text) == [METRICS] * 2
     assert not list(tmp_path.rglob("metrics.json"))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"figures are not kept for the next launch: {folders[1]}: no writing here"
+    assert line == f"metrics are not kept for the next launch: {folders[1]}: no writing here"

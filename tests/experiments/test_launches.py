@@ -288,8 +288,8 @@ def test_training_makes_a_transcoder_that_evaluates(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plan_trains_nothing(train, tmp_path):
-    process = train("--plan_only", "--width=64", "--latent_devices=1")
+def test_an_estimate_trains_nothing(train, tmp_path):
+    process = train("--estimate_only", "--width=64", "--latent_devices=1")
     assert process.returncode == 0 and re.search(r"memory of a device: 0\.\d\d of", process.stdout), process.stderr
     assert "5 steps, 640 tokens" in process.stdout and not (tmp_path / "saes").exists()
 

@@ -122,29 +122,31 @@ def test_terms_objective_and_finish_are_chosen_by_their_names(runs_of):
             "--sparsity=controlled, --sparsity=quadratic or --sparsity=controlled_tanh",
         ),
         (["--sparsity.coefficient=1", "--coefficients=1"], "--coefficient is for runs with --l0_targets"),
-        (["--sparsity=quadratic,controlled"], "--l0_targets is of several parts of the run: give one of these parts"),
+        (["--sparsity=quadratic,controlled"], "--l0_targets belongs to several parts of the run: give one of"),
         (["--autoencoder.skip"], "--skip is for transcoders: it goes with --site_out"),
         (
             ["--autoencoder=relu"],
             "--autoencoder=relu has no gradient of the L0, through which the term controlled acts",
         ),
+        (["--autoencoder=relu", "--l0_targets=5"], "give --sparsity=controlled_l1, say"),  # `l1` has no target
+        (["--autoencoder=gated", "--coefficients=0.5"], "give --sparsity=l1, say"),
         # Of a part that the run does not have.
         (
             ["--k=5"],
-            "--k is of a part that the run does not have: it goes with --autoencoder=batchtopk or --autoencoder",
+            "--k belongs to a part that the run does not have: it goes with --autoencoder=batchtopk or --autoencoder",
         ),
         (["--autoencoder.decay=0.5"], "does not have: it goes with --autoencoder=batchtopk"),
         (
             ["--quadratic.coefficient=5"],
-            "--quadratic.coefficient is of a part that the run does not have: it goes with",
+            "--quadratic.coefficient belongs to a part that the run does not have: it goes with",
         ),
-        (["--finish=", "--largest_tokens=5"], "--largest_tokens is of a part that the run does not have: it goes with"),
+        (["--finish=", "--largest_tokens=5"], "--largest_tokens belongs to a part that the run does not have"),
         (["--objective=reconstruction", "--matryoshka=0.5"], "it goes with --objective=matryoshka"),
-        (["--coefficients=1e-3", "--controller=0"], "--controller is of a part that the run does not have"),
-        (["--autoencoder=topk", "--coefficients=1"], "--coefficients is of a part that the run does not have"),
+        (["--coefficients=1e-3", "--controller=0"], "--controller belongs to a part that the run does not have"),
+        (["--autoencoder=topk", "--coefficients=1"], "--coefficients belongs to a part that the run does not have"),
         (
             ["--sparsity=quadratic,l1", "--coefficient=3"],
-            "--coefficient is of several parts of the run: give --quadratic.coefficient or --l1.coefficient",
+            "--coefficient belongs to several parts of the run: give --quadratic.coefficient or --l1.coefficient",
         ),
         # No value.
         (["--autoencoder=topkk"], "--autoencoder: no architecture is named 'topkk': did you mean topk?"),
@@ -216,7 +218,7 @@ def test_kinds_that_a_user_registers_have_flags(mine):
     assert "    --autoencoder.depth: How deep it is. (in no recipe; by itself 2)\n" in printed
     assert "deeper" in flags.FLAGS["autoencoder"].help
     with pytest.raises(
-        ValueError, match="--depth is of a part that the run does not have: it goes with --autoencoder=de"
+        ValueError, match="--depth belongs to a part that the run does not have: it goes with --autoencoder=de"
     ):
         mine("--depth=5")
 
@@ -247,7 +249,7 @@ def test_the_help_of_the_whole_way_has_what_is_set_often():
         "store_dir",
         "saes_dir",
         "worker",
-        "plan_only",
+        "estimate_only",
         "crosscoder",
         "distributed",
         "topology",

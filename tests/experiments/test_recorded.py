@@ -191,7 +191,7 @@ def test_what_is_not_on_record_is_said(tiny, tmp_path, launch, capsys):
     sae.save(autoencoder_for(tiny, 192), tmp_path / "old")
     launch()
     assert recorded.settle([tmp_path / "old"]) is False
-    assert "which text training read is not on record; figures are over shipped text" in capsys.readouterr().out
+    assert "which text training read is not on record; metrics are over shipped text" in capsys.readouterr().out
     sae.save(dataclasses.replace(autoencoder_for(tiny, 192), info=None), tmp_path / "theirs")
     recorded.settle([tmp_path / "theirs"])
     assert "no autoencoder here records its model, its text or which tokens count" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_all_autoencoders_are_checked_before_the_first_forward_pass(tiny, tmp_pa
     narrow = autoencoder_for(tiny, 64)
     sae.save(dataclasses.replace(narrow, info=sae.Info("gemma2-tiny", SITE, SITE)), tmp_path / "b")
     with pytest.raises(
-        ValueError, match=r"/b: layer_2/resid_post of gemma2-tiny is 192 wide, the autoencoder takes 64"
+        ValueError, match=r"/b: activations at layer_2/resid_post of gemma2-tiny have the dim 192, the autoencoder"
     ):
         evaluate.evaluate(tiny, folders, text)
     assert not list(tmp_path.rglob("metrics.json"))

@@ -118,7 +118,7 @@ def test_a_cache_and_arguments_that_do_not_go_with_it(short, tokens):
     cache = gemma.empty_cache(short.config, 2, 16)
     with pytest.raises(ValueError, match="for 2 sequences, got 1"):
         short.apply(tokens[:1, :4], cache=cache)
-    with pytest.raises(ValueError, match="with a cache there is no mask"):
+    with pytest.raises(ValueError, match="a mask is given with a cache: leave it out"):
         short.apply(tokens[:, :4], cache=cache, mask=np.ones((2, 4, 4), bool))
     with pytest.raises(ValueError, match="at least one sequence of one token"):
         gemma.empty_cache(short.config, 0, 16)

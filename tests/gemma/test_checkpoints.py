@@ -181,7 +181,7 @@ def test_a_folder_with_two_checkpoints_asks_which(golden, tmp_path):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(golden, tiny, tmp_path):
     gemma.save(gemma.Model(golden[0].params, golden[0].config, tiny.tokenizer), tmp_path)
-    with pytest.raises(ValueError, match=r"tokenizer\.model has 4096 pieces, but the model only 384 embeddings"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model has 4096 pieces, but the model has only 384 embeddings"):
         gemma.load(tmp_path)
 
 

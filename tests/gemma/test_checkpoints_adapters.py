@@ -173,11 +173,11 @@ def test_the_base_is_found_by_a_relative_path_and_the_adapters_tokenizer_goes_fi
 def test_an_adapter_without_its_base(base, tmp_path):
     adapters.write(tmp_path / "a", base, ALL_Q, base_model_name_or_path=str(tmp_path / "gone"))
     advice = "put the base's config.json and weights into"
-    refused(tmp_path / "a", "is a LoRA adapter of '", "which cannot be had", advice)
+    refused(tmp_path / "a", "is a LoRA adapter of '", "which cannot be loaded", advice)
     small.edit(tmp_path / "a", "adapter_config.json", base_model_name_or_path=None)
     refused(tmp_path / "a", "is a LoRA adapter without its base", "names none", advice)
     small.edit(tmp_path / "a", "adapter_config.json", base_model_name_or_path="gemma2-tiny")
-    refused(tmp_path / "a", "is a LoRA adapter of 'gemma2-tiny', which cannot be had")  # a preset is no path
+    refused(tmp_path / "a", "is a LoRA adapter of 'gemma2-tiny', which cannot be loaded")  # a preset is no path
     shutil.copytree(tmp_path / "a", base, dirs_exist_ok=True)
     assert gemma.load(base).config.num_layers == 3
 
@@ -185,7 +185,7 @@ def test_an_adapter_without_its_base(base, tmp_path):
 def test_other_bases(base, tmp_path):
     adapters.write(tmp_path / "a", base, ALL_Q, base_model_name_or_path=str(tmp_path / "orbax"))
     gemma.save(small.model(), tmp_path / "orbax")
-    refused(tmp_path / "a", "is of Orbax: adapters are merged into safetensors and GGUF alone")
+    refused(tmp_path / "a", "is of Orbax: adapters can be merged only into safetensors and GGUF")
     adapters.write(tmp_path / "b", base, ALL_Q, base_model_name_or_path=str(base))
     small.edit(tmp_path / "a", "adapter_config.json", base_model_name_or_path=str(tmp_path / "b"))
     refused(tmp_path / "a", "which is an adapter too: merge that one first")
@@ -251,4 +251,4 @@ def test_pairs_that_do_not_fit(base, tmp_path):
     (tmp_path / "a" / "adapter_model.bin").write_bytes(b"cos")
     refused(tmp_path / "a", "a pickle, which can run code and is not read")
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps([1]))
-    refused(tmp_path / "a", "is no adapter's configuration")
+    refused(tmp_path / "a", "is not the configuration of an adapter")

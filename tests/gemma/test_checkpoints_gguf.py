@@ -140,7 +140,7 @@ def test_a_file_cut_short(golden_3, tmp_path):
     assert names[0] not in text
     for length in range(0, 9000, 611):
         path.write_bytes(data[:length])
-        refused(path, "is not a GGUF file" if length < 4 else "ends within its header, or that is damaged")
+        refused(path, "is not a GGUF file" if length < 4 else "ends within its header, or the header is damaged")
 
 
 def test_counts_that_cannot_be(golden_3, tmp_path):
@@ -149,7 +149,7 @@ def test_counts_that_cannot_be(golden_3, tmp_path):
     data = path.read_bytes()
     for offset in (8, 16):  # tensors, pairs
         path.write_bytes(data[:offset] + struct.pack("<Q", 2**62) + data[offset + 8 :])
-        refused(path, "ends within its header, or that is damaged")
+        refused(path, "ends within its header, or the header is damaged")
     path.write_bytes(data[:4] + struct.pack(">I", 3) + data[8:])
     refused(path, "version 50331648, expected 2 or 3, little-endian")
 

@@ -67,7 +67,7 @@ def test_names_of_every_kind_of_model(golden_3, before, tmp_path):
 
 def test_two_names_of_one_tensor_are_refused(weights, tmp_path):
     weights["language_model." + GATE] = weights[GATE]
-    refused(put(tmp_path / "m", weights), GATE, "is there as")
+    refused(put(tmp_path / "m", weights), GATE, "is stored as")
 
 
 def test_a_tied_output_embedding_may_be_there_twice(golden, weights, tmp_path):

@@ -69,7 +69,9 @@ def test_many_more_pieces_than_rows_are_another_models(tmp_path):
     words = [f"w{i}" for i in range(200)]
     loaded = gemma.load(ggufs.write(tmp_path / "m.gguf", model, words=words))
     same(loaded, model)
-    assert loaded.tokenizer is None and "has 461 pieces, but the model only 100 embeddings" in loaded.tokenizer_problem
+    assert (
+        loaded.tokenizer is None and "has 461 pieces, but the model has only 100 embeddings" in loaded.tokenizer_problem
+    )
 
 
 @pytest.mark.parametrize("more", [1, 2])

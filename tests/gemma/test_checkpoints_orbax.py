@@ -208,7 +208,7 @@ def test_every_wrong_array_is_named(golden, tmp_path):
 def test_two_names_of_one_array_are_refused(golden, tmp_path):
     weights = flat(golden[0].params)
     tree = nested({**weights, "transformer/final_norm/scale": weights["final_norm/scale"]})
-    refused(folder_for(golden[0], tmp_path, tree), "final_norm/scale is there as ")
+    refused(folder_for(golden[0], tmp_path, tree), "final_norm/scale is stored as ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -274,7 +274,7 @@ def test_files_cut_short_never_load(golden, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [
-        "/weights cannot be read as an Orbax checkpoint, its files are damaged: of its arrays nothing can be read",
+        "/weights cannot be read as an Orbax checkpoint, its files are damaged: none of its arrays can be read",
         "/weights does not hold this model:",
     ]
 

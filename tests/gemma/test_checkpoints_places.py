@@ -48,7 +48,7 @@ def test_a_home_is_found_and_saved_to(format, tmp_path, monkeypatch):
     gemma.save(model, "~/models/m", format)
     assert (tmp_path / "models" / "m" / "config.json").exists() and not os.path.exists("~")
     same(gemma.load("~/models/m"), model)
-    refused("~nobody-of-this-name/m", "begins with the home of a user, which this machine does not have")
+    refused("~nobody-of-this-name/m", "begins with the home of a user that this machine does not have")
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
@@ -74,7 +74,7 @@ def test_what_is_not_there_or_not_read_from_a_bucket(bucket, golden_3):
     (bucket / "empty" / "notes.txt").write_text("no model")
     refused("gs://mine/empty", "has no weights")
     ggufs.write(bucket / "m.gguf", golden_3[0])
-    refused("gs://mine/m.gguf", "is a GGUF file in a bucket, which is not read from there: copy it to this machine")
+    refused("gs://mine/m.gguf", "is a GGUF file in a bucket, where it cannot be read: copy it to this machine")
 
 
 def test_without_the_package_for_buckets():

@@ -96,7 +96,7 @@ def test_a_folder_called_like_a_preset_without_weights_at_hand_is_the_folder(tmp
 
 def test_a_path_is_no_preset_and_no_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(pathlib.Path("gemma2-tiny"), "there is no file or folder 'gemma2-tiny'")
+    refused(pathlib.Path("gemma2-tiny"), "no file or folder 'gemma2-tiny' exists")
     (tmp_path / "google").mkdir()
     refused(tmp_path / "google" / "gemma-2-2b", "neither a folder, a file")
 

@@ -205,7 +205,7 @@ def test_numpy_parameters(golden, prompt):
         ({"top_k": 40.0}, "top_k must be an integer, got 40.0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, got 2.5"),
         ({"samples": 0}, "samples must be at least 1"),
-        ({"seed": 2**32 + 1}, r"seed must be below 2\^32, of which JAX would take the lower bits, got 4294967297"),
+        ({"seed": 2**32 + 1}, r"seed must be below 2\^32, since JAX would take the lower bits alone, got 4294967297"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"min_p": 1.5}, "min_p must be at least 0 and at most 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),

@@ -83,7 +83,7 @@ def test_a_site_is_added_by_one_record(golden):
         values = model.run(TOKENS, capture="layer_1/mlp_*").values
         product = values["layer_1/mlp_act"] * values["layer_1/mlp_up"]
         np.testing.assert_allclose(product, values["layer_1/mlp_hidden"], rtol=1e-6)
-        with pytest.raises(ValueError, match="there is a kind of site mlp_act already"):
+        with pytest.raises(ValueError, match="the kind of site mlp_act exists already"):
             gemma.sites.add(kind, before="mlp_hidden")
     finally:
         gemma.sites.remove("mlp_act")

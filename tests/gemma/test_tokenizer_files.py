@@ -44,7 +44,7 @@ def test_a_gguf_file_whose_end_token_is_another(model, tmp_path):
         ({"words": [*ggufs.WORDS, "th"]}, "m.gguf has pieces that make no tokenizer"),
         (
             {"words": [*ggufs.WORDS, *(f"{i}x" for i in range(200))]},
-            "has 494 pieces, but the model only 384 embeddings",
+            "has 494 pieces, but the model has only 384 embeddings",
         ),
     ],
 )

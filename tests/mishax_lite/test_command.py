@@ -83,7 +83,7 @@ def test_show_prints_a_member_as_a_diff(module, subject, capsys):
     assert main(["show", patches.__name__, "Block.__call__"]) == 0
     assert capsys.readouterr().out == text
     assert main(["show", patches.__name__, "nobody"]) == 2
-    assert "there are: Block.__call__" in capsys.readouterr().err
+    assert "they edit: Block.__call__" in capsys.readouterr().err
 
 
 def test_nothing_to_check_is_said(subject, capsys):

@@ -282,7 +282,7 @@ def test_functions_of_a_notebook(notebook):
         assert "y = tap('y', x + 100)" in inspect.getsource(m.f)
     assert (m.f(1), m.g(1), m.h(1)) == (2, 2, 2) and not patch.installed
     assert "y = x + 1" in inspect.getsource(m.f)
-    with pytest.raises(ValueError, match="f, h of '__main__' were typed in in 2 cells; make a Patch for each"):
+    with pytest.raises(ValueError, match="f, h of '__main__' were typed into 2 cells; make a Patch for each"):
         Patch(m, {"f": edits, "h": edits}).check()
     with pytest.raises(ValueError, match="no function nobody"):
         Patch(m, {"nobody": edits}).check()

@@ -128,11 +128,11 @@ def test_the_fingerprint_is_of_the_values_and_of_what_decides_beside_them():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: m.apply([[0, 99]]), "the token id 99 has no row: equinox has 0 to 30"),
+        (lambda m: m.apply([[0, 99]]), "the token id 99 has no row: equinox has rows 0 to 30"),
         (lambda m: m.apply([[0, -1]]), "the token id -1 has no row"),
         (lambda m: m.apply([0, 1]), "tokens are integers [B, T], got int64[2]"),
         (lambda m: m.run([[0.5]]), "tokens are integers [B, T], got float64[1, 1]"),
-        (lambda m: m.losses([[0]]), "losses are of sequences of two tokens at least, got [B, T] = [1, 1]"),
+        (lambda m: m.losses([[0]]), "losses need sequences of at least two tokens, got [B, T] = [1, 1]"),
         (lambda m: jax.jit(lambda m: m.run([[0, 1]]).logits)(m), "inside of jax.jit call model.apply"),
         (lambda m: m.run([[0, 1]], capture="blocks/0/mpl"), "blocks/0/mlp"),
         (lambda m: dataclasses.replace(m, tokenizer=None).run("a"), "equinox was loaded without a tokenizer"),
@@ -147,7 +147,7 @@ def test_the_fingerprint_is_of_the_values_and_of_what_decides_beside_them():
             "expected [24]",
         ),
         (lambda m: with_kind(m, "z", path="blocks/{}/mlp").sites, "two site kinds have the site 'blocks/0/mlp'"),
-        (lambda m: with_kind(m, "embed", path="", name="logits").sites, "`logits` is there already"),
+        (lambda m: with_kind(m, "embed", path="", name="logits").sites, "`logits` exists already"),
         (
             lambda m: with_kind(m, "z", path="mix"),
             "the path of the site kind 'z' is 'mix': with in_layers=True it needs",

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae.architectures import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from sae.architectures import BatchTopK, Encoded, Gated, JumpReLU, ReLU, TopK
 from sae.architectures.batchtopk import Running, nth_largest
 from sae.initialisation import Initialisation
 from sae.inputs import Inputs, Units
 from sae.objectives import Matryoshka, Reconstruction
 from sae.parts import Sizes, numbers_of
+from sae.runs import Run
 from sae.sparsity import L1, Now, Tanh
+from sae.trainer.complaints import complaints
 from tests.sae import architectures_by_hand as by_hand
 
 A, A_OUT, Z, B = 6, 5, 32, 16
@@ -101,7 +103,7 @@ def test_what_is_released_makes_of_raw_activations_what_was_trained_on_scaled_on
     encoded = architecture.encode(params, jnp.float32(x), architecture.state(about), about)
     state = architecture.update(architecture.state(about), encoded, jnp.int32(0), about)
     if name == "batchtopk":  # the smallest that was kept is above the threshold then, and not at it
-        state = state._replace(total=0.999 * state.total)
+        state = state._replace(threshold=0.999 * state.threshold)
     site_out = "out" if transcodes else "in"
     autoencoder = Inputs().fold(architecture.release(params, state, about), units, ("in",), (site_out,))
     raw = units["in"].scale * jnp.float32(x) + units["in"].centre
@@ -111,19 +113,60 @@ def test_what_is_released_makes_of_raw_activations_what_was_trained_on_scaled_on
     assert (np.asarray(encoded.f) > 0).any()
 
 
-def test_batchtopks_threshold_is_the_running_mean_of_the_smallest_kept():
-    architecture, about = BatchTopK(k=2.0, decay=0.9), sizes()
+@pytest.mark.parametrize("decay", [0.99, 0.1])
+def test_batchtopks_threshold_is_the_mean_of_the_smallest_kept_over_the_last_twentieth(decay):
+    """Until `decay` makes the mean shorter: at step t each batch before counts by t / (t + 20) less, or by `decay`."""
+    architecture, about = BatchTopK(k=2.0, decay=decay), sizes()
     p, params, x, _ = drawn(architecture)
-    state, smallest = architecture.state(about), []
-    for i in range(3):
+    state, smallest, l0 = architecture.state(about), [], []
+    weights = np.zeros(0)
+    for i in range(5):
         batch = (1 + i) * x
         z = np.maximum(by_hand.pre_activations(p, batch, False), 0)
         smallest.append(np.sort(z, axis=None)[-2 * B])
+        keep = min(decay, i / (i + 20))
+        weights = np.append(keep * weights, 1 - keep)
+        l0.append((z > np.average(smallest, weights=weights)).sum(axis=1).mean())
         encoded = architecture.encode(params, jnp.float32(batch), state, about)
         state = architecture.update(state, encoded, jnp.int32(i), about)
-    want = np.average(smallest, weights=[0.81, 0.9, 1.0])
+    want = np.average(smallest, weights=weights)
     np.testing.assert_allclose(architecture.release(params, state, about).threshold, want, rtol=1e-5)
-    assert Running(jnp.float32(0), jnp.float32(0)).mean == 0
+    records = architecture.records(params, state, about)
+    np.testing.assert_allclose(records["l0_released"], np.average(l0, weights=weights), rtol=1e-5)
+    assert architecture.state(about) == Running(0, 0)
+
+
+def test_batchtopks_threshold_forgets_the_first_batches_however_short_the_run():
+    """The smallest kept latent falls from 10 to 1 in the first half of 40 steps, and stays: with a decay of 0.99 alone
+    the mean would be 2.9. After 2,000 steps more it is that mean, whose weights are the powers of 0.99."""
+    architecture, about = BatchTopK(k=2.0), sizes()
+    smallest = np.concatenate([np.linspace(10, 1, 20), np.ones(20)])
+    state = architecture.state(about)
+    update = jax.jit(lambda state, threshold, step: architecture.update(state, encoded_with(threshold), step, about))
+    for step, threshold in enumerate(smallest):
+        state = update(state, np.float32(threshold), np.int32(step))
+    assert state.threshold == pytest.approx(1.0, abs=0.01)
+    later = np.random.default_rng(0).uniform(1, 2, 2000)
+    for step, threshold in enumerate(later):
+        state = update(state, np.float32(threshold), np.int32(40 + step))
+    weights = 0.99 ** np.arange(2000)[::-1]
+    assert state.threshold == pytest.approx(np.average(later, weights=weights), rel=1e-3)
+
+
+def encoded_with(threshold):
+    """A batch without latents whose smallest kept latent is given."""
+    zeros = jnp.zeros((B, Z))
+    return Encoded(zeros, zeros[:, 0], zeros[0], zeros, threshold)
+
+
+def test_a_released_threshold_with_another_l0_than_k_is_said_at_the_end():
+    run = Run("s", Z, 100, autoencoder=BatchTopK(k=8.0), sparsity=())
+    record = {"step": 99, "l0": 8.0, "fvu": 0.2, "dead": 0, "dead_tokens": 10}
+    said = complaints(run, [record | {"l0_released": 11.5}])
+    assert said["l0"].startswith("the released threshold gives an L0 of 11.5 in the last batches, and k is 8: ")
+    assert complaints(run, [record | {"l0_released": 7.1}])["l0"]
+    assert not complaints(run, [record | {"l0_released": 8.7}])
+    assert not complaints(run, [record | {"step": 60, "l0_released": 11.5}])
 
 
 @pytest.mark.parametrize("n", [1, 7, 40, 64, 65])

@@ -36,7 +36,7 @@ def sequences(tiny):
         (lambda tiny, s: sae.evaluate(autoencoder_for(tiny, 192), tiny, DOCUMENTS), "a list of 4 Doc", "cut(documents"),
         (lambda tiny, s: sae.evaluate("runs/a", tiny, s), "the text 'runs/a'", "sae.load(folder)"),
         (lambda tiny, s: sae.evaluate(autoencoder_for(tiny, 192), "tiny", s), "the text 'tiny'", "gemma.load"),
-        (lambda tiny, s: as_sequences([[2, 5], [2]], tiny), "of several", "model.tokenizer.pad"),
+        (lambda tiny, s: as_sequences([[2, 5], [2]], tiny), "got several lengths", "model.tokenizer.pad"),
         (lambda tiny, s: sae.save(s, "x"), "a Sequences", "sae.save takes one autoencoder"),
     ],
 )
@@ -62,3 +62,9 @@ def test_a_store_of_a_text_that_was_read_otherwise_is_refused_with_the_cause_fir
     assert str(error.value).splitlines()[1] == "  only_model_turns: the store has True, asked for False"
     assert not re.search("sha256", str(error.value))
     np.testing.assert_array_equal(turns.tokens, whole.tokens)
+
+
+def test_a_path_is_not_taken_for_an_open_store(tmp_path):
+    for path in ("runs/store", tmp_path):
+        with pytest.raises(TypeError, match=r"got the path '.*': call sae\.ActivationStore\.open\(path\)$"):
+            sae.ActivationStore(path)

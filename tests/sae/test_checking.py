@@ -74,7 +74,7 @@ def test_the_wrong_site_of_a_transcoders_output():
 def test_the_wrong_gain(truth, claim):
     wrong = planted.claiming(right(truth, OUT), site=claim)
     found(
-        wrong, "gain", truth, OUT, f"It reads {truth} and writes {OUT}, which differs from what is claimed by a norm's"
+        wrong, "gain", truth, OUT, f"It reads {truth} and writes {OUT}, which differs from the claimed site by a norm's"
     )
 
 
@@ -126,6 +126,14 @@ def test_silent_about_right_autoencoders(site):
         result
     )
     assert result.mended(right(site)) is right(site)
+
+
+def test_an_autoencoder_that_explains_little_of_its_own_site_is_not_said_to_fit_without_more():
+    one = right(POST)
+    few = one.part(np.arange(one.width // 8))
+    result = check(dataclasses.replace(few, info=one.info))
+    assert result.fits and 0.5 < result.best.fvu < 0.9
+    assert str(result).startswith(f"Check({POST} of small fits best, yet explains little: FVU {result.best.fvu:.3f}")
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import sae
-from gemma import sampling
+from gemma import decoding
 from mishax_lite import compiling
 from sae import capturing
 from sae.evaluation import latents
@@ -16,7 +16,7 @@ from sae.trainer.sweeps import groups_of
 def test_programs_that_matter_are_compiled_with_the_options_of_their_kind(monkeypatch, one_device):
     forward = (capturing.activations_at, evaluation.losses_with, evaluation.reconstruct, latents._text_latents)
     assert {function.program for function in forward} == {"forward"}
-    assert sampling._decode.program == "other"
+    assert decoding.decode.program == "other"
     # That they reach the compiler shows an option which it refuses by its name.
     refused = lambda program, platform=None: {f"xla_of_{program}": "1"}  # noqa: E731
     monkeypatch.setattr(compiling, "compiler_options", refused)

@@ -51,7 +51,7 @@ def test_a_rule_says_what_counts():
 
 def test_a_store_finds_the_limits_of_the_sinks_that_are_asked_for():
     request = Counted((0,), sinks=Sinks(4.0, ("b", "a")))
-    with pytest.raises(ValueError, match="these sinks have no limits yet: the store or stream"):
+    with pytest.raises(ValueError, match="these sinks have no limits yet: a harvest's store"):
         _ = request.sink_limits
     assert request.with_limits({"a": 2.0, "b": 3.0}).sinks == Sinks(4.0, ("a", "b"), {"a": 2.0, "b": 3.0})
     assert Counted((0,)).with_limits({}) == Counted((0,))
@@ -60,11 +60,11 @@ def test_a_store_finds_the_limits_of_the_sinks_that_are_asked_for():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sinks(1.0), "the factor of sinks is a multiple of the median norm, more than 1; got 1.0"),
+        (lambda: Sinks(1.0), "Sinks: factor is a multiple of the median norm, above 1; got 1.0"),
         (lambda: Sinks(float("nan")), "Sinks: factor must be finite"),
-        (lambda: Sinks(), "Sinks take a factor, .*or their limits"),
+        (lambda: Sinks(), "Sinks need a factor, .*or limits"),
         (lambda: Sinks(4.0, ("a",), {"b": 1.0}), "the limits of sinks are of b, and their sites are a"),
-        (lambda: Counted((0.5,)), "Counted: special_ids must be a tuple, each of it a whole number"),
+        (lambda: Counted((0.5,)), "Counted: special_ids must be a tuple, each item a whole number"),
         (lambda: Counted((0,), sinks=4.0), r"Counted: sinks are Sinks, such as Sinks\(4.0\), or None; got 4.0"),
     ],
 )
@@ -103,7 +103,8 @@ def test_cut_says_how_it_cut(tmp_path):
 
 
 def test_examples():
-    assert doctest.testmod(sae.counted).attempted and not doctest.testmod(sae.counted).failed
+    result = doctest.testmod(sae.counted, extraglobs={"sae": sae})
+    assert result.attempted and not result.failed
 
 
 def test_what_is_left_out_is_said_in_words():

@@ -12,7 +12,7 @@ import pytest
 import gemma
 import sae
 from sae.capturing import activations_at
-from sae.evaluation import fidelity, matching
+from sae.evaluation import fidelity, matching, measuring
 from sae.evaluation.latents import latent_statistics
 from sae.records import Record
 from sae.text import Document, Origin, cut
@@ -134,11 +134,11 @@ def other_model(tiny, name="final_norm"):
 
 def test_a_baseline_of_something_else_is_refused(tiny, text, part):
     autoencoder = autoencoder_for(tiny, 192)
-    known = fidelity.baseline(tiny, text.take(slice(0, 8)), SITE)
+    shared = fidelity.baseline(tiny, text.take(slice(0, 8)), SITE)
     with pytest.raises(ValueError, match=r"text: the baseline's is 8 sequences of 24 .* the one given is 21 sequences"):
-        sae.evaluate(autoencoder, tiny, text, known=known)
-    known = fidelity.baseline(tiny, text, SITE)
-    assert sae.evaluate(autoencoder, tiny, text, known=known) == sae.evaluate(autoencoder, tiny, text)
+        sae.evaluate(autoencoder, tiny, text, baseline=shared)
+    shared = fidelity.baseline(tiny, text, SITE)
+    assert sae.evaluate(autoencoder, tiny, text, baseline=shared) == sae.evaluate(autoencoder, tiny, text)
     changed = text.tokens.copy()
     changed[3, 5] += 1
     refusals = {
@@ -153,11 +153,11 @@ def test_a_baseline_of_something_else_is_refused(tiny, text, part):
     }
     for message, (model, some, rule) in refusals.items():
         with pytest.raises(ValueError, match=message):
-            sae.evaluate(autoencoder, model, some, known=known, counted=rule)
+            sae.evaluate(autoencoder, model, some, baseline=shared, counted=rule)
     with pytest.raises(
         ValueError, match=r"site: the baseline's is layer_2/resid_post, the one given is layer_1/mlp_out"
     ):
-        sae.evaluate(autoencoder_for(tiny, 192, "layer_1/mlp_out"), tiny, text, known=known)
+        sae.evaluate(autoencoder_for(tiny, 192, "layer_1/mlp_out"), tiny, text, baseline=shared)
 
 
 def recorded(tiny, **record):
@@ -173,7 +173,7 @@ def test_another_models_autoencoder_is_refused_before_any_forward_pass(tiny, tex
     def no_pass(*_, **__):
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr(fidelity, "activations_at", no_pass)
+    monkeypatch.setattr(measuring, "activations_at", no_pass)
     with pytest.raises(ValueError, match=r"with parameters \w+…, the model given is a gemma2-tiny with parameters"):
         sae.evaluate(autoencoder, other_model(tiny), text)
     with pytest.raises(ValueError, match=r"with parameters"):

@@ -87,6 +87,22 @@ def test_it_comes_back_from_files_that_compute_the_same(tmp_path, format, skip):
     assert (info.model, info.site, info.site_out) == ("gemma3-270m", INTO, OUT)
 
 
+def test_skips_in_circuit_tracers_files_are_applied_as_they_are(tmp_path):
+    """Its files after 0.5 may have them; 0.5 leaves them out, so that ours have none."""
+    clt, W_skip = made(), normal(L, A, A)
+    sae.save(clt, tmp_path, format="circuit_tracer")
+    for layer in range(L):
+        file = tmp_path / f"W_enc_{layer}.safetensors"
+        t = safetensors.numpy.load_file(file)
+        safetensors.numpy.save_file(t | {f"W_skip_{layer}": W_skip[layer]}, file)
+    loaded = sae.load(tmp_path)
+    np.testing.assert_allclose(loaded(X) - clt(X), np.einsum("BLA,LAC->BLC", X, W_skip), rtol=1e-4, atol=1e-5)
+    assert outline(tmp_path).W_skip.shape == (L, A, A)
+    safetensors.numpy.save_file(t, file)
+    with pytest.raises(ValueError, match=r"W_enc_2.*: it and W_enc_0.safetensors differ in whether they have a W_skip"):
+        sae.load(tmp_path)
+
+
 def test_hooks_of_named_and_of_all_layers(tmp_path):
     clt = made()
     for hook, layers in (("model.layers.{5,9,12}.output", (5, 9, 12)), ("model.layers.{all}.output", (0, 1, 2))):
@@ -108,7 +124,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path):
     sae.save(made(), tmp_path / "x", format="gemma_scope_2_layers")
     other = {"w_enc": normal(A, 2), "w_dec": normal(2, L, A), "b_enc": normal(2), "b_dec": normal(A)}
     safetensors.numpy.save_file(other | {"threshold": normal(2)}, tmp_path / "x" / "params_layer_2.safetensors")
-    with pytest.raises(ValueError, match=r"params_layer_2.*: w_enc \[4, 2\] is another than params_layer_0"):
+    with pytest.raises(ValueError, match=r"params_layer_2.*: w_enc \[4, 2\] is not \[.*\], as params_layer_0"):
         sae.load(tmp_path / "x")
     with pytest.raises(ValueError, match=r"no place for an affine skip .*gemma_scope_2_layers"):
         sae.save(made(skip=True), tmp_path / "y", format="circuit_tracer")

@@ -14,7 +14,7 @@ import sae
 from gemma.sharding import param_shardings
 from sae.autoencoder import bare
 from sae.capturing import activations_at
-from sae.evaluation import fidelity, latents, programs
+from sae.evaluation import fidelity, latents, measuring, programs
 from sae.evaluation.counting import counted_text, sites_to_capture
 from sae.evaluation.metrics import summarise
 from sae.records import Record
@@ -190,8 +190,8 @@ def test_several_in_one_pass_are_as_one_by_one(tiny):
     for one, metrics in zip(group, together, strict=True):
         alone = sae.evaluate(one, tiny, tokens)
         assert alone == metrics and alone.largest == metrics.largest
-        known = fidelity.baseline(tiny, tokens, alone.site)
-        assert sae.evaluate([one], tiny, tokens, known=known) == [metrics]
+        shared = fidelity.baseline(tiny, tokens, alone.site)
+        assert sae.evaluate([one], tiny, tokens, baseline=shared) == [metrics]
 
 
 def test_what_lies_below_a_site_is_computed_once_a_batch_of_many_sequences(tiny, monkeypatch):
@@ -207,7 +207,7 @@ def test_what_lies_below_a_site_is_computed_once_a_batch_of_many_sequences(tiny,
 
         monkeypatch.setattr(module, name, call)
 
-    counted(fidelity, "activations_at")
+    counted(measuring, "activations_at")
     counted(programs, "losses_with")
     group = [autoencoder_for(tiny, 192, seed=seed) for seed in range(3)]
     sae.evaluate(group, tiny, sequences(tiny, 5 * 16))
@@ -265,18 +265,18 @@ def test_a_sweep_at_one_site_compiles_the_model_once(tiny):
     autoencoder's statistics compile no part of it either."""
     tokens, site = sequences(tiny, 5)[:, :20], "layer_1/mlp_out"  # a length that no other test has
     with compilations.counted() as first:
-        known = fidelity.baseline(tiny, tokens, site)
-        sae.evaluate(autoencoder_for(tiny, 192, site), tiny, tokens, known=known)
+        shared = fidelity.baseline(tiny, tokens, site)
+        sae.evaluate(autoencoder_for(tiny, 192, site), tiny, tokens, baseline=shared)
     assert forward_passes(first) == 2 and first.count("reconstruct") == 1
     with compilations.counted() as second:
-        sae.evaluate(autoencoder_for(tiny, 192, site, seed=1), tiny, tokens, known=known)
+        sae.evaluate(autoencoder_for(tiny, 192, site, seed=1), tiny, tokens, baseline=shared)
         sae.evaluate(autoencoder_for(tiny, 192, site, seed=2), tiny, tokens)
     assert second == []
     wide = autoencoder_for(tiny, 192, site)
     narrow = jax.tree.map(lambda leaf: leaf[..., :96], (wide.W_enc, wide.b_enc, wide.threshold))
     narrow = sae.JumpReLU(narrow[0], narrow[1], wide.W_dec[:96], wide.b_dec, narrow[2], info=wide.info)
     with compilations.counted() as third:
-        sae.evaluate(narrow, tiny, tokens, known=known)
+        sae.evaluate(narrow, tiny, tokens, baseline=shared)
         latents.latent_statistics(wide, tiny, tokens, site)
     assert forward_passes(third) == 0 and third.count("reconstruct") == 1
 
@@ -328,7 +328,7 @@ def test_an_exact_autoencoder_loses_nothing(tiny):
 
 def test_what_does_not_belong_is_refused(tiny):
     tokens = sequences(tiny, 2)
-    with pytest.raises(ValueError, match=r"is 192 wide, the autoencoder takes 64"):
+    with pytest.raises(ValueError, match=r"have the dim 192, the autoencoder takes 64"):
         sae.evaluate(autoencoder_for(tiny, 64), tiny, tokens)
     other = autoencoder_for(tiny, 192)
     object.__setattr__(other, "info", sae.Info("gemma2-2b", SITE, SITE))
@@ -360,13 +360,13 @@ def test_a_model_of_another_configuration_is_refused(tiny):
         sae.evaluate(autoencoder, other, tokens)
     text = counted_text(info, tiny, as_sequences(tokens, tiny))
     about = {"counted": text.rule, "text": "", "text_sha256": text.sha256, "model": tiny.name}
-    reference = fidelity.Baseline(SITE, np.zeros(192), {}, **about, model_fingerprint=tiny.fingerprint)
+    reference = measuring.Baseline(SITE, np.zeros(192), {}, **about, model_fingerprint=tiny.fingerprint)
     reference.check((SITE,), text, tiny)
     bare_one = dataclasses.replace(autoencoder, info=None)
     with pytest.raises(
         ValueError, match=r"this baseline is of another evaluation: model: the baseline's is gemma2-tiny"
     ):
-        sae.evaluate(bare_one, other, tokens, SITE, known=reference, counted=text.rule)
+        sae.evaluate(bare_one, other, tokens, SITE, baseline=reference, counted=text.rule)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_model_of_another_configuration_is_refused(tiny):
         (lambda a: {"threshold": a.threshold.at[7].set(-1.0)}, "threshold must be at least 0, got 1 below it"),
         (
             lambda a: {name: jnp.stack([x, x]) for name, x in vars(a).items() if hasattr(x, "dtype")},
-            "an autoencoder's W_enc has 2 axes, got 3: of stacked ones, each goes by itself",
+            "an autoencoder's W_enc has 2 axes, got 3: give stacked autoencoders one at a time",
         ),
     ],
 )

@@ -80,11 +80,11 @@ def test_a_number_of_jax_becomes_plain():
         ("rate", None, "rate must be a number, got None"),
         ("rate", 10**400, "rate must be a number, got 1000"),
         ("rate", 1j, "rate must be a number, got 1j"),
-        ("name", 3, "name must be a text or a tuple, each of it a text, got 3"),
+        ("name", 3, "name must be a text or a tuple, each item a text, got 3"),
         ("target", np.float32("nan"), "target must be finite, got nan"),
         ("centre", "no", "centre must be True or False, got 'no'"),
         ("centre", 1, "centre must be True or False, got 1"),
-        ("parts", 0.5, "parts must be a tuple, each of it a number, got 0.5"),
+        ("parts", 0.5, "parts must be a tuple, each item a number, got 0.5"),
         ("parts", (1.0, float("inf")), "parts must be finite, got inf"),
     ],
 )
@@ -136,4 +136,5 @@ def test_numbers_of_numpy_go_to_files():
 
 @pytest.mark.parametrize("module", [fields, sae.recipes, sae.ahead])
 def test_examples(module):
-    assert doctest.testmod(module).attempted and not doctest.testmod(module).failed
+    result = doctest.testmod(module, extraglobs={"sae": sae})
+    assert result.attempted and not result.failed

@@ -161,9 +161,9 @@ def changed(**arrays):
         (lambda: changed(threshold=-make().threshold), "threshold must be at least 0, got 16 below it"),
         (
             lambda: jax.tree.map(lambda a: jnp.stack([a, a]), make()),
-            "got shape .*; of 2 stacked ones, each goes by itself",
+            "got shape .*: give the 2 stacked ones one at a time",
         ),
-        (lambda: jax.tree.map(lambda a: jnp.stack([a] * 3), crosscoder()), "of 3 stacked ones"),
+        (lambda: jax.tree.map(lambda a: jnp.stack([a] * 3), crosscoder()), "give the 3 stacked ones one at a time"),
         (lambda: changed(threshold=jnp.ones(5)), "these arrays make no autoencoder"),
         (lambda: changed(W_skip=jnp.ones((6, 5))), "these arrays make no autoencoder"),
         (lambda: changed(b_dec=jnp.zeros(6, jnp.int32)), "b_dec must be an array of floating-point numbers"),
@@ -275,7 +275,7 @@ def test_a_damaged_directory_of_an_archive_is_named(tmp_path, name, place):
 
 @pytest.mark.parametrize("several", [[make()], {"a": make()}, None])
 def test_what_is_no_autoencoder_is_not_saved(tmp_path, several):
-    with pytest.raises(ValueError, match=r"save takes one autoencoder, .*: of several, each goes"):
+    with pytest.raises(ValueError, match=r"save takes one autoencoder, .*: save each of several"):
         sae.save(several, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

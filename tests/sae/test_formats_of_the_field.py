@@ -87,6 +87,17 @@ def test_saelens_transcoders_subtract_nothing_and_add_the_skip_transposed(tmp_pa
     close(loaded(X), f @ t["W_dec"] + t["b_dec"] + (X @ t["W_skip"].T if "W_skip" in t else 0))
 
 
+@pytest.mark.parametrize("architecture", ["jumprelu", "jumprelu_transcoder"])
+def test_saelens_thresholds_below_0_are_0(tmp_path, architecture):
+    """Its training moves them there; its ReLU comes before the gate."""
+    t = their_tensors("b_enc", "threshold")
+    t["threshold"][::2] *= -1
+    loaded = saelens(tmp_path, architecture, t, apply_b_dec_to_input=False, d_out=A)
+    z = X @ t["W_enc"] + t["b_enc"]
+    close(loaded.encode(X), relu(z) * (z > t["threshold"]))
+    assert (loaded.threshold[::2] == 0).all() and (loaded.threshold[1::2] > 0).all()
+
+
 def test_saelens_topk_scaled_by_the_decoders_norms(tmp_path):
     t = their_tensors("b_enc")
     loaded = saelens(tmp_path, "topk", t, k=K, rescale_acts_by_decoder_norm=True)
@@ -96,9 +107,22 @@ def test_saelens_topk_scaled_by_the_decoders_norms(tmp_path):
     close(loaded(X), (f / norms) @ t["W_dec"] + t["b_dec"])
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_saelens_topk_of_normalised_tokens(tmp_path, rescaled):
+    t = their_tensors("b_enc")
+    words = {"normalize_activations": "layer_norm", "rescale_acts_by_decoder_norm": rescaled}
+    loaded = saelens(tmp_path, "topk", t, k=K, **words)
+    mean, deviation = X.mean(axis=1, keepdims=True), X.std(axis=1, keepdims=True, ddof=1)
+    norms = np.linalg.norm(t["W_dec"], axis=1) if rescaled else 1
+    f = largest(relu((((X - mean) / (deviation + 1e-5) - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms))
+    close(loaded.encode(X), f * deviation)  # in raw units
+    close(loaded(X), (f / norms @ t["W_dec"] + t["b_dec"]) * deviation + mean)
+    assert isinstance(loaded, sae.NormedTopK)
+
+
 def test_saelens_inputs_scaled_by_a_constant_are_folded(tmp_path):
     t, scale = their_tensors("b_enc"), 2.5
-    with pytest.raises(ValueError, match=r"scaled by a constant .*no activation_scaler.json beside it names"):
+    with pytest.raises(ValueError, match=r"scaled by a constant .*no activation_scaler.json beside it has"):
         saelens(tmp_path, "standard", t, normalize_activations="expected_average_only_in")
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": scale}))
     f = relu((scale * X - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
@@ -343,6 +367,14 @@ def test_dictionaries_compute_as_dictionary_learning_does(tmp_path, kind):
     close(loaded(X), out)
     assert (loaded.info.model, loaded.info.site) == ("gemma2-2b", "layer_8/resid_post")
     outlines.check(tmp_path)
+
+
+def test_dictionaries_thresholds_below_0_are_0(tmp_path):
+    """Their training moves them there; their ReLU comes after the gate."""
+    dictionary(tmp_path, "JumpReluAutoEncoder", threshold=np.full(Z, -0.5, np.float32))
+    loaded = sae.load(tmp_path)
+    close(loaded.encode(X), relu(X @ np.asarray(loaded.W_enc) + np.asarray(loaded.b_enc)))
+    assert (loaded.threshold == 0).all()
 
 
 def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path):

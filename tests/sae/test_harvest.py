@@ -86,7 +86,7 @@ def test_harvest_on_eight_devices_gives_the_same_rows(tiny, tmp_path, meshes):
     a, b = (take(s, 1, s.rows, sites=[site, "token"])[0] for s in (one, eight))
     np.testing.assert_array_equal(a["token"], b["token"])
     np.testing.assert_allclose(a[site], b[site], atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"not on the mesh's devices: load the model onto them, as gemma.load"):
+    with pytest.raises(ValueError, match=r"not on the mesh's devices: load the model onto the mesh, as gemma.load"):
         sae.harvest(tiny, sequences, [site], tmp_path / "other", mesh=mesh)
 
 
@@ -154,7 +154,7 @@ def test_memory_decides_how_much_is_shuffled(tiny):
     assert filling.sequences_in(2**30, 10**9, 32, shapes) == 5 * 2**27 // (2 * 4 * 128 * 31) // 16 * 16
     assert filling.sequences_in(10**9, 100, 32, shapes) == 4
     with pytest.raises(
-        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give 126,976 bytes"
+        ValueError, match=r"no room for one sequence: 31 rows of 512 bytes, 2 times, .* Give at least 126,976 bytes"
     ):
         filling.sequences_in(1000, 100, 32, shapes)
 

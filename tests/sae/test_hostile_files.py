@@ -31,7 +31,7 @@ BAD = {
     "no header": (b"", {"data": b"", "length": 0}, "Expecting value"),
     "no object": (b"[1]", {}, "it is no object"),
     "no JSON": (b"{not}", {}, "is damaged: in its header"),
-    "twice": (b'{"a": 1, "a": 2}', {}, "'a' is there twice"),
+    "twice": (b'{"a": 1, "a": 2}', {}, "'a' comes twice"),
     "dtype": (changed(dtype="U64"), {}, "a has dtype 'U64', expected one of F64, F32"),
     "lie about the dtype": (changed(dtype="F16"), {}, r"a would be F16\[2, 3\] in the bytes 0 to 24"),
     "lie about the shape": (changed(shape=[2, 4]), {}, r"a would be F32\[2, 4\] in the bytes 0 to 24"),

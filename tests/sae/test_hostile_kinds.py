@@ -62,7 +62,7 @@ CASES = {
     ),
     "header that names a tensor twice": (
         lambda folder: header(folder, b'{"b_enc": {}, "b_enc": {}}'),
-        "'b_enc' is there twice",
+        "'b_enc' comes twice",
     ),
     "overlapping tensors": (lambda folder: header(folder, entry(data_offsets=[0, 24])), "overlap"),
     "dtype lie": (lambda folder: header(folder, entry(dtype="F16")), "b_enc would be F16"),
@@ -84,7 +84,7 @@ CASES = {
     "two candidate files": (both, "autoencoders of several formats, params.npz, params.safetensors"),
     "config with a key twice": (
         lambda folder: gemma_scope_2(folder, '{"l0": 1, "l0": 2}'),
-        "config.json .*there twice",
+        "config.json .*comes twice",
     ),
     "config of a gigabyte": (
         lambda folder: gemma_scope_2(folder) and sparse(folder / "config.json", 1 << 30),
@@ -103,13 +103,13 @@ CASES = {
     ),
     "architecture that is a list": (saelens(architecture=["jumprelu"]), "cfg.json: the architecture"),
     "version of strange digits": (saelens(sae_lens_version="²", architecture="x"), "cfg.json: the architecture 'x'"),
-    "missing layer": (layer("other.safetensors"), "(has no|make no|is another).*params_layer_0|make no"),
+    "missing layer": (layer("other.safetensors"), "(has no|make no|is not).*params_layer_0|make no"),
     "a billionth layer": (layer("params_layer_999999999.safetensors"), "has no params_layer_1.safetensors"),
     "npz cut": (cut(npz, 0.6), "params.npz is damaged"),
     "npz of objects": (lambda folder: npz(folder, b_enc=np.array([{}] * Z, object)), "params.npz"),
     "npz of half precision": (lambda folder: npz(folder, b_enc=np.ones(Z, np.float16)), "b_enc must be finite float32"),
     "npz with a shape of a tebibyte": (members({"b_enc.npy": npy((1 << 38,))}), "b_enc.npy would be"),
-    "npz with a member twice": (twice, "b_enc.npy is there twice"),
+    "npz with a member twice": (twice, "b_enc.npy comes twice"),
     "npz with a path out of it": (members({"../b_enc.npy": npy((Z,), data=b"\0" * 24), "b_enc.npy": b""}), "b_enc"),
     "npz that is a bomb": (
         members({"b_enc.npy": npy((1 << 24,), data=b"\0" * (1 << 26))}, zipfile.ZIP_DEFLATED),
@@ -187,7 +187,7 @@ def test_what_the_cases_change_is_good_otherwise(tmp_path):
 def test_an_info_that_is_hostile_is_named(tmp_path):
     gemma_scope_2(tmp_path)
     for text, message in (
-        ('{"model": "a", "model": "b"}', "'model' is there twice"),
+        ('{"model": "a", "model": "b"}', "'model' comes twice"),
         (json.dumps({"model": "m", "site": "s", "site_out": "s", "training": "[" * 100_000}), "training is the JSON"),
         (pickle.dumps({"model": "m"}).decode("latin-1"), "is damaged"),
     ):

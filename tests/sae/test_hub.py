@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 
 import sae
@@ -160,7 +161,7 @@ def test_canonical_is_the_one_nearest_to_an_l0_of_100(hub):
     for seed, l0 in enumerate((38, 71, 139, 20)):
         publish(hub, f"layer_20/width_16k/average_l0_{l0}", seed)
     np.testing.assert_array_equal(sae.load(NAME, "layer_20/width_16k/canonical").W_enc, autoencoder(1).W_enc)
-    refused("has no folders average_l0_… in layer_20", NAME, "layer_20/canonical")
+    refused("has no folder average_l0_… in layer_20", NAME, "layer_20/canonical")
 
 
 def test_a_revision_is_pinned_and_a_commit_asks_nothing_twice(hub):
@@ -208,7 +209,7 @@ def test_what_was_fetched_in_part_is_not_taken_for_whole(hub, monkeypatch):
         ((403, "GatedRepo", ("resolve",)), f"accept it at https://huggingface.co/{NAME}, then run `hf auth login`"),
         (
             (401, "RepoNotFound", ("tree", "resolve")),
-            "or shows it only to some: check the name, or run `hf auth login`",
+            "or hides it: check the name, or run `hf auth login`",
         ),
     ],
 )
@@ -221,8 +222,8 @@ def test_a_gated_repository_says_how_to_get_in(hub, refusal, said):
 def test_what_the_hub_lacks_is_named(hub):
     publish(hub)
     publish(hub, "layer_20/width_16k/average_l0_139")
-    refused("'google/other' is no folder here, and the hub has no such repository", "google/other", PLACE)
-    refused("has no revision 'v9': give a branch, a tag or a commit that it has", NAME, PLACE, "v9")
+    refused("'google/other' is no local folder, and the hub has no such repository", "google/other", PLACE)
+    refused("has no revision 'v9': give a branch, a tag or a commit, or leave it out", NAME, PLACE, "v9")
     refused(
         "has no layer_20/width_16k/average_l0_72; in layer_20/width_16k it has the paths "
         "layer_20/width_16k/average_l0_139, layer_20/width_16k/average_l0_71",
@@ -235,7 +236,7 @@ def test_what_the_hub_lacks_is_named(hub):
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("needs huggingface_hub: pip install huggingface_hub (the extra `hub`)", NAME, PLACE)
+    refused("huggingface_hub, which is missing: pip install huggingface_hub (the extra `hub`)", NAME, PLACE)
 
 
 def test_a_folder_here_goes_first_and_takes_a_path_too(tmp_path):
@@ -246,7 +247,7 @@ def test_a_folder_here_goes_first_and_takes_a_path_too(tmp_path):
     assert loaded.info.site == "layer_20/resid_post"
     with pytest.raises(ValueError, match="is no path within"):
         sae.load(NAME, "../x")
-    with pytest.raises(ValueError, match=r"a revision is of a repository of the hub, and .* is here"):
+    with pytest.raises(ValueError, match=r"a revision is of a repository of the hub, and .* is a local path"):
         sae.load(NAME, PLACE, "main")
     with pytest.raises(ValueError, match=r"no autoencoder at google.x: there is no such folder"):
         sae.load("google/x")  # not asked of the hub: there is a folder google
@@ -299,3 +300,17 @@ def test_releases_of_a_folder_are_told_by_its_files(tmp_path):
     assert str(listed[2]) == "Published(b: gemma_scope_2, layer_1/mlp_in to layer_1/mlp_out, 8 latents)"
     with pytest.raises(ValueError, match="is no folder"):
         sae.releases(tmp_path / "nowhere")
+
+
+def test_weights_in_a_folder_below_the_config_are_fetched_too(hub):
+    folder = hub.root / "Llama3_1-8B-Base-L8R-8x"
+    shapes = {"encoder.weight": (8, 4), "encoder.bias": (8,), "decoder.weight": (4, 8), "decoder.bias": (4,)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    (folder / "checkpoints").mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, folder / "checkpoints" / "final.safetensors")
+    facts = {"jump_relu_threshold": 0.5, "norm_activation": "inference", "hook_point_in": "blocks.8.hook_resid_post"}
+    facts["hook_point_out"] = facts["hook_point_in"]
+    (folder / "hyperparams.json").write_text(json.dumps(facts))
+    loaded = sae.load(NAME, folder.name)
+    assert loaded.width == 8 and loaded.info.model == "meta-llama/Llama-3.1-8B"
+    assert loaded.info.site == "layer_8/resid_post"

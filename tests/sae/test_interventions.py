@@ -199,7 +199,7 @@ def test_a_transcoder_reads_its_input_in_the_same_pass():
         edited(sae.steer(ae, {3: 1.0})), at(COUNTED, clean() + np.asarray(ae.W_dec[3])), atol=1e-5
     )
     (alone,) = bound(sae.splice(ae)).functions(SITE)
-    with pytest.raises(ValueError, match="reads layer_0/mlp_in, and the hooks of this model hand on no values"):
+    with pytest.raises(ValueError, match="reads layer_0/mlp_in, and this model's hooks give an edit no value"):
         alone(clean(), None)
     before = {IN: lambda value, site: value + 1} | sae.splice(ae)
     moved = by_hand(ae, clean(IN) + 1)[1] + (clean(IN) + 1) @ np.asarray(ae.W_skip)
@@ -257,9 +257,11 @@ def test_of_max_is_a_multiple_of_the_largest_recorded_activation():
     ae = autoencoder()
     np.testing.assert_allclose(edited(sae.steer(ae, {5: sae.of_max(3)})), edited(sae.steer(ae, {5: 15.0})), rtol=1e-6)
     np.testing.assert_allclose(edited(sae.clamp(ae, {5: sae.of_max(2)})), edited(sae.clamp(ae, {5: 10.0})), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"of_max\(3\) of latent 0 is nothing, as it fired on none of the 1,234"):
+    with pytest.raises(ValueError, match=r"of_max\(3\) of latent 0 is 0, as the latent fired on none of the 1,234"):
         sae.steer(ae, {0: sae.of_max(3)})
-    with pytest.raises(ValueError, match=r"of_max\(3\) needs the largest activations .* none are recorded"):
+    with pytest.raises(
+        ValueError, match=r"of_max\(3\) needs the largest activation of each latent, .* no record of them"
+    ):
         sae.steer(dataclasses.replace(ae, largest=None), {5: sae.of_max(3)})
 
 

@@ -126,7 +126,7 @@ def test_a_batch_goes_over_the_meshs_axis_data(text, meshes, tmp_path):
     [
         ("block.0.resit", r"no site 'block.0.resit' in letters: did you mean block.0.resid"),
         ("block.7.heads", r"no site 'block.7.heads' in letters: it has block.0.heads to block.1.heads"),
-        ("block.1.weights", r"block.1.weights has a value for every pair of tokens, not a vector for each token"),
+        ("block.1.weights", r"block.1.weights has a value for every pair of tokens, and an autoencoder needs a vector"),
         ("zzz", r"no site 'zzz' in letters: did you mean stream.start"),
     ],
 )

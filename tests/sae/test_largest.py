@@ -54,7 +54,7 @@ def test_a_damaged_record_is_named(tmp_path):
     sae.save(four(largest=Largest(VALUES, 7)), tmp_path)
     file = tmp_path / "largest.npz"
     for content, message in (
-        ({"largest": VALUES[:3], "tokens": 7}, "it is of 3 latents, the autoencoder beside it has 4"),
+        ({"largest": VALUES[:3], "tokens": 7}, "it has 3 latents, and the autoencoder beside it has 4"),
         ({"largest": VALUES}, "tokens"),
         ({"largest": VALUES * np.float32(np.nan), "tokens": 7}, "finite and at least 0"),
         ({"largest": VALUES, "tokens": 0}, "over one token at least, got 0"),

@@ -125,7 +125,7 @@ def test_exploring_writes_pages_for_each_autoencoder_once(model, sequences, tmp_
     ("autoencoders", "message"),
     [
         ({}, "needs an autoencoder, got none"),
-        ({"../a": autoencoder()}, "is the way to a folder below that of the pages, got '../a'"),
+        ({"../a": autoencoder()}, "is a path below the folder of the pages, got '../a'"),
         ([dataclasses.replace(autoencoder(), info=None)], "which does not say its site"),
         (["a"], "takes autoencoders of one site"),
     ],

@@ -99,4 +99,4 @@ def test_rows_of_other_lengths_are_refused():
 def test_examples_run():
     names = {"sae": sae, "autoencoder": autoencoder(6), "np": np, "strongest": strongest}
     result = doctest.testmod(nearest_latents, extraglobs=names)
-    assert result.attempted == 4 and not result.failed
+    assert result.attempted == 6 and not result.failed

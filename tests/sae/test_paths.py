@@ -12,7 +12,7 @@ from sae.store.places import place
 from sae.text import Document, cut, read_documents
 from sae.trainer.diagnostics import DENSITY_EDGES
 from sae.trainer.naming import run_names
-from sae.trainer.reporting import Rates
+from sae.trainer.speed import Rates
 from tests.sae.letters import Letters
 
 
@@ -42,7 +42,7 @@ def test_an_address_is_no_folder_of_this_machine(address, tmp_path, monkeypatch)
         lambda: cut([Document("a", "s", "text")], Letters(), 8, folder=address, key="k"),
         lambda: sae.TensorBoard(address),
     ):
-        with pytest.raises(ValueError, match="a file or a folder of this machine, or mounted, is needed here, no "):
+        with pytest.raises(ValueError, match="a path has to be on this machine, not at an address "):
             take()
     assert not list(tmp_path.iterdir())
 

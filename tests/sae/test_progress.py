@@ -15,8 +15,9 @@ from tqdm import tqdm
 import sae
 from sae import filling, progress
 from sae.trainer import sweeps
-from sae.trainer.reporting import Rates, in_words
+from sae.trainer.reporting import in_words
 from sae.trainer.result import Result
+from sae.trainer.speed import Rates
 from tests.sae.examples import make_store
 from tests.sae.test_harvest import SITES, text_for
 
@@ -177,7 +178,7 @@ def test_the_bar_shows_each_record_and_words_come_before_and_after(trained):
     last = [record for record in result.history if record["step"] == 11]
     assert told.texts[-1].startswith(f"L0 {min(r['l0'] for r in last):.1f}") and "waiting" in told.texts[-1]
     first, table = told.words
-    assert first.startswith("train: 2 autoencoders, 12 steps of 64 tokens; 0.85 passes over 900 tokens of ")
+    assert first.startswith("train: 2 autoencoders, 12 steps of 64 tokens; 0.85 epochs over 900 tokens of ")
     assert table == result.table()
 
 

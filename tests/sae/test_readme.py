@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, and what it makes goes the whole way."""
+"""The README's examples run as they stand, and the adapted model goes the whole way."""
 
 import json
 import re
@@ -13,11 +13,16 @@ from tests.sae import speaking
 from tests.sae.models import whole_way
 
 
+def code():
+    """The README's blocks of Python: a part of one's own, a model, its adapter, its use, another site."""
+    text = (Path(sae.__file__).parent / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"(?s)```python\n(.*?)```", text)
+
+
 @pytest.fixture
 def blocks(tmp_path, monkeypatch):
-    """The code blocks, in a folder with the model's file and a text."""
-    text = (Path(sae.__file__).parent / "README.md").read_text(encoding="utf-8")
-    model, *rest = re.findall(r"(?s)```python\n(.*?)```", text)
+    """The code blocks after the model's, in a folder with the model's file and a text."""
+    _, model, *rest = code()
     assert model.startswith("# small_flax.py")
     (tmp_path / "small_flax.py").write_text(model, "utf-8")
     lines = [json.dumps({"text": document.text}) for document in whole_way.documents()]
@@ -26,6 +31,21 @@ def blocks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield rest
     sys.modules.pop("small_flax", None)
+
+
+@pytest.mark.slow  # it compiles two runs' steps
+@pytest.mark.filterwarnings("ignore::sae.TrainingWarning")  # a hundred steps
+def test_a_penalty_of_ones_own_makes_latents_sparse():
+    names = {}
+    try:
+        exec(compile(code()[0], "sae/README.md", "exec"), names)
+    finally:
+        sae.sparsity.TERMS.remove("root")
+    weak, strong = (record["l0"] for record in names["result"].history[-2:])
+    assert [run["run"] for run in names["result"].history[-2:]] == [0, 1]
+    assert strong < 0.7 * weak
+    # One program serves both: the coefficient is a number in it.
+    assert sae.parts.number_names(names["Root"]) == ("root",)
 
 
 @pytest.mark.slow

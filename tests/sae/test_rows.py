@@ -109,7 +109,7 @@ def test_rows_that_change_while_they_are_read_are_an_error(tmp_path, monkeypatch
     source = sae.rows({"b": drawn(), "a": x})
     epoch(source, 100)
     x[777, 3] += 1
-    message = "row 777 at a has changed since sae.rows read it: give arrays that nobody writes to"
+    message = "row 777 at a has changed since sae.rows read it: give arrays that are not written to"
     with pytest.raises(ValueError, match=message):
         epoch(source, 100, seed=1)
     epoch(source, 100, sites=["b"])
@@ -182,10 +182,10 @@ def test_training_on_rows_records_the_model_and_goes_on_from_a_checkpoint(tmp_pa
             "the rows at a are floats [rows, A] (or [rows, N, H]), got an array int64 [3, 4]",
         ),
         (lambda: sae.rows({"a": np.ones(3)}), "give each token's activation a row"),
-        (lambda: sae.rows({"a": np.full((3, 4), np.nan)}).mean("a"), "at a are not all finite"),
+        (lambda: sae.rows({"a": np.full((3, 4), np.nan)}).mean("a"), "some activations at a are not finite"),
         (lambda: next(sae.rows({"a": np.full((3, 4), 1e300)}).batches(2)), "at a is not finite in float32"),
         (lambda: sae.rows({"a": drawn().reshape(10, 25, 4, 16)}), "[rows, A] (or [rows, N, H]), got an array float32"),
-        (lambda: sae.rows({"a": np.ones((3, 4), "V2")}), "array.view(ml_dtypes.bfloat16)?"),
+        (lambda: sae.rows({"a": np.ones((3, 4), "V2")}), "for a file of bfloat16 give array.view"),
         (lambda: sae.rows({"a": np.ma.masked_array(drawn())}), "the rows at a are a masked array"),
         (lambda: sae.rows({"a": drawn()}).batches(1001), "batch_size must be from 1 to the 1000 rows given"),
         (lambda: sae.rows({"a": drawn()}).batches(10, ["b"]), "has no site 'b'; it has a"),

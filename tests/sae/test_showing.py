@@ -10,8 +10,8 @@ import pytest
 import sae
 from sae import showing
 from sae.autoencoder import Largest
-from sae.evaluation.fidelity import Baseline
 from sae.evaluation.latents import LatentStatistics, TopTokens
+from sae.evaluation.measuring import Baseline
 from sae.text import Document, Duplicates, Message, Sequences
 from tests.sae.examples import make_store
 

@@ -44,7 +44,7 @@ def test_a_multiple_of_the_largest_activation_is_added_and_said(model):
         ({}, 8, "20", "mine has latents 0 to 7, got latent=8"),
         ({}, -1, "20", "got latent=-1"),
         ({}, 1, "three", "a strength is a number in raw units or, such as 3max, .*; got 'three'"),
-        ({}, 1, "3max", "needs the largest activations"),
+        ({}, 1, "3max", "needs the largest activation of each latent"),
         ({"site": "blocks/1/mlp/up"}, 1, "20", "mine is of blocks/1/mlp/up, which does not write to the residual"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_growing_store_joins_new_segments_at_the_next_pass(values, tmp_path, m
     later.mkdir()
     for index in range(4, 10):
         shutil.move(tmp_path / "s" / f"segment_{index:05d}", later)
-    with pytest.raises(ValueError, match=r"is not complete: segment_00004 and 5 more of 10 segments is missing"):
+    with pytest.raises(ValueError, match=r"is not complete: segment_00004 and 5 more of 10 segments are missing"):
         sae.ActivationStore.open(tmp_path / "s")
     store = sae.ActivationStore.open(tmp_path / "s", growing=True)
     batches = store.batches(500, sites=["token"])

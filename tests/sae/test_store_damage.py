@@ -95,7 +95,7 @@ def test_a_missing_segment_is_named_and_written_again(values, where):
     store = examples.make_store(where("s"), values)
     before = contents(store.place)
     store.place.remove("segment_00004")
-    with pytest.raises(ValueError, match=r"segment_00004 of 10 segments is missing; run the harvest again"):
+    with pytest.raises(ValueError, match=r"segment_00004 of 10 segments is missing. Run the harvest again"):
         sae.ActivationStore.open(store.place)
     examples.make_store(store.place, values)
     assert contents(store.place) == before
@@ -136,7 +136,7 @@ def test_a_full_disk_keeps_what_is_finished(values, where, monkeypatch):
         whole(self, rows)
 
     monkeypatch.setattr(arrays.Writer, "write", fails_in_the_third_segment)
-    with pytest.raises(OSError, match=r"segment_00002 failed \(the disk is full\); the segments before it are kept"):
+    with pytest.raises(OSError, match=r"segment_00002 failed \(the disk is full\). The segments before it are kept"):
         examples.make_store(where("s"), values)
     names = {name.partition("/")[0] for name in where("s").names()}
     if where("s").folder is None:  # another writer may have written it too: the next attempt overwrites it

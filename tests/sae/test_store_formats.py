@@ -80,7 +80,7 @@ def test_an_old_store_has_the_rows_and_the_rule_that_it_was_written_with(tiny, s
 def test_an_old_store_is_not_written_to(tiny, store, text):
     before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
     number = store.manifest.format
-    with pytest.raises(ValueError, match=f"is of store format {number}, which this version reads and no longer writes"):
+    with pytest.raises(ValueError, match=f"has store format {number}, which this version reads and no longer writes"):
         sae.harvest(tiny, text, [SITE], store.path, dtype="bfloat16", counted=RULE, shuffle_rows=6 * 8)
     assert before == {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
 
@@ -137,7 +137,7 @@ def test_checkpoints_of_an_old_store_are_those_of_flat_configs_and_refused_by_nu
     run, old = json.loads((DATA / "run_of_store.json").read_text()), sae.ActivationStore.open(DATA / "store")
     assert Identity.of([RUN], old).store == run["store"]
     shutil.copy(DATA / "run_of_store.json", tmp_path / "run.json")
-    with pytest.raises(ValueError, match="a run in format 1, and this version goes on with format 2: finish it"):
+    with pytest.raises(ValueError, match="a run in format 1, and this version goes on with format 3: finish it"):
         sae.train(RUN, old, checkpoint_dir=tmp_path)
 
 

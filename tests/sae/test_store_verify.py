@@ -60,7 +60,7 @@ OPENING = {
     ),
     "segment_copied_behind": (
         lambda f: shutil.copytree(f / "segment_00000", f / "segment_00009"),
-        "segment_00009 is none of the 3 segments",
+        "segment_00009 is none of this store's 3 segments",
     ),
     "statistics": (lambda f: edit(f / FACTS, sites=statistics("mean_squared_norm", 1e6)), CHECKSUM),
     "mean": (lambda f: edit(f / FACTS, sites=statistics("mean", [0.0, 0.0, 0.0])), CHECKSUM),
@@ -117,12 +117,12 @@ def test_a_changed_record_is_named_when_the_store_is_opened(folder, case):
 VERIFYING = {
     "documents_of_another": (
         lambda f: (f / "documents.json").write_text('[["x", "y"]]'),
-        "documents.json is not the one",
+        "documents.json does not belong",
     ),
     "documents_missing": (lambda f: (f / "documents.json").unlink(), "documents.json is missing"),
     "metadata": (
         lambda f: edit(f / "segment_00001/a.b/zarr.json", attributes={"note": 1}),
-        "segment_00001/a.b/zarr.json: its checksum is another",
+        "segment_00001/a.b/zarr.json: its checksum differs from the recorded",
     ),
     "array_missing": (lambda f: shutil.rmtree(f / "segment_00001/token"), "segment_00001/token: "),
     "file_added": (
@@ -181,7 +181,7 @@ def test_every_byte_of_the_manifest_is_covered(folder):
 def test_documents_of_another_store_are_refused_where_they_are_read_and_written_again(folder):
     VERIFYING["documents_of_another"][0](folder)
     store = sae.ActivationStore.open(folder)
-    with pytest.raises(ValueError, match=r"documents.json is not the one that manifest.json was written with"):
+    with pytest.raises(ValueError, match=r"documents.json does not belong to manifest.json"):
         _ = store.documents
     manifests.write(store.place, store.manifest, examples.DOCUMENTS)
     assert sae.ActivationStore.open(folder).documents == list(examples.DOCUMENTS)

@@ -66,5 +66,5 @@ def test_an_unknown_suite_is_named_before_any_work(tiny, text):
     autoencoder = examples.autoencoder_for(tiny, 192)
     with pytest.raises(ValueError, match=r"no evaluation suite is named 'fidelty': did you mean fidelity\?"):
         sae.evaluate(autoencoder, tiny, text, suites=["fidelty"])
-    with pytest.raises(ValueError, match=r"name at least one evaluation suite: there is fidelity"):
+    with pytest.raises(ValueError, match=r"name at least one evaluation suite, of fidelity.*; got none"):
         sae.evaluate(autoencoder, tiny, text, suites=())

@@ -25,7 +25,7 @@ def test_records_are_columns_and_a_data_frame_where_pandas_is_installed(monkeypa
 
 
 def test_the_examples():
-    assert doctest.testmod(tables).failed == 0
+    assert doctest.testmod(tables, extraglobs={"sae": sae}).failed == 0
 
 
 def test_the_table_has_the_delta_loss_and_says_over_how_many_tokens_latents_are_dead():

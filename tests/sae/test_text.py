@@ -102,7 +102,7 @@ def test_what_is_left_out_is_no_text_and_changes_the_fingerprint():
     np.testing.assert_array_equal(some.take([1, 0]).left_out, left_out[[1, 0]])
     none = Sequences(plain.tokens, plain.document, plain.offset, plain.documents, np.zeros_like(left_out))
     assert len({one.fingerprint() for one in (plain, some, none)}) == 3
-    with pytest.raises(ValueError, match=r"left_out has to be bool \[3, 4\], got bool \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"left_out must be bool \[3, 4\], got bool \[2, 4\]"):
         Sequences(plain.tokens, plain.document, plain.offset, plain.documents, left_out[:2])
 
 
@@ -110,9 +110,9 @@ def test_what_cannot_be_cut_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="got length 1"):
         cut([Document("a", "s", "text")], tiny.tokenizer, 1)
     for packed in (False, True):
-        with pytest.raises(ValueError, match="hold no token at all"):
+        with pytest.raises(ValueError, match="have no tokens"):
             cut([Document("a", "s", "")], tiny.tokenizer, 8, packed=packed)
-    with pytest.raises(ValueError, match="a folder takes a `key`"):
+    with pytest.raises(ValueError, match="`folder` needs a `key`"):
         cut([Document("a", "s", "text")], tiny.tokenizer, 8, folder=tmp_path)
 
 

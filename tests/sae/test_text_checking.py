@@ -41,7 +41,7 @@ def test_ids_of_the_vocabulary_pass_as_they_are():
         ),
         ([[2, 2**31 + 5]], r"have the id 2147483653, .*another model's tokenizer"),
         ([[2, -7]], r"have the id -7, .*no tokenizer gives negative ids.*padding"),
-        ([[2.0, 3.9]], r"must be integers \[S, T\], got float64 \[1, 2\]: ids are whole numbers"),
+        ([[2.0, 3.9]], r"must be integers \[S, T\], got float64 \[1, 2\]: give the ids of a tokenizer"),
         ([[True, False]], r"must be integers \[S, T\], got bool"),
         ([2, 3], r"must be integers \[S, T\], got int64 \[2\]"),
     ],
@@ -63,15 +63,15 @@ def test_an_id_that_lies_deep_in_the_text_is_seen():
     [
         (
             {"tokens": np.array([[2, 5, 6], [7, 5, 2]])},
-            "has to begin with BOS, 2; sequence 1 begins with 7: cut the text",
+            "has to begin with BOS, 2, but sequence 1 begins with 7: cut the text",
         ),
-        ({"document": np.array([0, -1])}, "have 2 documents, numbered from 0 on, and tokens of document -1"),
-        ({"document": np.array([0, 2])}, "have 2 documents, .* tokens of document 2: `documents` has to name every"),
+        ({"document": np.array([0, -1])}, "list 2 documents, counted from 0, and have tokens of document -1"),
+        ({"document": np.array([0, 2])}, "list 2 documents, .* tokens of document 2: `documents` has to list every"),
         # The second BOS begins a third document.
-        ({"tokens": np.array([[2, 5, 6], [2, 5, 2]])}, "have 2 documents, .* tokens of document 2"),
+        ({"tokens": np.array([[2, 5, 6], [2, 5, 2]])}, "list 2 documents, .* tokens of document 2"),
         ({"offset": np.array([0, -4])}, "an offset counts the tokens of a document from 0 on, got -4"),
-        ({"document": np.zeros(3, int)}, r"document has to be integers \[2\], one for each sequence, got int64 \[3\]"),
-        ({"offset": np.zeros(2)}, r"offset has to be integers \[2\], one for each sequence, got float64 \[2\]"),
+        ({"document": np.zeros(3, int)}, r"document must be integers \[2\], one for each sequence, got int64 \[3\]"),
+        ({"offset": np.zeros(2)}, r"offset must be integers \[2\], one for each sequence, got float64 \[2\]"),
         ({"tokens": np.ma.masked_array([[2, 5], [2, 6]], [[0, 1], [0, 0]])}, "must be a plain array, got a masked one"),
     ],
 )

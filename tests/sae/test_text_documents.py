@@ -301,4 +301,4 @@ def test_tables_take_pyarrow(tmp_path, monkeypatch):
     save_dataset(tmp_path / "set", table)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("a.parquet", "set"):
-        refused(tmp_path / name, f"{name} takes pyarrow: pip install pyarrow")
+        refused(tmp_path / name, f"{name} needs pyarrow: pip install pyarrow")

@@ -40,7 +40,7 @@ def test_the_order_is_that_of_stores_that_are_there_already():
 
 def test_segments_that_are_not_there_are_refused():
     for index in (-1, 11):
-        with pytest.raises(ValueError, match=f"segment {index} of 103 sequences by 10: expected one of 0 to 10"):
+        with pytest.raises(ValueError, match=f"103 sequences make segments 0 to 10 of 10, got segment {index}"):
             segment(make(103), 0, index, 10)
     with pytest.raises(ValueError, match="got size 0"):
         segment(make(103), 0, 0, 0)

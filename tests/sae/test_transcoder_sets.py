@@ -145,8 +145,8 @@ def test_what_of_a_set_does_not_fit_is_named(tmp_path):
     theirs(tmp_path)
     t = safetensors.numpy.load_file(tmp_path / "layer_1.safetensors")
     for changed, message in (
-        (t | {"W_dec": normal(Z, OUT + 1), "b_dec": normal(OUT + 1)}, r"layer_1.*: (W_dec|b_dec) .*is another than"),
-        (t | {"W_skip": normal(OUT, A)}, r"layer_1.*differ in whether they have a W_skip"),
+        (t | {"W_dec": normal(Z, OUT + 1), "b_dec": normal(OUT + 1)}, r"layer_1.*: (W_dec|b_dec) .* is not \["),
+        (t | {"W_skip": normal(OUT, A)}, r"layer_1.*has a W_skip, and the other has none"),
         (t | {"activation_function.threshold": normal(Z + 1)}, r"layer_1.*: the threshold must be \[5\], got \[6\]"),
         (t | {"W_enc": normal(2, Z, A)}, r"layer_1.*: W_enc must have 2 axes, got \[2, 5, 4\]"),
     ):
@@ -157,5 +157,7 @@ def test_what_of_a_set_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no layer_1.safetensors, while it has layer_2.safetensors"):
         sae.load(tmp_path)
     (tmp_path / "config.yaml").write_text("model_kind: cross_layer_transcoder\n")
-    with pytest.raises(ValueError, match=r"the kind 'cross_layer_transcoder' is not what the files are of, transcoder"):
+    with pytest.raises(
+        ValueError, match=r"the files are of the kind transcoder_set, and it says .cross_layer_transcoder"
+    ):
         sae.load(tmp_path)

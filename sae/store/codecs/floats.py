@@ -1,4 +1,4 @@
-"""Rows in a float dtype, as they are or rounded."""
+"""Codecs that keep rows in a float dtype, unchanged or rounded."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,7 +15,7 @@ class Floats(Codec):
     dtype: ClassVar[np.dtype]
 
     def parts(self, dim: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """One array."""
+        """Returns one array."""
         return {"": (self.dtype, (dim,))}
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,13 +27,13 @@ class Floats(Codec):
         take(stored[""], out, rows)
 
     def exact(self, dtype: np.dtype) -> bool:
-        """Where the dtype is no wider."""
+        """Returns whether a dtype is no wider than the stored one."""
         return np.can_cast(dtype, self.dtype)
 
 
 @codecs.register("float32")
 class Float32(Floats):
-    """As they are."""
+    """Float32 rows, which stay unchanged."""
 
     about = "four bytes a number, nothing is lost"
     dtype = np.dtype("<f4")
@@ -41,7 +41,7 @@ class Float32(Floats):
 
 @codecs.register("bfloat16")
 class BFloat16(Floats):
-    """Half the bytes, for models whose activations are bfloat16 a choice without loss."""
+    """Half the bytes of float32; without loss for models whose activations are bfloat16."""
 
     about = "two bytes a number, 8 bits of it significant"
     dtype = np.dtype(ml_dtypes.bfloat16)
@@ -49,7 +49,7 @@ class BFloat16(Floats):
 
 @codecs.register("float16")
 class Float16(Floats):
-    """Half the bytes, an eighth of bfloat16's rounding, and no number above 65504."""
+    """Half the bytes of float32, an eighth of bfloat16's rounding, and no number above 65504."""
 
     about = "two bytes a number, 11 bits of it significant; activations are at most 65504"
     dtype = np.dtype("<f2")
@@ -63,5 +63,5 @@ class Float16(Floats):
         with np.errstate(over="ignore"):
             rounded = x.astype(self.dtype, copy=False)
         if rounded is not x and (beyond := int((np.isinf(rounded) & np.isfinite(x)).sum())):
-            raise ValueError(f"float16 has no number above 65504, and {beyond:,} are: bfloat16 has")
+            raise ValueError(f"float16 has no number above 65504, got {beyond:,} beyond it: choose bfloat16")
         return {"": rounded}

@@ -1,4 +1,4 @@
-"""Rows in whole numbers of eight bits, with a scale for each row."""
+"""The codec that keeps rows as whole numbers of eight bits, with a scale for each row."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ SCALE = ".scale"  # an array beside the rows', float32 [rows]
 
 @codecs.register("int8")
 class Int8(Codec):
-    """A row is its largest absolute value over 127 times whole numbers."""
+    """Rows as whole numbers times a scale: a row's largest absolute value over 127."""
 
     about = "one byte a number, and four for a row's scale"
 
     def parts(self, dim: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """The whole numbers, and the scales."""
+        """Returns the whole numbers, and the scales."""
         return {"": (np.dtype("i1"), (dim,)), SCALE: (np.dtype("<f4"), ())}
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:

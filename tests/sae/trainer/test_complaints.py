@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import sae
-from sae.trainer import complaints, reporting, telling
-from sae.trainer.reporting import Rates
+from sae.trainer import complaints, speed, telling
+from sae.trainer.speed import Rates
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 
@@ -99,7 +99,7 @@ def test_warm_ups_longer_than_the_run_are_said_before_it(changes, kind, complain
 
 
 def test_examples():
-    assert doctest.testmod(complaints).failed == 0
+    assert doctest.testmod(complaints, extraglobs={"sae": sae}).failed == 0
 
 
 def warned(run, *arguments, **more):
@@ -160,10 +160,43 @@ def test_dead_latents_are_said_of_a_run_shorter_than_dead_tokens(small, one_devi
     assert any(f"{last['dead']} of 64 latents" in m and "silent for the last 3,840 tokens" in m for m in given)
 
 
-def test_a_run_that_waits_for_data_is_told_so_once(small, one_device, monkeypatch):
-    monkeypatch.setattr(
-        reporting.Speedometer, "since_last", lambda self: Rates(1.0, input_wait=0.5, share_of_peak=None)
-    )
-    config = sae.short_run("x", 64, 20, batch_size=128, l0_target=1.0)
+@pytest.mark.parametrize(("steps", "seconds", "count"), [(60, 10.0, 1), (20, 10.0, 0), (60, 0.01, 0)])
+def test_a_run_that_waits_for_data_is_told_so_once_where_it_matters(
+    small, one_device, monkeypatch, steps, seconds, count
+):
+    """Not in a run of a few steps, and not for a wait that costs nothing."""
+    since_last = speed.Speedometer.since_last
+
+    def waited(self):
+        since_last(self)
+        self.waited = seconds
+        return Rates(1.0, input_wait=0.5, share_of_peak=None)
+
+    monkeypatch.setattr(speed.Speedometer, "since_last", waited)
+    config = sae.short_run("x", 64, steps, batch_size=128, l0_target=1.0)
     _, given = warned(sae.train, config, small, one_device, log_every=1)
-    assert sum("50% of the time goes into waiting for data" in message for message in given) == 1
+    assert sum("50% of the time goes into waiting for data" in message for message in given) == count
+
+
+def test_the_last_record_of_a_short_run_is_over_its_end_and_not_over_the_warm_up(small, one_device):
+    """Over the last tenth of 20 steps: the mean over the records of every step, of the same run."""
+    config = sae.short_run("x", 64, 20, batch_size=128, l0_target=1.0)
+    (_, each), _ = warned(sae.train, config, small, one_device, log_every=1)
+    (result, given) = warned(sae.train, config, small, one_device)
+    last = result.history[-1]
+    assert [record["batches"] for record in result.history] == [1, 2] and last["step"] == 19
+    for name in ("l0", "loss", "reconstruction"):
+        assert last[name] == pytest.approx(np.mean([record[name] for record in each[-2:]]), rel=1e-5)
+    # The mean over all steps, of which the warning spoke before, is another one.
+    assert abs(np.mean([record["l0"] for record in each[1:]]) / last["l0"] - 1) > 0.1
+    assert any(f"L0 is {last['l0']:.3g}, 1 was asked for" in message for message in given), given
+    assert result.table().startswith("in training, L0 and FVU as means over steps 19 to 20:")
+
+
+def test_records_of_other_runs_are_over_all_batches_since_the_one_before(small, one_device):
+    """Once a record stands between the warm-up and the end, or where nothing is warmed up."""
+    long = sae.short_run("x", 64, 60, batch_size=128, l0_target=8.0)
+    topk = sae.Run("x", 64, 20, batch_size=128, autoencoder=sae.architectures.TopK(k=4), sparsity=())
+    for config, log_every, batches in ((long, 20, [1, 20, 20, 19]), (topk, 50, [1, 19])):
+        (_, history), _ = warned(sae.train, config, small, one_device, log_every=log_every)
+        assert [record["batches"] for record in history] == batches

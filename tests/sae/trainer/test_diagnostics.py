@@ -14,9 +14,9 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import sae
 from sae.inputs import Units
-from sae.trainer import diagnostics, reporting
+from sae.trainer import diagnostics, speed
 from sae.trainer.loss import Parts
-from sae.trainer.reporting import Rates
+from sae.trainer.speed import Rates
 from tests.sae import examples
 from tests.sae.trainer.dictionaries import known_dictionary
 from tests.sae.trainer.stepping import begun, stepped
@@ -95,7 +95,7 @@ def hyperparameters(file):
 
 def test_tensorboard_files(small, one_device, tmp_path, monkeypatch):
     # Measured, the peak depends on what else the machine does at that moment.
-    monkeypatch.setattr(reporting.devices, "peak_flops", lambda device: 1e12)
+    monkeypatch.setattr(speed.devices, "peak_flops", lambda device: 1e12)
     runs = [sae.short_run("x", 64, 31, batch_size=128, l0_target=target) for target in (4.0, 8.0)]
     _, history = sae.train(runs, small, one_device, log_every=10, reports=[sae.TensorBoard(tmp_path)])
     for number, name in enumerate(("target_l0_4", "target_l0_8")):

@@ -34,7 +34,7 @@ def test_an_estimate_adds_up(one_device):
     assert products < estimate.flops < 1.5 * products
     assert estimate.temporaries > 0 and estimate.seconds > 0
     text = str(estimate)
-    assert "mesh 1 data x 1 latent" in text and "100 steps, 12,800 tokens, 2.56 passes" in text
+    assert "mesh 1 data x 1 latent" in text and "100 steps, 12,800 tokens, 2.56 epochs" in text
 
 
 def test_without_a_store_an_estimate_is_the_same_but_for_the_epochs(one_device):
@@ -46,7 +46,7 @@ def test_without_a_store_an_estimate_is_the_same_but_for_the_epochs(one_device):
     alone = sae.estimate(transcoder, {site: array.shape[1] for site, array in arrays.items()}, one_device)
     measured = {"seconds": None, "peak_flops": None}  # what this machine does at that moment
     assert dataclasses.replace(alone, **measured) == dataclasses.replace(stored, epochs=None, **measured)
-    assert "passes" not in str(alone) and "passes" in str(stored)
+    assert "epochs" not in str(alone) and "epochs" in str(stored)
 
 
 def test_parameters_and_adams_moments_are_three_times_the_released_autoencoder(one_device):
@@ -69,7 +69,7 @@ def test_an_estimate_without_a_mesh_is_for_the_mesh_that_training_would_take():
 @pytest.mark.parametrize(
     ("dims", "mesh", "changes", "error"),
     [
-        ({"y": 32}, None, {}, "the length of 'x' is missing: there are those of y"),
+        ({"y": 32}, None, {}, "the length of 'x' is missing, got those of y"),
         ({"x": 32.0}, None, {}, "the length of 'x' must be a whole number, got 32.0"),
         ({"x": 32}, (2, 2), {}, r"takes a jax.sharding.Mesh, or a topology such as 'v5e:4x4'; got"),
         ({"x": 32}, None, {"latent": 2}, "latent=2 goes with a topology such as 'v5e:4x4'"),

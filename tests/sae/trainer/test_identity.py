@@ -110,7 +110,7 @@ def test_a_run_of_flat_configs_is_refused_by_the_number_of_its_format(store, tmp
     del there["format"], there["runs"]
     (tmp_path / "c" / "run.json").write_text(json.dumps({"configs": [{"site": "x", "width": 64}], **there}))
     said = refused(tmp_path / "c", store)
-    assert "a run in format 1, and this version goes on with format 2: finish it with the version that began it" in said
+    assert "a run in format 1, and this version goes on with format 3: finish it with the version that began it" in said
 
 
 def test_a_step_of_another_run_is_refused(store, tmp_path):

@@ -1,11 +1,11 @@
-"""Signals while a run goes on: SIGTERM and SIGHUP ask to stop, also while it waits for data."""
+"""Signals during a run: SIGTERM and SIGHUP request a stop, also while the run waits for data."""
 
 import signal
 import threading
 
 import pytest
 
-from sae.trainer.preemption import Asked, watched
+from sae.trainer.preemption import StopRequest, watched
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -21,11 +21,11 @@ def test_a_signal_asks_to_stop_and_afterwards_does_what_it_did(number):
 def test_a_signal_ends_a_wait_at_once():
     with watched() as preemption:
         preemption.begin_wait()
-        with pytest.raises(Asked):
+        with pytest.raises(StopRequest):
             signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGTERM)  # the next one only asks: the run is saving
+        signal.raise_signal(signal.SIGTERM)  # the next one only requests: the run is saving
         assert preemption.at(1)
-        with pytest.raises(Asked):  # one that came just before a wait ends that as well
+        with pytest.raises(StopRequest):  # a signal that came just before a wait ends the wait as well
             preemption.begin_wait()
         assert not preemption.waits
 

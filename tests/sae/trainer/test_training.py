@@ -259,7 +259,7 @@ def test_what_cannot_be_is_refused(small, meshes):
         sae.train(config(), small, mesh=meshes(1, 3))
     with pytest.raises(ValueError, match=r"agree in data_seed, got \[0, 1\]"):
         sae.train([config(), config(data_seed=1)], small)
-    with pytest.raises(ValueError, match=r"sites must be of one width, got widths \[40, 64\] of x, y"):
+    with pytest.raises(ValueError, match=r"sites must have activations of one dim, got 40, 64 for x, y"):
         sae.train(config(("x", "y")), small)
     with pytest.raises(ValueError, match=r"together is one of side_by_side, vmapped, scanned, got 'apart'"):
         sae.train(config(), small, together="apart")

@@ -38,8 +38,8 @@ class Release:
         missing: what its card says is missing: licences, metrics, records. A line each.
 
     Example:
-        >>> sae.save(autoencoder, "runs/saes/mine")
-        >>> sae.release("runs/saes", "runs/release").missing[0]
+        >>> sae.save(autoencoder, "runs/chosen/mine")
+        >>> sae.release("runs/chosen", "runs/release").missing[0]
         'the licence of the autoencoders is not given'
     """
 
@@ -96,8 +96,8 @@ def release(
         OSError: for a disk without room; the old release is kept.
 
     Example:
-        >>> sae.save(autoencoder, "runs/saes/mine")
-        >>> released = sae.release("runs/saes", "runs/release", licences=sae.Licences("apache-2.0"))
+        >>> sae.save(autoencoder, "runs/chosen/mine")
+        >>> released = sae.release("runs/chosen", "runs/release", licences=sae.Licences("apache-2.0"))
         >>> sae.load("runs/release", released.paths[0]).info == autoencoder.info
         True
     """

@@ -39,8 +39,8 @@ def push(folder: str | Path, *, private: bool = False, overwrite: bool = False) 
             release. The message says what to do; the repository has the release of before, or all of the new one.
 
     Example:
-        >>> sae.save(autoencoder, "runs/saes/mine")
-        >>> released = sae.release("runs/saes", "runs/release", repository="owner/name")
+        >>> sae.save(autoencoder, "runs/chosen/mine")
+        >>> released = sae.release("runs/chosen", "runs/release", repository="owner/name")
         >>> sae.push("runs/release")  # doctest: +SKIP
         'https://huggingface.co/owner/name/commit/5ee3a1bb57a5d5a9b8d1b0d9d1f9e4cbb8a0b6c1'
     """

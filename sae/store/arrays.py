@@ -118,15 +118,15 @@ class Writer:
     def _flush(self) -> None:
         values = self._buffered[0] if len(self._buffered) == 1 else np.concatenate(self._buffered)
         self._buffered.clear()
-        if self._pending is not None:
-            self._finish()
-        # pyrefly: ignore[bad-assignment]  not None here
+        self._finish()
+        # pyrefly: ignore[bad-assignment]  tensorstore's own future has another type
         self._pending = self._array[self._next : self._next + len(values)].write(values)
         self._next += len(values)
 
     def _finish(self) -> None:
         """Waits for the shard that is being written, which then leaves the page cache."""
-        # pyrefly: ignore[missing-attribute]  not None here
+        if self._pending is None:
+            return
         self._pending.result()
         shard = (self._next - 1) // self.shard_rows
         self._place.uncache("/".join([self._name, "c", str(shard), *["0"] * (self._array.ndim - 1)]))

@@ -45,7 +45,7 @@ def test_every_field_of_every_part_has_a_flag_with_its_meaning():
     assert names | {name.rpartition(".")[2] for name in names} - {"l0_target", "learning_rate"} <= set(train.FIELDS)
     assert {*FAMILIES, "batch_size", "dead_tokens", "site_out"} <= set(train.FIELDS)
     for name in ("beta2", "optimizer.beta2", "adam.beta2"):
-        assert flags.FLAGS[name].help == "Of the second moment. Default: the recipe's (by itself: 0.999)."
+        assert flags.FLAGS[name].help == "Decay of the second moment. Default: the recipe's (by itself: 0.999)."
     assert flags.FLAGS["controller"].help.startswith("How fast lambda follows")
     assert "\n" not in flags.FLAGS["controller"].help
 
@@ -267,7 +267,7 @@ def test_the_full_help_has_every_field_of_every_part_with_the_recipes_values():
                 assert f"{place}.{field.name}: {meanings[field.name][:20]}" in printed
     words = " ".join(printed.split())
     # As the recipes' sources have them (sae/recipes.py, and arXiv 2408.05147 for gemma_scope).
-    beta2 = "--optimizer.beta2: Of the second moment. (short_run 0.99, gemma_scope 0.999, gemma_scope_2 0.999)"
+    beta2 = "--optimizer.beta2: Decay of the second moment. (short_run 0.99, gemma_scope 0.999, gemma_scope_2 0.999)"
     assert beta2 in words and "--autoencoder.bandwidth: Eps" in words and "short_run 0.02, gemma_scope 0.001" in words
     assert "--batch_size: Tokens of a step. (short_run 1024, gemma_scope 4096, gemma_scope_2 4096)" in words
     assert "width. (gemma_scope_2 0.03125,0.125,0.25,0.5)" in words and "in no recipe; by itself 0.99)" in words

@@ -130,7 +130,7 @@ def check_dtype(config: Config, dtype: jnp.dtype) -> None:
     if dtype in (jnp.float32, jnp.bfloat16):
         return
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be one of floating-point numbers; got {dtype}")
+        raise ValueError(f"dtype must be a floating-point one, such as jnp.bfloat16; got {dtype}")
     if dtype == jnp.float16:
         if config.qk_norm:
             raise ValueError(

@@ -179,19 +179,19 @@ def logit_effects(autoencoder: Released, model: LanguageModel, site: str, latent
 
 @dataclasses.dataclass(frozen=True)
 class TopTokens:
-    """The tokens whose logits each latent moves most, the strongest first.
+    """The P tokens whose logits each latent moves most, the strongest first.
 
     Attributes:
-      promoted: int [Z, E], the ids of the tokens that a latent makes more likely.
-      promotion: float32 [Z, E], by how much it raises their logits.
-      suppressed: int [Z, E], the ids of the tokens that it makes less likely.
-      suppression: float32 [Z, E], the effects on their logits, which are negative.
+      promoted: int [Z, P], the ids of the tokens that a latent makes more likely.
+      promotion: float32 [Z, P], by how much it raises their logits.
+      suppressed: int [Z, P], the ids of the tokens that it makes less likely.
+      suppression: float32 [Z, P], the effects on their logits, which are negative.
     """
 
-    promoted: Integer[np.ndarray, "Z E"]
-    promotion: Float32[np.ndarray, "Z E"]
-    suppressed: Integer[np.ndarray, "Z E"]
-    suppression: Float32[np.ndarray, "Z E"]
+    promoted: Integer[np.ndarray, "Z P"]
+    promotion: Float32[np.ndarray, "Z P"]
+    suppressed: Integer[np.ndarray, "Z P"]
+    suppression: Float32[np.ndarray, "Z P"]
 
     def __repr__(self) -> str:
         latents, tokens = self.promoted.shape

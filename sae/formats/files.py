@@ -167,7 +167,7 @@ def find(path: Path) -> tuple[Format, Path]:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        listed = ", ".join(file.name for _, file in candidates)
+        listed = ", ".join(sorted(file.name for _, file in candidates))
         raise ValueError(f"{path} has autoencoders of several formats, {listed}: name the file")
     if parts := [(format, file) for format in every for file in format.parts(path)]:
         if len(parts) == 1:

@@ -28,7 +28,7 @@ def test_locks_pin_the_versions_that_are_named_as_tested(lock, version):
 
 
 def test_setup_admits_the_oldest_tested_version_and_all_above():
-    bounds = re.findall(r'"jax(?:\[tpu\])?([^"]*)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    bounds = re.findall(r'"jax(?:\[tpu\])?([<>=][^"]*)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
     assert bounds == [f">={TESTED[0]}"] * 2  # install_requires, and the extra `tpu`
 
 

@@ -205,7 +205,9 @@ def test_the_table_has_a_column_for_what_runs_differ_in(trained):
     other = first.info.training.replace('"seed": 0', '"seed": 7').replace('"site_out": null', '"site_out": "b"')
     second = dataclasses.replace(first, info=dataclasses.replace(first.info, training=other))
     record = {"site": "a/x", "l0_target": None, "coefficient": 6e-4, "l0": 3.0, "fvu": float("nan"), "dead": 1}
-    history = [{**record, "run": run, "step": step, "dead_tokens": 90} for step in (49, 59) for run in (0, 1)]
+    history = [
+        {**record, "run": run, "step": step, "dead_tokens": 90, "batches": 10} for step in (49, 59) for run in (0, 1)
+    ]
     over, *lines = Result([first, second], history).table().splitlines()
     assert over == "in training, L0 and FVU as means over steps 51 to 60:"
     lines = [line.split() for line in lines]

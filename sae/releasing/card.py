@@ -1,4 +1,4 @@
-"""The model card of a release, `README.md`: what it has, on what and how it was trained, and what is not on record."""
+"""The model card of a release, `README.md`: its autoencoders, data, recipe, metrics, and the facts that are missing."""
 
 import dataclasses
 import json
@@ -30,12 +30,12 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Licences:
-    """Under which licences a release may be used; None for what its publisher has not said.
+    """The licences of a release; None for a licence that its publisher does not give.
 
     Attributes:
-        autoencoders: of the autoencoders, by the hub's name of it, such as "apache-2.0".
-        model: of the model that they were trained on, in words.
-        text: of the text that they were trained on, in words.
+        autoencoders: the licence of the autoencoders, by its name on the hub, such as "apache-2.0".
+        model: the licence of the model, in words.
+        text: the licence of the text of training, in words.
 
     Example:
         >>> sae.Licences(autoencoders="cc-by-4.0", model="Gemma Terms of Use")
@@ -54,7 +54,7 @@ class Licences:
 
 
 def missing(placed: Sequence[Placed], licences: Licences) -> list[str]:
-    """Returns what a release ought to say and nobody has recorded or given, a line each."""
+    """Returns the facts that a release lacks, a line each."""
     lines = [
         f"the licence of the {what} is {NOT_GIVEN}"
         for what, value in dataclasses.asdict(licences).items()
@@ -82,9 +82,9 @@ def text(placed: Sequence[Placed], layout: str, repository: str | None, licences
 
     Args:
         placed: the autoencoders, with their places.
-        layout: of the release.
-        repository: `owner/name`; None where none was named.
-        licences: as far as they are given.
+        layout: the layout of the release.
+        repository: `owner/name`; None where the user names none.
+        licences: the licences, as far as they are given.
     """
     info = placed[0].entry.info
     model = names.hub_name(info.model, info.training)
@@ -111,7 +111,7 @@ def text(placed: Sequence[Placed], layout: str, repository: str | None, licences
 
 
 def _front(model: str, licences: Licences) -> str:
-    """The front matter, which the hub reads. A licence that was not given is left out: the hub shows none then."""
+    """Returns the front matter, which the hub reads. Without a licence in it, the hub shows none."""
     lines = [] if licences.autoencoders is None else [f"license: {saelens_entry.scalar(licences.autoencoders)}"]
     lines.append("library_name: mishax-lite")
     if "/" in model:  # a repository of the hub
@@ -136,7 +136,7 @@ def _about(placed: Sequence[Placed], layout: str, repository: str | None) -> str
 
 
 def _metrics(placed: Sequence[Placed]) -> list[str]:
-    """A table of all that was measured, with what its columns are, and the picture."""
+    """Returns a table of all metrics, the meanings of its columns, and the picture."""
     measured = [one.entry.measured.metrics.to_dict() for one in placed if one.entry.measured is not None]
     columns = list(dict.fromkeys(name for metrics in measured for name in metrics if name not in ("site", "width")))
     rows = []
@@ -161,7 +161,7 @@ def _metrics(placed: Sequence[Placed]) -> list[str]:
 
 
 def _seen(placed: Sequence[Placed]) -> str:
-    """Whether that is the text of training, as far as fingerprints tell."""
+    """Returns a sentence on whether that is the text of training, as far as fingerprints tell."""
     pairs = [(one.entry.measured.text, card_facts.text_fingerprint(one.entry)) for one in placed if one.entry.measured]
     same = {None if trained is None else trained.startswith(text) for text, trained in pairs}
     if same == {True}:

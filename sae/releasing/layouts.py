@@ -3,8 +3,8 @@
 Gemma Scope 1, a repository for each kind of site:  layer_20/width_16k/average_l0_71
 Gemma Scope 2, a folder for each kind of site:      resid_post/layer_9_width_16k_l0_medium
 
-A kind that Gemma Scope does not have goes by the name of its sites. An L0 that nobody has measured is called a target,
-and one that is not on record unknown.
+A kind that Gemma Scope lacks has the name of its sites. The path of an autoencoder without metrics has its target L0,
+or "unknown".
 """
 
 import collections
@@ -20,12 +20,12 @@ from sae.formats.format import formats
 from sae.formats.widths import label
 from sae.releasing.contents import Entry
 
-# By layout, the formats of files that it takes, in this order, unless one is named.
+# {layout: the formats of its files, in the order of preference}
 FORMATS = {"gemma_scope": ("gemma_scope",), "gemma_scope_2": ("gemma_scope_2", "gemma_scope_2_layers")}
 TITLES = {"gemma_scope": "Gemma Scope 1", "gemma_scope_2": "Gemma Scope 2"}
 _KINDS = {"gemma_scope": gemma_scope_paths.SITES, "gemma_scope_2": gemma_scope_2.SITES}
 _WORDS = {2: ("small", "big"), 3: ("small", "medium", "big")}
-# What Gemma Scope 2's folders of the 270M call so, by their configs; for an autoencoder that is alone at its place.
+# The L0s in the configs of Gemma Scope 2's folders for the 270M, by word; for an autoencoder alone at its place.
 _USUAL = {"small": 20, "medium": 60, "big": 130}
 
 
@@ -35,9 +35,9 @@ class Placed:
 
     Attributes:
         entry: the autoencoder.
-        kind: of its site, as the layout calls it.
-        path: of its folder in the release.
-        format: of its files, by the name in the registry.
+        kind: the kind of its site, in the layout's words.
+        path: the path of its folder in the release.
+        format: the registered name of its files' format.
     """
 
     entry: Entry
@@ -52,14 +52,14 @@ def place(entries: Sequence[Entry], layout: str, format: str | None = None) -> l
     Args:
         entries: the autoencoders.
         layout: "gemma_scope" or "gemma_scope_2".
-        format: of the files; by default the layout's own.
+        format: the format of the files; by default the layout's own.
 
     Raises:
-        ValueError: for an unknown layout, what the layout or the format has no place for, and two autoencoders that
-            would have one place.
+        ValueError: for an unknown layout, an autoencoder that the layout or the format cannot hold, and two
+            autoencoders with the same place.
     """
     if layout not in FORMATS:
-        raise ValueError(f"no layout is called {layout!r}: there are {', '.join(FORMATS)}")
+        raise ValueError(f"got the layout {layout!r}: choose one of {', '.join(FORMATS)}")
     kinds = [_kind(entry, layout) for entry in entries]
     paths = _first(entries, kinds) if layout == "gemma_scope" else _second(entries, kinds)
     chosen = [_format(entry, FORMATS[layout] if format is None else (format,)) for entry in entries]
@@ -87,7 +87,7 @@ def _format(entry: Entry, names: Sequence[str]) -> str:
 
 
 def _first(entries: Sequence[Entry], kinds: Sequence[str]) -> list[str]:
-    """The paths of Gemma Scope 1."""
+    """Returns the paths of Gemma Scope 1."""
     if several := [entry for entry in entries if not isinstance(entry.info.site, str)]:
         raise ValueError(
             f"{several[0].name} reads several sites, and Gemma Scope 1 has no folder for such: take the layout "
@@ -111,7 +111,7 @@ def _l0(entry: Entry) -> str:
 
 
 def _second(entries: Sequence[Entry], kinds: Sequence[str]) -> list[str]:
-    """The paths of Gemma Scope 2. Two or three of one site and width are called by the order of their L0s."""
+    """Returns the paths of Gemma Scope 2. Two or three of one site and width have their words by the order of L0s."""
     affine = ["_affine" if getattr(entry.outline, "W_skip", None) is not None else "" for entry in entries]
     names = [(_without_l0(entry, kind), end) for entry, kind, end in zip(entries, kinds, affine, strict=True)]
     words: dict[int, str] = {}
@@ -144,7 +144,7 @@ def _without_l0(entry: Entry, kind: str) -> str:
 
 
 def _number(entry: Entry) -> float | None:
-    """The L0 by which autoencoders are told apart: measured, or else the one that was aimed at."""
+    """Returns the L0 that tells autoencoders apart: the measured one, or else the target."""
     return round(entry.measured.metrics.l0) if entry.measured is not None else entry.aim
 
 
@@ -166,6 +166,6 @@ def _kind(entry: Entry, layout: str) -> str:
 
 
 def _place(site: str) -> tuple[str, str]:
-    """A site's layer and its kind: ("layer_3", "mlp_out"); a site without a layer is both."""
+    """Returns a site's layer and its kind, such as ("layer_3", "mlp_out"); a site without a layer twice."""
     where, _, kind = site.rpartition("/")
     return where or kind, kind

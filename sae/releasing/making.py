@@ -1,7 +1,7 @@
 """`sae.release`: a folder of autoencoders becomes the folder tree of Gemma Scope 1 or 2, with a card and checksums.
 
-The whole release is written beside the old one, checked by loading it, and put in its place in one step. What is the
-same as before is left as it is.
+The whole release is written beside the old one, checked by loading it, and put in the place of the old one in one step.
+A release that would be the same stays untouched.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ class Release:
     """A folder that is ready to be published.
 
     Attributes:
-        folder: where it is.
-        paths: of the autoencoders in it, what `sae.load(folder, path)` takes.
+        folder: the folder.
+        paths: the paths of its autoencoders, for `sae.load(folder, path)`.
         changed: whether the folder was written; False where it held the same release already.
-        missing: what its card says is missing: licences, metrics, records. A line each.
+        missing: the licences, metrics and records that the card calls missing, a line each.
 
     Example:
         >>> sae.save(autoencoder, "runs/chosen/mine")
@@ -69,8 +69,8 @@ def release(
     """Makes a release: autoencoders in the folders of Gemma Scope 1 or 2, a model card and checksums.
 
     Beside the autoencoders it has `README.md` (the model card, with a table of all metrics), `tradeoff.png`,
-    `pretrained_saes.yaml` (an entry for SAELens), `release.json` and `SHA256SUMS`. What nobody has recorded or given is
-    said to be missing. Made again of the same autoencoders, a release stays untouched. A process that is killed leaves
+    `pretrained_saes.yaml` (an entry for SAELens), `release.json` and `SHA256SUMS`. The card says which
+    facts are missing. Made again of the same autoencoders, a release stays untouched. A process that is killed leaves
     the old release or the new one (`sae.folders.swap` says where that takes a second call).
 
     Args:
@@ -79,20 +79,21 @@ def release(
         folder: where the release goes; outside of `source`. It may hold a release that this one continues.
         layout: "gemma_scope" has a repository for each kind of site, and so takes autoencoders of one kind;
             "gemma_scope_2" has a folder for each.
-        format: of the files, such as "saelens" or "mishax_lite"; by default the layout's own, which hold JumpReLU.
-        only: patterns of paths below `source`; all autoencoders without.
+        format: the format of the files, such as "saelens" or "mishax_lite"; by default the layout's own, which holds
+            JumpReLU autoencoders.
+        only: patterns of paths below `source`; by default all autoencoders are taken.
         repository: `owner/name` on the hub, which the card and the entry for SAELens name. `push` needs it.
-        licences: of the autoencoders, the model and the text.
+        licences: the licences of the autoencoders, the model and the text.
         overwrite: whether a release of another model, layout or repository, or one that has autoencoders that the new
             one lacks, may be replaced.
         progress: a bar over the autoencoders.
 
     Returns:
-        What was made.
+        The release.
 
     Raises:
-        ValueError: before anything is written, for autoencoders of different models, those that the layout or the
-            format has no place for, a folder that holds something else, and a release that this one does not continue.
+        ValueError: before anything is written, for autoencoders of different models, or that the layout or the format
+            cannot hold, for a folder that holds something else, and for a release that this one does not continue.
         OSError: for a disk without room; the old release is kept.
 
     Example:
@@ -104,7 +105,7 @@ def release(
     source, folder = local_path(source), local_path(folder).resolve()
     _check_places(source, folder)
     if repository is not None and not hub.is_id(repository):
-        raise ValueError(f"a repository of the hub is owner/name, got {repository!r}")
+        raise ValueError(f"got the repository {repository!r}: a repository of the hub is named owner/name")
     placed = layouts.place(contents.read(source, only), layout, format)
     facts = manifest.of(placed, layout, repository)
     before = manifest.of_folder(folder)
@@ -149,7 +150,7 @@ def _check_room(placed: Sequence[Placed], folder: Path) -> None:
 
 
 def _write(one: Placed, folder: Path) -> None:
-    """Writes one autoencoder, and checks that it comes back as it was."""
+    """Writes one autoencoder, and checks that loading gives back the same one."""
     autoencoder = load(one.entry.source)
     save(autoencoder, folder, one.format)
     if one.entry.measured is not None:
@@ -176,7 +177,7 @@ def _add_l0(one: Placed, file: Path) -> None:
 
 
 def _difference(one: Released, other: Released) -> str | None:
-    """The name of what differs between two autoencoders, to the bit; None where nothing does."""
+    """Returns the name of a part in which two autoencoders differ, to the bit; None where they are equal."""
     if type(one) is not type(other):
         return "form"
     arrays, others = one.arrays(), other.arrays()
@@ -194,7 +195,7 @@ def _write_about(
 ) -> None:
     """Writes the card, the picture and the entry for SAELens."""
     if metrics := card.metrics_of(placed):
-        from sae.explorer import tradeoff  # which needs matplotlib, as nothing else here does
+        from sae.explorer import tradeoff  # it alone needs matplotlib
 
         model = placed[0].entry.info.model
         tradeoff.draw(metrics, folder / card.PICTURE, f"Autoencoders of {model}")

@@ -1,4 +1,4 @@
-"""`release.json`: of which model a release is, and which autoencoders it has. It keeps releases apart.
+"""`release.json`: the model and the autoencoders of a release. It keeps releases apart.
 
 A release that is made anew, here or in a repository of the hub, replaces the old one only where it continues it: the
 same model, layout and repository, and every autoencoder of before at its place.
@@ -20,12 +20,12 @@ _NAMED = 3  # paths that an error names
 
 
 def of(placed: Sequence[Placed], layout: str, repository: str | None) -> dict[str, Any]:
-    """Returns what the file holds.
+    """Returns the contents of the file.
 
     Args:
         placed: the autoencoders.
-        layout: of the release.
-        repository: `owner/name`; None where none was named.
+        layout: the layout of the release.
+        repository: `owner/name`; None where the user names none.
     """
     fingerprints = {one.entry.fingerprint for one in placed if one.entry.fingerprint is not None}
     return {
@@ -56,10 +56,10 @@ def text(facts: Mapping[str, Any]) -> str:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """Returns what a `release.json` holds; None where there is no such file.
+    """Returns the contents of a `release.json`; None where the file is missing.
 
     Raises:
-        ValueError: naming the file, for a damaged one, or one of a later version.
+        ValueError: for a damaged file, or one of a later version.
     """
     if (facts := configs.read(file)) is None:
         return None
@@ -72,7 +72,7 @@ def of_folder(folder: Path) -> dict[str, Any] | None:
     """Returns the record of the release in a folder; None where the folder is missing or empty.
 
     Raises:
-        ValueError: for a folder that is no release, or has files of somebody else's in it: they would be lost.
+        ValueError: for a folder that is no release, or has other files in it, which would be lost.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -89,7 +89,7 @@ def of_folder(folder: Path) -> dict[str, Any] | None:
 
 
 def check_continues(before: Mapping[str, Any], after: Mapping[str, Any], where: str | Path) -> None:
-    """Raises ValueError, naming in what they differ, unless a release continues the one before it.
+    """Raises ValueError, naming the differences, for a release that does not continue the one before it.
 
     Args:
         before: the record of the release that would be replaced.

@@ -1,8 +1,8 @@
-"""`sae.push`: a release goes to a repository of the Hugging Face hub (extra `hub`), in one commit.
+"""`sae.push` uploads a release to a repository of the Hugging Face hub (extra `hub`), in one commit.
 
-Large files are uploaded first, which changes nothing that anybody sees; the commit makes all of them visible at once. A
-push that was interrupted is repeated, and uploads what the hub lacks. Files of the release before that the new one does
-not have are removed, others of the repository stay.
+Large files are uploaded first, which nobody sees; the commit makes all of them visible at once. An interrupted push can
+be repeated, and uploads only the missing files. Files of the old release that the new one lacks are removed; other
+files of the repository stay.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def push(folder: str | Path, *, private: bool = False, overwrite: bool = False) 
 
     Args:
         folder: a release that `release(..., repository="owner/name")` has written.
-        private: whether a repository that is made now is private.
+        private: whether a new repository is private.
         overwrite: whether another release in the repository may be replaced, as for `release`.
 
     Returns:
@@ -35,8 +35,8 @@ def push(folder: str | Path, *, private: bool = False, overwrite: bool = False) 
     Raises:
         ValueError: before anything is sent, for a folder that is no release, names no repository, or has changed since
             it was released.
-        HubError: a ValueError, for a repository that holds other autoencoders, and what keeps the hub from taking the
-            release. The message says what to do; the repository has the release of before, or all of the new one.
+        HubError: a ValueError, for a repository that holds other autoencoders, and for all refusals and failures of the
+            hub. The message says what to do; the repository has the old release, or the whole new one.
 
     Example:
         >>> sae.save(autoencoder, "runs/chosen/mine")
@@ -56,7 +56,7 @@ def push(folder: str | Path, *, private: bool = False, overwrite: bool = False) 
 
 
 def _checked(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The record of a release and its checksums, which hold."""
+    """Returns the record of a release, and its checksums, which it checks."""
     if (facts := manifest.of_folder(folder)) is None:
         raise ValueError(f"{folder} is missing or empty: make a release there first, with sae.release")
     sums = checksums.read(folder / checksums.NAME)
@@ -98,7 +98,7 @@ def _pushed(
 
 
 def _same(entry: Any, file: Path, sha256: str | None) -> bool:
-    """Whether a file of the repository is this one: by its sha256 where the hub stores it apart, else by git's hash."""
+    """Returns whether a file of the repository is this one: by sha256 where the hub has one, else by git's hash."""
     if entry is None or entry.size != file.stat().st_size:
         return False
     if entry.lfs is not None:
@@ -122,17 +122,17 @@ class _Hub:
         self.api = huggingface_hub.HfApi()
 
     def head(self) -> tuple[str, dict[str, Any]]:
-        """The commit of the main branch, and its files by path."""
+        """Returns the commit of the main branch, and its files by path."""
         head = str(self.api.model_info(self.repository).sha)
         tree = self.api.list_repo_tree(self.repository, recursive=True, revision=head)
         return head, {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
     def record(self, head: str, held: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The record of the release in the repository; None where it has none."""
+        """Returns the record of the release in the repository; None where it is missing."""
         return manifest.read(self._file(head, manifest.NAME)) if manifest.NAME in held else None
 
     def listed(self, head: str, held: Mapping[str, Any]) -> set[str]:
-        """The files of the release in the repository."""
+        """Returns the files of the release in the repository."""
         if manifest.NAME not in held or checksums.NAME not in held:
             return set()
         return {*checksums.read(self._file(head, checksums.NAME)), checksums.NAME}
@@ -150,7 +150,7 @@ class _Hub:
         return commit.commit_url
 
     def problem(self, error: Exception) -> HubError:
-        """What went wrong, and what to do about it. The repository is as it was."""
+        """Returns an error that says what went wrong and what to do. The repository is unchanged."""
         errors, name = self.errors, self.repository
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.OfflineModeIsEnabled):
@@ -172,6 +172,6 @@ class _Hub:
 
 
 def _line(error: Exception) -> str:
-    """An error in a line; the cause where the library wraps one in its own."""
+    """Returns an error in one line; the cause of an error in which the library wraps another."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
     return " ".join((str(cause) or type(cause).__name__).split())[:200].rstrip(".")

@@ -234,9 +234,9 @@ def test_what_cannot_be_released_is_named(saes, out):
     _, folder = releasable.save(saes)
     with pytest.raises(ValueError, match=r"matches '\*mlp\*': it has layer_3/resid_post/width_256/target_l0_20$"):
         sae.release(saes, out, only=["*mlp*"])
-    with pytest.raises(ValueError, match="no layout is called 'gemma_scope_3': there are gemma_scope, gemma_scope_2"):
+    with pytest.raises(ValueError, match="got the layout 'gemma_scope_3': choose one of gemma_scope, gemma_scope_2"):
         sae.release(saes, out, layout="gemma_scope_3")
-    with pytest.raises(ValueError, match="a repository of the hub is owner/name, got 'name'"):
+    with pytest.raises(ValueError, match="got the repository 'name': a repository of the hub is named owner/name"):
         sae.release(saes, out, repository="name")
     (folder / "info.json").unlink()
     with pytest.raises(ValueError, match="says neither its model nor its site"):

@@ -132,7 +132,7 @@ class Check:
         )
 
     def _figures(self, fit: Fit) -> str:
-        file = "" if self.l0_claimed is None else f" (the file says {self.l0_claimed:.4g})"
+        file = "" if self.l0_claimed is None else f" (claimed or aimed at: {self.l0_claimed:.4g})"
         return f"FVU {fit.fvu:.3f}, L0 {fit.l0:.1f}{file}"
 
     def _sentence(self, problem: Problem) -> str:

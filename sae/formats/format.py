@@ -8,6 +8,7 @@ are replaced together, and `info.json` and `largest.npz` are beside them.
 import abc
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -187,6 +188,7 @@ class Format(abc.ABC):
             **contents.numbers,
             info=read_info(file.parent, contents.info),
         )
+        _check_info(file.parent, autoencoder)
         return dataclasses.replace(autoencoder, largest=largest.read(file.parent, autoencoder.width))
 
     def check_exists(self, file: Path) -> None:
@@ -233,6 +235,16 @@ class Format(abc.ABC):
         text = None if info is None else (json.dumps(dataclasses.asdict(info), indent=2) + "\n").encode()
         files = others | self.files(contents) | {INFO: text}
         replace_together(folder, files | largest.contents(autoencoder.largest, folder))
+
+
+def _check_info(folder: Path, autoencoder: Released) -> None:
+    """Raises ValueError where `info` records activations of another length than the arrays take."""
+    info, dim = autoencoder.info, autoencoder.dims[0]
+    if info is not None and info.shape is not None and math.prod(info.shape) != dim:
+        raise ValueError(
+            f"{folder / INFO}: a token's activation at {info.site} has the shape {list(info.shape)}, and the "
+            f"autoencoder takes {dim:,} numbers: one of the two is of another autoencoder"
+        )
 
 
 formats: Registry[type[Format]] = Registry("format")

@@ -31,6 +31,8 @@ class GemmaScope(Format):
         """Reads a file; the names of arrays may begin with a lower-case w, as in some copies."""
         names = _own(npz_files.headers(file) or {})
         values = npz_files.read(file, list(names.values()))
+        if others := [name for name, value in values.items() if name not in names.values() and value.ndim > 1]:
+            raise ValueError(f"{file}: it holds {', '.join(others)}, which Gemma Scope's format has no meaning for")
         contents = {name: values[stored] for name, stored in names.items()}
         return Contents(JumpReLU, contents, info=gemma_scope_paths.info_of(file.parent))
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae import showing
 from sae.autoencoder import Info
 from sae.discovery import import_all
@@ -34,7 +36,8 @@ class Published:
         site: the input site; None where it is unknown.
         site_out: the output site.
         width: Z, the number of latents; in a repository by the name of its folder ("16k" is 16,384).
-        l0: the L0 that its file claims.
+        l0: the L0 that was measured, by the folder's name or the record of a release; else the claim or target of its
+            file.
         problem: the reason why its file cannot be read; None where it can, or was not read.
 
     Example:
@@ -96,7 +99,10 @@ def releases(where: str | Path, revision: str | None = None) -> tuple[Published,
         raise ValueError(f"{where} is no folder, and no repository of the hub")
     else:
         folders = {file.parent for main in main_files() for file in here.rglob(main)}
-        listed = [_outlined(here, folder) for folder in folders]
+        hidden = lambda folder: any(part.startswith(".") for part in folder.relative_to(here).parts)  # noqa: E731
+        folders = {folder for folder in folders if not hidden(folder)}  # of a release that is being written
+        records = _in_record(configs.read(here / RECORD))
+        listed = [_outlined(here, folder, records) for folder in folders]
     return tuple(sorted(listed, key=lambda one: [_number(part) for part in re.split(r"(\d+)", one.path)]))
 
 
@@ -111,21 +117,34 @@ def _format(file: str) -> str | None:
     return " or ".join(title for title, format in formats.items() if format.main == name) or None
 
 
-def _outlined(root: Path, folder: Path) -> Published:
+def _outlined(root: Path, folder: Path, records: Mapping[str, Any]) -> Published:
+    """Returns the autoencoder of a folder, by its headers; the L0 is that in the record of a release, if any."""
     path = "" if folder == root else folder.relative_to(root).as_posix()
     names = [title for title, format in formats.items() if format().of_folder(folder) is not None]
     try:
         one = outline(folder)
     except ValueError as error:
         return Published(path, "+".join(names), problem=str(error))
+    wrong = {name: array.dtype for name, array in one.arrays().items() if array.dtype != np.float32}
+    if wrong:
+        name, dtype = next(iter(wrong.items()))
+        return Published(path, "+".join(names), problem=f"{name} must be float32, got {dtype}")
     site, site_out = (None, None) if one.info is None else (one.info.site, one.info.site_out)
-    return Published(path, names[0], site, site_out, one.width, claimed_l0(one))
+    recorded = _recorded(path, records.get(path))
+    measured = l0_of_folder(path) if recorded is None else recorded.l0
+    l0 = claimed_l0(one) if measured is None else measured  # a run's record has the target
+    return Published(path, names[0], site, site_out, one.width, l0)
 
 
 def _records(repository: str, revision: str | None) -> dict[str, Any]:
     """Returns the descriptions of autoencoders, by path, in the record of a release of this library."""
-    facts = configs.read(hub.fetch_file(repository, RECORD, revision)) or {}
-    return facts["autoencoders"] if isinstance(facts.get("autoencoders"), dict) else {}
+    return _in_record(configs.read(hub.fetch_file(repository, RECORD, revision)))
+
+
+def _in_record(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the descriptions of autoencoders, by path, of a record; none where the record is missing."""
+    autoencoders = (facts or {}).get("autoencoders")
+    return autoencoders if isinstance(autoencoders, dict) else {}
 
 
 def _recorded(folder: str, about: Any) -> Published | None:
@@ -137,7 +156,8 @@ def _recorded(folder: str, about: Any) -> Published | None:
         about.get("format"),
         *(one for site in (into, out) for one in (site if isinstance(site, tuple) else [site])),
     ]
-    width, l0 = about.get("width"), about.get("l0_target", about.get("l0"))
+    width, l0 = about.get("width"), about.get("l0")
+    l0 = about.get("l0_target") if l0 is None else l0
     numbers = type(width) is int and (l0 is None or type(l0) in (int, float))
     if not numbers or not all(isinstance(text, str) for text in texts):
         return None

@@ -166,7 +166,11 @@ def _seen(placed: Sequence[Placed]) -> str:
     same = {None if trained is None else trained.startswith(text) for text, trained in pairs}
     if same == {True}:
         return " That is the text that was trained on."
-    return " The text that was trained on has another fingerprint." if same == {False} else ""
+    if same == {False}:
+        return (
+            " The text of training has another fingerprint; whether it shares sequences with this one is not on record."
+        )
+    return ""
 
 
 def _cell(value: Any) -> str:

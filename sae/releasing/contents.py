@@ -83,6 +83,7 @@ def read(source: Path, only: Sequence[str] = ()) -> list[Entry]:
         ValueError: for a folder without autoencoders, a pattern that matches none, an autoencoder that cannot be read
             or does not say its model and site, and autoencoders of different models.
     """
+    only = (only,) if isinstance(only, str) else only
     published = releases(source)
     if not published:
         raise ValueError(f"no autoencoder under {source}: train some first, or name another folder")
@@ -108,9 +109,22 @@ def _entry(folder: Path, name: str) -> Entry:
             f"{folder} says neither its model nor its site, and a release has to: load it, give it an `info` "
             "(dataclasses.replace(autoencoder, info=sae.Info(...))), and save it again"
         )
+    _check_names(folder, info)
     measured, reason = _measured(folder, info)
     training = json.loads(info.training)
     return Entry(folder, name, autoencoder, info, training, _aim(autoencoder, folder), measured, reason)
+
+
+def _check_names(folder: Path, info: Info) -> None:
+    """Raises ValueError for a model or a site that a path or a table cannot have: files come from anybody."""
+    sites = [site for both in (info.site, info.site_out) for site in ((both,) if isinstance(both, str) else both)]
+    for what, name in [("model", info.model), *(("site", site) for site in sites)]:
+        parts = name.split("/")
+        if not name.isprintable() or set(name) & set("\\|`<>") or {"", ".", ".."} & set(parts):
+            raise ValueError(
+                f"{folder} cannot be released: its {what} is {name!r}, and a name has printable letters, no `\\|<>`, "
+                "and no part that is empty, . or .. between slashes. Give it another `info`, and save it again"
+            )
 
 
 def _aim(autoencoder: Released, folder: Path) -> float | None:

@@ -85,7 +85,7 @@ def release(
         repository: `owner/name` on the hub, which the card and the entry for SAELens name. `push` needs it.
         licences: the licences of the autoencoders, the model and the text.
         overwrite: whether a release of another model, layout or repository, or one that has autoencoders that the new
-            one lacks, may be replaced.
+            one lacks, or whose card was edited, may be replaced.
         progress: a bar over the autoencoders.
 
     Returns:
@@ -93,7 +93,8 @@ def release(
 
     Raises:
         ValueError: before anything is written, for autoencoders of different models, or that the layout or the format
-            cannot hold, for a folder that holds something else, and for a release that this one does not continue.
+            cannot hold, whose model or site can be no path, for a folder that holds something else, and for a release
+            that was edited or that this one does not continue.
         OSError: for a disk without room; the old release is kept.
 
     Example:
@@ -104,6 +105,8 @@ def release(
     """
     source, folder = local_path(source), local_path(folder).resolve()
     _check_places(source, folder)
+    if not isinstance(licences, Licences):
+        raise ValueError(f"licences are sae.Licences('apache-2.0', ...), got {licences!r:.60}")
     if repository is not None and not hub.is_id(repository):
         raise ValueError(f"got the repository {repository!r}: a repository of the hub is named owner/name")
     placed = layouts.place(contents.read(source, only), layout, format)
@@ -111,6 +114,7 @@ def release(
     before = manifest.of_folder(folder)
     if before is not None and not overwrite:
         manifest.check_continues(before, facts, folder)
+        _check_not_edited(folder)
     check_folder(folder.parent, "a release")
     _check_room(placed, folder)
     with folders.beside(folder) as new:
@@ -136,6 +140,17 @@ def _check_places(source: Path, folder: Path) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"a release cannot go to {folder}, which is no folder: name another one")
+
+
+def _check_not_edited(folder: Path) -> None:
+    """Raises ValueError for a release whose texts somebody has edited since: a new one would lose that."""
+    sums = checksums.read(folder / checksums.NAME)
+    texts = [name for name in (card.NAME, saelens_entry.NAME) if name in sums and (folder / name).exists()]
+    if edited := [name for name in texts if checksums.digest(folder / name) != sums[name]]:
+        raise ValueError(
+            f"{' and '.join(edited)} in {folder} changed since the release, and a new release would lose that. Keep a "
+            "copy, and give overwrite=True (--overwrite)"
+        )
 
 
 def _check_room(placed: Sequence[Placed], folder: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_l0_that_files_claim():
 def test_an_l0_far_from_the_claim_is_said_and_reason_enough_to_look():
     facts = json.dumps({"gemma_scope_2": {"config": {"l0": 3}}})
     result = check(planted.claiming(right(POST), training=facts))
-    assert len(result.tried) > 1 and result.fits and "(the file says 3)" in str(result)
+    assert len(result.tried) > 1 and result.fits and "(claimed or aimed at: 3)" in str(result)
 
 
 def test_load_checks_at_once(tmp_path, recwarn):

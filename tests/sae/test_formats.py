@@ -336,3 +336,22 @@ def test_activations_of_another_length_are_refused_and_tokens_are_no_heads():
                 unknown(x)
     with pytest.raises(ValueError, match=r"takes activations \[..., 2, 6\], got \[4, 6\]"):
         crosscoder().encode(jnp.ones((4, 6)))
+
+
+def test_an_array_without_a_meaning_in_gemma_scopes_format_is_no_silent_loss(tmp_path):
+    arrays = {"W_enc": (4, 8), "W_dec": (8, 4), "b_enc": (8,), "b_dec": (4,), "threshold": (8,), "W_skip": (4, 4)}
+    np.savez(tmp_path / "params.npz", **{name: np.ones(shape, np.float32) for name, shape in arrays.items()})
+    with pytest.raises(ValueError, match="it holds W_skip, which Gemma Scope's format has no meaning for"):
+        sae.load(tmp_path)
+
+
+def test_arrays_of_another_length_than_the_info_beside_them_are_refused(tmp_path):
+    arrays = {"W_enc": (4, 8), "b_enc": (8,), "W_dec": (8, 4), "b_dec": (4,), "threshold": (8,)}
+    info = sae.Info("small", "layer_1/attn_z", "layer_1/attn_z", shape=(2, 2))
+    one = sae.JumpReLU(**{name: np.ones(shape, np.float32) for name, shape in arrays.items()}, info=info)
+    sae.save(one, tmp_path)
+    assert sae.load(tmp_path).info == info
+    facts = json.loads((tmp_path / "info.json").read_text(encoding="utf-8"))
+    (tmp_path / "info.json").write_text(json.dumps(facts | {"shape": [2, 3]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"info\.json: .* has the shape \[2, 3\], and the autoencoder takes 4 numbers"):
+        sae.load(tmp_path)

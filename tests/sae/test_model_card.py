@@ -195,6 +195,6 @@ def test_widths_are_called_as_gemma_scope_calls_them():
 
 def test_whether_the_metrics_are_of_the_text_of_training_is_said(tmp_path, card):
     one, folder = releasable.save(tmp_path / "saes", l0=20.2)
-    assert "The text that was trained on has another fingerprint." in card()[1]
+    assert "The text of training has another fingerprint; whether it shares sequences" in card()[1]
     releasable.measure(folder, one, text=releasable.TEXT)
     assert "That is the text that was trained on." in card()[1]

@@ -47,9 +47,9 @@ def test_the_tree_of_gemma_scope_1_and_every_bit_of_it(saes, out):
             assert arrays["W_dec"].tobytes() == np.asarray(original.W_dec).tobytes()
     listed = sae.releases(out)
     assert [(one.path, one.site, one.width, one.l0) for one in listed] == [
-        ("layer_3/width_256/average_l0_20", "layer_3/resid_post", 256, 20),
-        ("layer_3/width_256/average_l0_41", "layer_3/resid_post", 256, 40),
-        ("layer_12/width_1k/average_l0_9", "layer_12/resid_post", 1024, 10),
+        ("layer_3/width_256/average_l0_20", "layer_3/resid_post", 256, 20.2),
+        ("layer_3/width_256/average_l0_41", "layer_3/resid_post", 256, 40.6),
+        ("layer_12/width_1k/average_l0_9", "layer_12/resid_post", 1024, 9.4),
     ]
     assert not any(one.problem for one in listed)
 
@@ -277,3 +277,34 @@ def test_two_processes_do_not_write_one_release(saes, out):
     with folders.beside(out), pytest.raises(ValueError, match=r"another process writes .*release now: wait until"):
         sae.release(saes, out)
     assert sae.release(saes, out).changed
+
+
+@pytest.mark.parametrize("changes", [{"site": "../victim/resid_post"}, {"site": "/etc/x"}, {"model": "a|b\n# evil"}])
+def test_names_that_lead_out_of_a_release_or_break_its_card_are_refused(changes, saes, out, tmp_path):
+    """An info.json may come from anybody."""
+    _, folder = releasable.save(saes)
+    facts = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    changes |= {"site_out": changes["site"]} if "site" in changes else {}
+    (folder / "info.json").write_text(json.dumps(facts | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be released: its (site|model) is .*Give it another `info`"):
+        sae.release(saes, out)
+    assert not out.exists() and not (tmp_path / "out" / "victim").exists()
+
+
+def test_an_edited_card_is_not_lost(saes, out):
+    releasable.save(saes)
+    sae.release(saes, out)
+    card = out / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + "My own words.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"README\.md in .* changed since the release.*overwrite=True"):
+        sae.release(saes, out)
+    assert card.read_text(encoding="utf-8").endswith("My own words.\n")
+    assert sae.release(saes, out, overwrite=True).changed
+    assert "My own words" not in card.read_text(encoding="utf-8")
+
+
+def test_one_pattern_needs_no_list_and_licences_are_of_their_class(saes, out):
+    releasable.save(saes)
+    assert len(sae.release(saes, out, only="*").paths) == 1
+    with pytest.raises(ValueError, match=r"licences are sae\.Licences\(.*got 'mit'"):
+        sae.release(saes, out, licences="mit")

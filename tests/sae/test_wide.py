@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,6 +39,14 @@ def test_a_mesh_gets_the_same_arrays_with_latents_spread_where_they_divide(forma
         sizes = {shard.data.shape for shard in array.addressable_shards}
         divided = width % 4 == 0 and name != "b_dec"
         assert sizes == {tuple(n // 4 if divided and n == width else n for n in array.shape)}, name
+
+
+def test_what_is_no_mesh_and_explicit_axes_are_refused(tmp_path):
+    sae.save(sae.JumpReLU(**made(64)), tmp_path)
+    with pytest.raises(ValueError, match=r"a mesh is a jax\.sharding\.Mesh.* got 8"):
+        sae.load(tmp_path, mesh=8)
+    with pytest.raises(ValueError, match="the mesh's axes must be automatic"):
+        sae.load(tmp_path, mesh=jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,)))
 
 
 def test_a_value_that_is_not_finite_is_named_in_a_large_array(tmp_path):

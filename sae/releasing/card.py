@@ -122,12 +122,14 @@ def _front(model: str, licences: Licences) -> str:
 def _about(placed: Sequence[Placed], layout: str, repository: str | None) -> str:
     info = placed[0].entry.info
     titles = " and ".join(dict.fromkeys(formats[one.format].title for one in placed))
-    kinds = ", ".join(dict.fromkeys(one.kind for one in placed))
+    kinds = list(dict.fromkeys(one.kind for one in placed))
     where = saelens_entry.scalar(repository or "the folder of this file")
+    count = showing.count(len(placed), "autoencoder")
     lines = [
-        f"{showing.count(len(placed), 'autoencoder')} of {info.model}, of the kinds {kinds}, in the folders of "
-        f"{TITLES[layout]} and in {titles}. Activations go in and come out in {info.units} units.",
-        f"```python\nimport sae\n\nautoencoder = sae.load({where}, {saelens_entry.scalar(placed[0].path)})\n```",
+        f"{count} of {info.model}, of the kind{'s' * (len(kinds) > 1)} {', '.join(kinds)}, in the folder tree of "
+        f"{TITLES[layout]}; the files are in {titles}. Activations go in and come out in {info.units} units.",
+        "```python\nimport sae  # a package of mishax-lite\n\n"
+        f"autoencoder = sae.load({where}, {saelens_entry.scalar(placed[0].path)})\n```",
     ]
     problem = saelens_entry.unreadable(placed, repository)
     if problem is None:

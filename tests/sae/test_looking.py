@@ -1,16 +1,12 @@
 """`sae.latents` and `sae.explore`, on a small model, against numpy and the pages themselves."""
 
 import dataclasses
-import doctest
 import re
 
 import numpy as np
 import pytest
 
 import sae
-from sae import looking
-from sae.explorer import building
-from sae.text import Document, cut
 from tests.sae.letters import Letters
 from tests.sae.models import lettered
 
@@ -133,20 +129,3 @@ def test_exploring_writes_pages_for_each_autoencoder_once(model, sequences, tmp_
 def test_what_cannot_be_explored_is_said(model, sequences, tmp_path, autoencoders, message):
     with pytest.raises(ValueError, match=message):
         sae.explore(autoencoders, model, sequences, tmp_path)
-
-
-@pytest.mark.slow
-def test_examples_run(tiny, tmp_path):
-    from tests.sae import examples
-
-    text = [Document(f"d{i}", "s", f"And {i} days went by, and the king said unto him, Go. " * 2) for i in range(21)]
-    names = {
-        "sae": sae,
-        "autoencoder": examples.autoencoder_for(tiny, 192),
-        "model": tiny,
-        "sequences": cut(text, tiny.tokenizer, 24),
-        "folder": tmp_path,
-    }
-    for module in (looking, building):
-        result = doctest.testmod(module, extraglobs=names)
-        assert result.attempted and not result.failed

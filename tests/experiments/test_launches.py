@@ -139,7 +139,10 @@ def test_stopped_at_every_stage_it_goes_on_to_the_same_result(whole, tmp_path):
         (["--corpus={surrogate}"], r"line 1: a lone surrogate, which is no text"),
         (["--steps=0"], r"--steps.*(positive|lower bound|greater|at least)"),
         (["--l0_targets=10,-3"], r"--l0_targets takes different numbers above 0, got '10,-3'"),
-        (["--l0_targets=9999", *SMALL[:4]], r"l0_target must lie between 0 and the width 1536, got 9999"),
+        (
+            ["--l0_targets=9999", *SMALL[:4]],
+            r"--l0_targets=9999 is more than the 1536 latents of an autoencoder: lower it, or raise --width",
+        ),
         (["--learning_rat=1"], r"Unknown command line flag 'learning_rat'"),
     ],
 )

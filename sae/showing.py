@@ -5,7 +5,7 @@ It knows nothing of the objects: classes hand over names and arrays.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,17 @@ def joined(sites: str | Sequence[str]) -> str:
     """
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     return ", ".join(sites) if len(sites) <= _SITES else count(len(sites), "site")
+
+
+def some(names: Iterable[object], most: int = _FEW) -> str:
+    """Returns the first of some names, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c", "d", "e"]), some(["a", "b"])
+        ('a, b, c and 2 more', 'a, b')
+    """
+    every = [str(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def short(text: str, characters: int = _CHARACTERS) -> str:

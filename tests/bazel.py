@@ -5,6 +5,7 @@ Bazel runs a test as `make test` does, by pytest, of which a test's file is an a
 import ast
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -83,32 +84,50 @@ def sources() -> list[Path]:
     return sorted(file for floor in FLOORS for file in (ROOT / floor).rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
-    """Dotted names of the modules that a file imports, at any depth of its code; relative ones from the root."""
-    found = set()
+def imports(file: Path, at_once: bool = False) -> set[str]:
+    """Returns the dotted names of the modules that a file imports; relative ones from the root.
+
+    Args:
+        file: the file.
+        at_once: only imports that run when the file is imported: not those in functions, nor for type checkers alone.
+    """
+    names = set()
     package = file.parent.relative_to(ROOT).parts
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in _statements_at_once(tree) if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def owner(name: str) -> str | None:
-    """The target that a dotted name of ours belongs to: the file, or its package's __init__."""
+def _statements_at_once(node: ast.AST) -> Iterator[ast.stmt]:
+    for child in ast.iter_child_nodes(node):
+        checkers_alone = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if isinstance(child, ast.stmt) and not isinstance(child, ast.FunctionDef) and not checkers_alone:
+            yield child
+            yield from _statements_at_once(child)
+
+
+def module_file(name: str) -> Path | None:
+    """Returns the file of a dotted name of ours: a module, or the module or package that has the name."""
     path = ROOT.joinpath(*name.split("."))
-    for candidate in (
+    places = (
         path.with_suffix(".py"),
         path / "__init__.py",
         path.parent.with_suffix(".py"),
         path.parent / "__init__.py",
-    ):
-        if candidate.exists():
-            return package_target(candidate)
-    return None
+    )
+    return next((place for place in places if place.exists()), None)
+
+
+def owner(name: str) -> str | None:
+    """Returns the target that a dotted name of ours belongs to."""
+    file = module_file(name)
+    return None if file is None else package_target(file)
 
 
 def package_target(file: Path) -> str:

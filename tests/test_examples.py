@@ -55,8 +55,8 @@ def doctests(name, names=None):
 
 def has_example(name):
     """Whether a name's own docstring has an example that is not skipped."""
-    own = next((test for test in doctests(name) if test.name == name), None)
-    examples = [] if own is None or "Example:" not in own.docstring else own.examples
+    docstring_test = next((test for test in doctests(name) if test.name == name), None)
+    examples = [] if docstring_test is None or "Example:" not in docstring_test.docstring else docstring_test.examples
     return any(not example.options.get(doctest.SKIP) for example in examples)
 
 

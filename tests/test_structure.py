@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.commands import LAUNCHES
-from tests.bazel import FLOORS, ROOT, build, expected_targets, imports
+from tests.bazel import FLOORS, ROOT, build, expected_targets, imports, module_file
 
 
 @pytest.mark.parametrize("floor", FLOORS[:-1])
@@ -118,43 +118,11 @@ def test_targets_make_no_circle():
         graph = {name: needed for name, needed in graph.items() if name not in free}
 
 
-def imported_at_once(file):
-    """The names that a module imports while it is imported itself: not in functions, nor for type checkers alone."""
-    package = file.relative_to(ROOT).parent.parts
-    names, nodes = set(), list(ast.parse(file.read_text(encoding="utf-8")).body)
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {f"{module}.{alias.name}" for alias in node.names}
-        elif (
-            not isinstance(node, ast.FunctionDef)
-            and "TYPE_CHECKING" not in ast.unparse(getattr(node, "test", node))[:80]
-        ):
-            nodes.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
-    return names
-
-
-def module_file(name):
-    """The file of a dotted name of ours: a module, a package, or of a name in one."""
-    path = ROOT.joinpath(*name.split("."))
-    places = [
-        path.with_suffix(".py"),
-        path / "__init__.py",
-        path.parent.with_suffix(".py"),
-        path.parent / "__init__.py",
-    ]
-    return next((place for place in places if place.exists()), None)
-
-
 @pytest.mark.parametrize("floor", FLOORS)
 def test_modules_make_no_circle(floor):
     graph = {}
     for file in (ROOT / floor).rglob("*.py"):
-        names = [name for name in imported_at_once(file) if name.split(".")[0] == floor]
+        names = [name for name in imports(file, at_once=True) if name.split(".")[0] == floor]
         graph[file] = {module_file(name) for name in names} - {file, None}
     while graph:
         free = {file for file, needed in graph.items() if not needed & set(graph)}

@@ -177,6 +177,5 @@ def find(path: Path) -> tuple[Format, Path]:
     below = sorted({file.parent for name in main_files() for file in path.rglob(name)})
     hint = ""
     if below:
-        others = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
-        hint = f"; below it are {', '.join(map(str, below[:_NAMED]))}{others}: name one of them"
+        hint = f"; below it are {showing.some(below, _NAMED)}: name one of them"
     raise ValueError(f"no autoencoder at {path}: the folder has no {names}{hint}")

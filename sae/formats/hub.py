@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae import showing
 from sae.formats import largest
 from sae.formats.format import INFO
 
@@ -174,8 +175,7 @@ def _main(
 
 
 def _named(paths: list[str], noun: str) -> str:
-    others = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return f"the {noun}{'s' * (len(paths) > 1)} {', '.join(paths[:_NAMED])}{others}"
+    return f"the {noun}{'s' * (len(paths) > 1)} {showing.some(paths, _NAMED)}"
 
 
 def _canonical(hub: "_Hub", folder: str) -> str:

@@ -4,11 +4,11 @@ import hashlib
 import re
 from pathlib import Path
 
+from sae import showing
 from sae.files import replace_file
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_NAMED = 3  # files that an error names
 
 
 def write(folder: Path) -> dict[str, str]:
@@ -55,10 +55,7 @@ def problem(folder: Path, sums: dict[str, str]) -> str | None:
         "not listed": sorted(held - sums.keys()),
         "changed": [name for name in sums if name in held and digest(folder / name) != sums[name]],
     }
-    words = [f"{_few(names)} {'is' if len(names) == 1 else 'are'} {kind}" for kind, names in kinds.items() if names]
+    words = [
+        f"{showing.some(names)} {'is' if len(names) == 1 else 'are'} {kind}" for kind, names in kinds.items() if names
+    ]
     return "; ".join(words) or None
-
-
-def _few(names: list[str]) -> str:
-    others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + others

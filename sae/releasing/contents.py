@@ -6,7 +6,7 @@ Nothing is guessed here. What is not on record is None, and of metrics the reaso
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from sae.formats.l0 import claimed_l0
 from sae.formats.releases import releases
 from sae.released import Released
 
-_NAMED = 3  # paths that an error names
 _DIGITS = 16  # of a fingerprint, in the identity of metrics
 
 
@@ -89,7 +88,7 @@ def read(source: Path, only: Sequence[str] = ()) -> list[Entry]:
         raise ValueError(f"no autoencoder under {source}: train some first, or name another folder")
     for pattern in only:
         if not any(fnmatch.fnmatchcase(one.path, pattern) for one in published):
-            listed = _few(one.path for one in published)
+            listed = showing.some(one.path for one in published)
             raise ValueError(f"no autoencoder under {source} matches {pattern!r}: it has {listed}")
     chosen = [one for one in published if not only or any(fnmatch.fnmatchcase(one.path, pattern) for pattern in only)]
     if damaged := [one for one in chosen if one.problem is not None]:
@@ -177,9 +176,3 @@ def _check_one(entries: Sequence[Entry], what: str, of: Callable[[Entry], str | 
             f"{other[:_DIGITS]}. Release those of one by themselves: name their folder, or choose them with `only` "
             "(--only)"
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    others = f" and {showing.count(len(names) - _NAMED, 'other')}" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + others

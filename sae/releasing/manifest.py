@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae import showing
 from sae.formats import configs, releases
 from sae.releasing import checksums
 from sae.releasing.layouts import Placed
@@ -16,7 +17,6 @@ from sae.releasing.layouts import Placed
 NAME = releases.RECORD
 _VERSION = 1
 _SAME = ("model", "model_fingerprint", "layout", "repository")
-_NAMED = 3  # paths that an error names
 
 
 def of(placed: Sequence[Placed], layout: str, repository: str | None) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def of_folder(folder: Path) -> dict[str, Any] | None:
     listed = checksums.read(folder / checksums.NAME)
     if others := [name for name in checksums.files(folder) if name not in listed]:
         raise ValueError(
-            f"{folder} has files that are not of the release in it: {_few(others)}. Move them away, as a new release "
-            "replaces the whole folder"
+            f"{folder} has files that are not of the release in it: {showing.some(others)}. Move them away, as a new "
+            "release replaces the whole folder"
         )
     return facts
 
@@ -103,9 +103,9 @@ def check_continues(before: Mapping[str, Any], after: Mapping[str, Any], where: 
     ]
     old, new = before["autoencoders"], after["autoencoders"]
     if gone := [path for path in old if path not in new]:
-        problems.append(f"{_few(gone)} would be gone")
+        problems.append(f"{showing.some(gone)} would be gone")
     if moved := [path for path in old if path in new and _sites(old[path]) != _sites(new[path])]:
-        problems.append(f"{_few(moved)} would be of another site")
+        problems.append(f"{showing.some(moved)} would be of another site")
     if problems:
         raise ValueError(
             f"{where} has another release: {'; '.join(problems)}. Name another place, or give overwrite=True "
@@ -115,8 +115,3 @@ def check_continues(before: Mapping[str, Any], after: Mapping[str, Any], where: 
 
 def _sites(about: Mapping[str, Any]) -> list[Any]:
     return json.loads(json.dumps([about.get("site"), about.get("site_out")]))  # which makes lists of tuples
-
-
-def _few(names: Sequence[str]) -> str:
-    others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + others

@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterable
 
 
 def sample(
-    places: list[tuple[str, int, int]], count: int, seed: int, render: Callable[..., dict], known: Iterable[dict] = ()
+    places: list[tuple[str, int, int]],
+    count: int,
+    seed: int,
+    render: Callable[..., dict],
+    equivalent: Iterable[dict] = (),
 ) -> list[dict]:
     """Returns `count` mutants of as many lines, or one of each line if there are fewer.
 
@@ -17,9 +21,9 @@ def sample(
         count: The number of mutants.
         seed: What the sample follows from.
         render: Returns a mutant, with "path", "before" and "after", by its path, line and number.
-        known: Mutants that are equivalent to what they replace.
+        equivalent: Mutants that are equivalent to the lines that they replace, which are left out.
     """
-    equivalent = {(each["path"], each["before"], each["after"]) for each in known}
+    left_out = {(each["path"], each["before"], each["after"]) for each in equivalent}
     by_line: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
     for place in sorted(places):
         by_line.setdefault(place[:2], []).append(place)
@@ -32,7 +36,7 @@ def sample(
             break
         for place in generator.sample(by_line[line], len(by_line[line])):
             mutant = render(*place)
-            if (mutant["path"], mutant["before"], mutant["after"]) not in equivalent:
+            if (mutant["path"], mutant["before"], mutant["after"]) not in left_out:
                 mutants.append(mutant)
                 break
     return mutants

@@ -44,14 +44,14 @@ class Mutants:
 
 
 def main() -> None:
-    count, seed, equivalent, *paths = sys.argv[1:]
+    count, seed, equivalent_file, *paths = sys.argv[1:]
     files = {path: Mutants(path) for path in paths}
     places = [place for file in files.values() for place in file.places]
-    file = Path(equivalent)
-    known = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    file = Path(equivalent_file)
+    equivalent = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     print(f"{len(places)} mutants of {len(paths)} files", file=sys.stderr)
     render = lambda path, line, number: files[path].render(number)  # noqa: E731
-    for mutant in sample(places, int(count), int(seed), render, known):
+    for mutant in sample(places, int(count), int(seed), render, equivalent):
         print(json.dumps(mutant))
 
 

@@ -34,8 +34,8 @@ def record_tests(folder: Path, tests: list[str]) -> list[dict]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutation.entered", "-n", "2", *OPTIONS, *tests]
-        done = subprocess.run(command, cwd=ROOT, env=environment(folder) | {"MUTATION_ENTERED": str(part.resolve())})
-        if done.returncode:
+        process = subprocess.run(command, cwd=ROOT, env=environment(folder) | {"MUTATION_ENTERED": str(part.resolve())})
+        if process.returncode:
             sys.exit("the tests fail without a mutant: mend them first")
         part.rename(records)
     return [record for path in sorted(records.glob("*.jsonl")) for record in lines_of(path)]

@@ -43,8 +43,8 @@ def test_a_sample_follows_from_its_seed_and_has_no_line_twice():
 
 
 def test_mutants_known_to_be_equivalent_are_not_tried():
-    known = [{"path": "a.py", "before": "x", "after": after, "reason": "equal"} for after in ("100", "200")]
-    chosen = choosing.sample(places(1, 2), 2, 0, render, known)
+    equivalent = [{"path": "a.py", "before": "x", "after": after, "reason": "equal"} for after in ("100", "200")]
+    chosen = choosing.sample(places(1, 2), 2, 0, render, equivalent)
     assert [mutant["after"] for mutant in chosen] == ["201"]
 
 

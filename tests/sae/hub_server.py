@@ -52,12 +52,12 @@ class Hub:
 
     # Routes: each takes the match of its path and the body, and returns a status and an answer.
     def create(self, match, body):
-        asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}"
+        repository = json.loads(body)
+        name = f"{repository['organization']}/{repository['name']}"
         status = 409 if name in self.commits else 200
         if name not in self.commits:
             self.commit(name, {".gitattributes": b"*.npz filter=lfs\n"}, "initial commit")
-        return status, {"url": f"{self.endpoint}/{name}", "private": asked.get("visibility") == "private"}
+        return status, {"url": f"{self.endpoint}/{name}", "private": repository.get("visibility") == "private"}
 
     def info(self, match, body):
         oid, files, _ = self.at(match[1], match[2])

@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from tests.mishax_lite.fuzz.checks import Skip, check
+from tests.mishax_lite.fuzz.cases import Skip
+from tests.mishax_lite.fuzz.checks import check
 from tests.mishax_lite.fuzz.failing import WITHOUT, fail, reset_now_and_then  # noqa: F401
 from tests.mishax_lite.fuzz.programs import generate
 

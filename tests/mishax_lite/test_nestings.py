@@ -6,7 +6,8 @@ the same program without taps; the reason is printed.
 
 import pytest
 
-from tests.mishax_lite.fuzz.checks import Skip, check
+from tests.mishax_lite.fuzz.cases import Skip
+from tests.mishax_lite.fuzz.checks import check
 from tests.mishax_lite.fuzz.failing import fail, reset_now_and_then  # noqa: F401
 from tests.mishax_lite.fuzz.nestings import nest, nestings
 

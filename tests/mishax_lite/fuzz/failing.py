@@ -7,7 +7,8 @@ import os
 import jax
 import pytest
 
-from tests.mishax_lite.fuzz.checks import Failure, shrink
+from tests.mishax_lite.fuzz.cases import Failure
+from tests.mishax_lite.fuzz.checks import shrink
 from tests.mishax_lite.fuzz.programs import Program
 from tests.mishax_lite.fuzz.rendering import render
 
